@@ -1,0 +1,25 @@
+"""Low-data distillation on digits, a minute on two cores: does a teacher help, and who?
+
+  python -m distill_jax.main --config=configs/quickstart.py
+
+The teacher has all 1,168 training images, everybody below it 10 a class. "none, full data" is the
+control: what the student reaches with all of the data and no teacher.
+"""
+
+from distill_jax import default_config
+from distill_jax import smoke as cut_down
+
+
+def get_config(mode: str = ""):
+    """The config; `:smoke` cuts it down to seconds."""
+    config = default_config()
+    config.name = "quickstart"
+    config.networks = ("plane6", "plane4", "plane2")
+    config.guidance = ("none", "direct", "chain", "dense")
+    config.seeds = (0, 1, 2, 3, 4)
+    config.recipe.update(
+        epochs=60, batch_size=50, train_limit=10, temperature=4.0, kd_weight=0.9, learning_rate=0.05
+    )
+    config.overrides = {"plane6": {"train_limit": 0, "epochs": 10}}
+    config.controls = {"full data": {"train_limit": 0, "epochs": 10}}
+    return cut_down(config) if mode == "smoke" else config

@@ -1,0 +1,14 @@
+"""Knowledge distillation in JAX: TAKD, DGKD with stochastic teaching, and TESKD."""
+
+from distill_jax.config import ConfigError, Experiment, default_config, resolve, smoke
+from distill_jax.curriculum import Results, run
+
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Results",
+    "default_config",
+    "resolve",
+    "run",
+    "smoke",
+]

@@ -1,0 +1,260 @@
+"""The stages in order: who is trained when, each exactly once, and the table that comes of it.
+
+A stage is addressed by the content of all that determines it, its teachers' addresses included.
+Stages of different guidances or of earlier runs that agree in all of it are one stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax import config as config_lib
+from distill_jax import data, guidance, models, report, training
+from distill_jax.checkpoint import CheckpointError, Checkpoints, restore, save, write_json
+from distill_jax.config import ConfigError, Experiment, Row
+from distill_jax.models import Network, Variables
+from distill_jax.report.progress import MetricsFile, Reporter, Several
+from distill_jax.training import Job, Trained
+
+FORMAT = 1  # of the addresses: raised when the same values come to mean another training
+
+
+class WorkdirError(RuntimeError):
+    """A working directory that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What an experiment gives.
+
+    Args:
+      rows: one dict for each guidance, asked-for network and seed.
+      networks: (guidance, network, seed) -> the network and its selected variables.
+      histories: (guidance, network, seed) -> one dict an epoch.
+    """
+
+    rows: list[dict[str, Any]]
+    networks: dict[tuple[str, str, int], tuple[Network, Variables]]
+    histories: dict[tuple[str, str, int], list[dict[str, Any]]]
+
+    def table(self, title: str = ""):
+        """The rows as a rich table, over seeds."""
+        return report.results_table(self.rows, title)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """Jobs in the order of training, and which of them answers which question."""
+
+    jobs: dict[str, Job]
+    teachers: dict[str, tuple[str, ...]]  # address -> its teachers' addresses
+    asked: dict[tuple[str, str, int], str]  # (label, network, seed) -> address
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    workdir: str | Path | None = None,
+    dataset: data.Dataset | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Results:
+    """Trains what a config asks for and has not been trained yet.
+
+    Args:
+      config: a ConfigDict, or a dict of the fields that differ from `config.default_config`.
+      workdir: where stages, metrics and results are kept; None writes nothing.
+      dataset: used in place of the config's.
+      reporter: told of progress; None says nothing.
+      stop: asked now and then; where it says true the run saves and ends.
+
+    Raises:
+      ConfigError, data.DataError: before anything is compiled.
+      training.Interrupted: `stop` said so.
+    """
+    experiment = config_lib.resolve(config)
+    if dataset is None:
+        dataset = data.load(**experiment.dataset)
+    try:
+        plan = _plan(experiment, dataset)
+        for job in plan.jobs.values():
+            training.check(job, dataset, experiment.topology)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with _opened(workdir) as folder:
+        reporters = [reporter] if reporter else []
+        if folder is not None:
+            write_json(folder / "config.json", _as_json(experiment))
+            reporters.append(MetricsFile(folder / "metrics.jsonl"))
+        several = Several(*reporters)
+        trained: dict[str, Trained] = {}
+        for address, job in plan.jobs.items():
+            frozen = tuple(trained[teacher].variables for teacher in plan.teachers[address])
+            trained[address] = _stage(job, dataset, frozen, experiment, folder, several, stop)
+        results = _results(plan, trained, experiment)
+        if folder is not None:
+            write_json(folder / "results.json", results.rows)
+    return results
+
+
+def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
+    plan = _Planned({}, {}, {})
+    about_data = _identity(dataset)
+    for seed in experiment.seeds:
+        for row in experiment.rows:
+            addresses: dict[str, str] = {}
+            for stage in guidance.plan(row.guidance, experiment.students):
+                teachers = tuple(addresses[name] for name in stage.teachers)
+                job = _job(experiment, dataset, row, stage, seed)
+                address = _address(job, about_data, teachers)
+                addresses[stage.network] = address
+                plan.jobs[address] = dataclasses.replace(job, address=address)
+                plan.teachers[address] = teachers
+            for student in experiment.students:
+                plan.asked[row.label, student, seed] = addresses[student]
+    return plan
+
+
+def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: int) -> Job:
+    def build(name):
+        return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
+
+    changes = dict(row.changes) if stage.network in experiment.students else {}
+    if row.stochastic and stage.network == experiment.networks[-1]:
+        changes["dropping"] = experiment.dropping
+    return Job(
+        network=build(stage.network),
+        teachers=tuple(map(build, stage.teachers)),
+        recipe=experiment.recipe_of(stage.network, **changes),
+        seed=experiment.seed_of(stage.network, seed),
+    )
+
+
+def _address(job: Job, about_data: str, teachers: tuple[str, ...]) -> str:
+    recipe = dataclasses.asdict(job.recipe)
+    if not teachers:  # what only concerns teachers does not make another plain training
+        for name in ("temperature", "kd_weight", "survival", "loss", "dropping"):
+            del recipe[name]
+    elif job.recipe.dropping.kind != "bernoulli":
+        del recipe["survival"]
+    about = {
+        "format": FORMAT,
+        "network": [job.network.name, job.network.dtype],
+        "data": about_data,
+        "recipe": recipe,
+        "seed": job.seed,
+        "teachers": teachers,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(dataset: data.Dataset) -> str:
+    sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
+    for split in (dataset.train, dataset.valid, dataset.test):
+        for array in split:
+            sha.update(repr((array.shape, array.dtype.str)).encode())
+            sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def _stage(job, dataset, frozen, experiment, folder, reporter, stop) -> Trained:
+    """A stage's result, from its folder where it is finished there."""
+    if folder is None:
+        return _train(job, dataset, frozen, experiment, None, reporter, stop)
+    place = folder / "stages" / f"{job.network.name.replace(':', '-')}-{job.address}"
+    result = place / "result.json"
+    if result.exists():
+        template = jax.eval_shape(job.network.init, jax.random.key(0))
+        try:
+            variables, _ = restore(place / "weights", template)
+            found = json.loads(result.read_text())
+            return Trained(variables, found["history"], found["record"])
+        except (CheckpointError, ValueError, KeyError) as error:
+            raise WorkdirError(
+                f"the finished stage {place} is damaged: {error}; remove that folder to train "
+                "it again"
+            ) from error
+    place.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(place / "progress")
+    trained = _train(job, dataset, frozen, experiment, checkpoints, reporter, stop)
+    # Written last: a stage is finished when this file is there.
+    save(place / "weights", trained.variables, {"address": job.address})
+    write_json(result, {"record": trained.record, "history": trained.history})
+    checkpoints.remove()
+    return trained
+
+
+def _train(job, dataset, frozen, experiment, checkpoints, reporter, stop) -> Trained:
+    trained = training.train(
+        job,
+        dataset,
+        frozen,
+        topology=experiment.topology,
+        checkpoints=checkpoints,
+        due=config_lib.checkpoint_due(experiment.checkpoint_every),
+        reporter=reporter,
+        stop=stop,
+    )
+    reporter.stage_ended(job, trained.record)
+    return trained
+
+
+def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:
+    rows, networks, histories = [], {}, {}
+    for (label, student, seed), address in plan.asked.items():
+        job, stage = plan.jobs[address], trained[address]
+        rows.append(
+            {
+                "guidance": label,
+                "network": student,
+                "teachers": [teacher.name for teacher in job.teachers],
+                "seed": seed,
+                **stage.record,
+                "protocol": experiment.protocol,
+                "selection": experiment.selection,
+                "stage": address,
+            }
+        )
+        networks[label, student, seed] = (job.network, stage.variables)
+        histories[label, student, seed] = stage.history
+    return Results(rows, networks, histories)
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path | None) -> Iterator[Path | None]:
+    """The working directory, made where it is missing and held by this run alone."""
+    if workdir is None:
+        yield None
+        return
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the working directory {folder}: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(f"another run is at work in {folder}") from error
+        yield folder
+
+
+def _as_json(experiment: Experiment) -> dict[str, Any]:
+    values = dataclasses.asdict(experiment)
+    for row, source in zip(values["rows"], experiment.rows, strict=True):
+        row["guidance"] = dict(zip(source.guidance.names, source.guidance.teachers, strict=True))
+    return values
+
+
+__all__ = ["ConfigError", "Results", "WorkdirError", "run"]

@@ -1,0 +1,67 @@
+"""Changes to images inside the compiled step: pure functions of (keys, images)."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.data.checks import DataError, integer
+
+
+def normalise(
+    images: jax.Array, mean: Sequence[float] | jax.Array, std: Sequence[float] | jax.Array
+) -> jax.Array:
+    """(images / 255 - mean) / std: uint8 (B, H, W, C) to float32 of the same shape.
+
+    `mean` and `std` hold C values in units of pixel/255; DataError for another number of them.
+    """
+    average, deviation = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    channels = images.shape[-1]
+    for what, values in (("mean", average), ("std", deviation)):
+        if values.shape != (channels,):
+            raise DataError(f"{what} has shape {values.shape}: expected ({channels},)")
+    # Explicit axes: ranks match, so this also works where rank promotion is an error.
+    average, deviation = (values.reshape(1, 1, 1, channels) for values in (average, deviation))
+    return (images.astype(jnp.float32) / 255 - average) / deviation
+
+
+def unchanged(keys: jax.Array, images: jax.Array) -> jax.Array:
+    """The images as they are."""
+    del keys
+    return images
+
+
+def crop_flip(
+    keys: jax.Array, images: jax.Array, *, padding: int = 4, flip: bool = True
+) -> jax.Array:
+    """Random crop out of a zero-padded image, then a mirror image half of the time.
+
+    keys: typed, (B,), one an example; images: uint8 (B, H, W, C), and so is the result. The crop's
+    corner is uniform over (2 * padding + 1)^2 places. An example's result depends on its own key
+    alone (with JAX's default threefry keys), not on its neighbours or on how the batch is sharded.
+    Padding is 0 before normalisation (black), as in the usual CIFAR recipe.
+    DataError: padding below 0, or another number of keys than of images.
+    """
+    padding = integer("padding", padding, 0)
+    if keys.shape != images.shape[:1]:
+        raise DataError(
+            f"keys have shape {keys.shape}: expected ({images.shape[0]},), one an image"
+        )
+    return jax.vmap(functools.partial(_crop_flip_one, padding=padding, flip=flip))(keys, images)
+
+
+def _crop_flip_one(key: jax.Array, image: jax.Array, *, padding: int, flip: bool) -> jax.Array:
+    crop_key, flip_key = jax.random.split(key)
+    top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    crop = jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), image.shape)
+    if not flip:
+        return crop
+    return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+
+
+AUGMENT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "none": unchanged,
+    "crop_flip": crop_flip,
+}

@@ -1,0 +1,194 @@
+"""A data set with its splits, its normalisation and the fingerprint of its bytes."""
+
+import dataclasses
+import hashlib
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data.checks import DataError, Split, check_split, integer
+from distill_jax.data.order import permutation
+
+# Per-channel (mean, std) in units of pixel/255. "cifar": what the published TAKD and DGKD code
+# uses for CIFAR-10 and CIFAR-100 alike. "cifar_teskd": the published TESKD code.
+NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "cifar_teskd": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+# One number a purpose, so that the same seed gives unrelated choices for different purposes.
+_VALID_STREAM, _LIMIT_STREAM = 1, 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Train, validation and test examples, and what is needed to use them.
+
+    `mean` and `std` are per channel, in units of pixel/255. `fingerprint` is the SHA-256 (hex) of
+    the images, labels and class count as they were supplied: it does not depend on how they were
+    split afterwards.
+    """
+
+    name: str
+    classes: int
+    train: Split
+    valid: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    def limited(self, per_class: int, seed: int) -> "Dataset":
+        """The same set with exactly `per_class` training images of each class (0: all of them).
+
+        The choice is a pure function of `seed` and the training labels; a smaller `per_class` is
+        a subset of a larger one. Validation, test, mean, std and fingerprint stay: teachers that
+        saw all of the data and students that see some of it must agree on the input's scale.
+        DataError if a class has fewer images than asked.
+        """
+        if not integer("per_class", per_class, 0):
+            return self
+        sizes = np.bincount(self.train.labels, minlength=self.classes)
+        if sizes.min() < per_class:
+            raise DataError(
+                f"per_class is {per_class} but class {sizes.argmin()} has {sizes.min()} training "
+                f"images: expected at most {sizes.min()}"
+            )
+        wanted = np.full(self.classes, per_class)
+        chosen = choose_per_class(self.train.labels, wanted, seed=seed, stream=_LIMIT_STREAM)
+        return dataclasses.replace(self, train=_take(self.train, chosen))
+
+
+def from_arrays(
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    classes: int,
+    name: str = "arrays",
+    valid: tuple[Any, Any] | None = None,
+    valid_fraction: float = 0.1,
+    split_seed: int = 0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Dataset:
+    """A `Dataset` from (images, labels): uint8 (N, H, W, C), integers (N,) in [0, classes).
+
+    `valid`, where given, is the validation split and `valid_fraction` is not used. Otherwise
+    round(valid_fraction * n) of the n training images of each class (never all of them) move
+    there; 0 leaves the validation split empty. `mean` and `std` default to `NORMALISATION["cifar"]`
+    for CIFAR and to the training split's own, to 4 decimals, for anything else.
+    DataError names whatever is not as described here.
+    """
+    classes = integer("classes", classes, 2)
+    if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
+        raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
+    parts = {"train": train, "test": test} | ({} if valid is None else {"valid": valid})
+    splits = {part: _split(f"{name} {part}", pair, classes) for part, pair in parts.items()}
+    shapes = {part: split.images.shape[1:] for part, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
+    fingerprint = _fingerprint(splits, classes)
+    if valid is None:
+        seed = integer("split_seed", split_seed, 0)
+        splits["train"], splits["valid"] = _hold_out(splits["train"], classes, valid_fraction, seed)
+    average, deviation = _normalisation(name, splits["train"].images, mean, std)
+    return Dataset(
+        name=name,
+        classes=classes,
+        mean=average,
+        std=deviation,
+        fingerprint=fingerprint,
+        **splits,
+    )
+
+
+def choose_per_class(
+    labels: np.ndarray, wanted: np.ndarray, *, seed: int, stream: int
+) -> np.ndarray:
+    """Ascending indices of `wanted[c]` random examples of each class c (all, if it has fewer)."""
+    shuffled = permutation(len(labels), integer("seed", seed, 0), stream)
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    sizes = np.bincount(labels, minlength=len(wanted))
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(grouped[rank_in_class < np.repeat(wanted, sizes)])
+
+
+def _split(what: str, pair: Any, classes: int) -> Split:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"{what} is a {type(pair).__name__}: expected (images, labels)")
+    return check_split(what, pair[0], pair[1], classes)
+
+
+def _take(split: Split, index: np.ndarray) -> Split:
+    return Split(split.images[index], split.labels[index])
+
+
+def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
+    """(train, valid): a stratified, disjoint and complete split of the training pool."""
+    if not fraction:
+        return pool, Split(pool.images[:0], pool.labels[:0])
+    sizes = np.bincount(pool.labels, minlength=classes)
+    wanted = np.minimum(np.floor(fraction * sizes + 0.5), np.maximum(sizes - 1, 0)).astype(int)
+    if not wanted.sum():
+        raise DataError(
+            f"valid_fraction is {fraction!r} of at most {sizes.max()} images a class, which leaves "
+            "validation empty: expected a larger fraction, or 0 for no validation split"
+        )
+    held_out = choose_per_class(pool.labels, wanted, seed=seed, stream=_VALID_STREAM)
+    kept = np.setdiff1d(np.arange(len(pool.labels)), held_out, assume_unique=True)
+    return _take(pool, kept), _take(pool, held_out)
+
+
+def _fingerprint(splits: dict[str, Split], classes: int) -> str:
+    digest = hashlib.sha256(f"classes={classes}".encode())
+    for part, split in sorted(splits.items()):
+        # Sizes come before the bytes, so that moving bytes between splits changes the digest.
+        digest.update(f";{part}={split.images.shape}".encode())
+        digest.update(split.images.data)
+        digest.update(split.labels.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _normalisation(
+    name: str, images: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = images.shape[3]
+    if not len(mean) and not len(std):
+        published = name.removeprefix("tfds:").split("/")[0].split(":")[0]
+        if published in ("cifar10", "cifar100") and channels == 3:
+            return NORMALISATION["cifar"]
+        return _measured(images)
+    for what, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        if len(values) != channels or not all(low < value < math.inf for value in values):
+            raise DataError(
+                f"{what} is {tuple(values)}: expected {channels} finite values"
+                f"{' above 0' if what == 'std' else ''}, one a channel, in units of pixel/255 "
+                "(give both mean and std, or neither)"
+            )
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _measured(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and std of pixel/255 to 4 decimals; std at least 1/255."""
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[3]):
+        # Counting the 256 levels, a chunk at a time, is exact and needs no float copy of the set.
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), 4096):
+            chunk = images[start : start + 4096, ..., channel]
+            counts += np.bincount(chunk.ravel(), minlength=256)
+        share = counts / counts.sum()
+        average = float(share @ levels)
+        means.append(round(average, 4))
+        stds.append(max(round(math.sqrt(share @ (levels - average) ** 2), 4), 1 / 255))
+    return tuple(means), tuple(stds)

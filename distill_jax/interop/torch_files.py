@@ -1,0 +1,231 @@
+"""Files of `torch.save`, read and written without PyTorch and without running what they hold.
+
+Since PyTorch 1.6 such a file is a zip archive: `data.pkl` describes the tensors, `data/<key>` are
+their storages, uncompressed. Before, it was a row of pickles (magic number, protocol, system,
+object, storage keys) followed by the storages, each behind its number of elements. Both are read;
+the tar archives before those are refused, and the zip is what is written.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from distill_jax.interop import torch_pickle
+from distill_jax.interop.torch_pickle import BFLOAT16, STORAGES, Storage, Tensor
+from distill_jax.interop.torch_weights import WeightsError
+
+# Far above the weights of any image classifier; below it a few forged bytes cannot ask for the
+# moon, be it by a view that repeats one number or by an archive that unpacks to much.
+MAX_BYTES = 2**30
+_KEYS = ("state_dict", "model", "model_state_dict", "net")
+_MAX_AXES = 64  # NumPy's
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+
+_Bytes = Callable[[str], bytes]  # a storage's key -> its content
+
+
+def read(raw: bytes) -> dict[str, np.ndarray]:
+    """The state dict in the content of a file of `torch.save`; bfloat16 is widened to float32.
+
+    It is the mapping at the top, or the one under `state_dict`, `model`, `model_state_dict` or
+    `net`. What else a checkpoint holds (epochs, the optimizer) is passed over.
+
+    Raises:
+      WeightsError: it holds more than tensors, or no state dict, or tensors that cannot be.
+      Exception: one of those by which a damaged file shows.
+    """
+    is_zip = raw.startswith(b"PK\x03\x04")
+    root, content, order = _read_zip(raw) if is_zip else _read_legacy(raw)
+    tensors = _state_dict(root)
+    total = sum(_bytes(name, tensor) for name, tensor in tensors.items())
+    check_size(total)
+    return {name: _array(name, tensor, content, order) for name, tensor in tensors.items()}
+
+
+def check_size(total: int) -> None:
+    """Raises WeightsError where tensors of `total` bytes are more than is ever read."""
+    if total > MAX_BYTES:
+        raise WeightsError(f"claims {total} bytes of tensors: at most {MAX_BYTES} are read")
+
+
+def check_members(archive: zipfile.ZipFile) -> list[str]:
+    """The names in a zip archive; WeightsError where one comes twice."""
+    counts = collections.Counter(archive.namelist())
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise WeightsError(f"holds {twice[0]!r} twice")
+    return list(counts)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 as uint16 -> float32: the same number, whose lower half is zero."""
+    return np.asarray(np.left_shift(bits, 16, dtype=np.uint32)).view(np.float32)
+
+
+# ----------------------------------------------------------------------------------- the two files
+def _read_zip(raw: bytes) -> tuple[Any, _Bytes, str]:
+    archive = zipfile.ZipFile(io.BytesIO(raw))
+    names = check_members(archive)
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise WeightsError("is compressed: expected a file of torch.save, which never is")
+    if sum(member.file_size for member in members) > len(raw):
+        raise WeightsError("claims more bytes than it has: expected a file of torch.save")
+    roots = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise WeightsError("holds no data.pkl: expected a file of torch.save")
+    folder = roots[0].removesuffix("data.pkl")
+    order = archive.read(folder + "byteorder") if folder + "byteorder" in names else b"little"
+    if order not in (b"little", b"big"):
+        raise WeightsError(f"has the byte order {order[:20]!r}: expected little or big")
+    root = torch_pickle.read_pickle(io.BytesIO(archive.read(roots[0])))
+    content = functools.cache(lambda key: archive.read(f"{folder}data/{key}"))
+    return root, content, "<" if order == b"little" else ">"
+
+
+def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, str]:
+    if raw[257:262] == b"ustar":
+        raise WeightsError(
+            "is a tar archive as PyTorch wrote before 0.2: load it there and save it again"
+        )
+    stream = io.BytesIO(raw)
+    if raw[:1] != b"\x80" or torch_pickle.read_pickle(stream) != _MAGIC:
+        raise WeightsError("is neither a zip archive nor PyTorch's: expected a file of torch.save")
+    if (protocol := torch_pickle.read_pickle(stream)) != _PROTOCOL:
+        raise WeightsError(f"has the protocol {protocol!r}: expected {_PROTOCOL}")
+    if torch_pickle.read_pickle(stream).get("little_endian") is not True:
+        raise WeightsError("is big-endian: expected a little-endian file")
+    root = torch_pickle.read_pickle(stream)
+    tensors = _all_tensors(root)
+    sizes = {t.storage.key: t.storage for t in tensors if isinstance(t.storage, Storage)}
+    content = {}
+    for key in torch_pickle.read_pickle(stream):
+        (count,) = struct.unpack("<q", stream.read(8))
+        if not isinstance(key, str) or key not in sizes or count != sizes[key].count:
+            raise WeightsError(f"has a storage of {count} elements that no tensor asks for")
+        content[key] = stream.read(count * _itemsize(sizes[key]))
+    return root, content.__getitem__, "<"
+
+
+def _all_tensors(root: Any) -> Iterable[Tensor]:
+    """Every tensor anywhere in `root`; containers may be shared or hold themselves."""
+    todo, seen = [root], set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            todo.extend(value.values() if isinstance(value, dict) else value)
+
+
+# ------------------------------------------------------------------------------------- its content
+def _state_dict(root: Any) -> dict[str, Tensor]:
+    """The one mapping of tensors in what a file holds."""
+
+    def tensors(value: Any) -> dict[str, Tensor]:
+        items = value.items() if isinstance(value, dict) else ()
+        return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+
+    entries = root if isinstance(root, dict) else {}
+    nested = {key: found for key in _KEYS if (found := tensors(entries.get(key)))}
+    if len(nested) > 1:
+        raise WeightsError(f"holds several state dicts, under {', '.join(nested)}: expected one")
+    found = next(iter(nested.values()), None) or tensors(root)
+    if not found:
+        raise WeightsError(
+            f"holds no tensors by name: expected a state dict, at the top or under one of "
+            f"{', '.join(_KEYS)}; the top holds {[str(key)[:40] for key in entries][:8]}"
+        )
+    return found
+
+
+def _itemsize(storage: Storage) -> int:
+    return 2 if storage.dtype == BFLOAT16 else np.dtype(storage.dtype).itemsize
+
+
+def _bytes(name: str, tensor: Tensor) -> int:
+    """What a tensor takes; WeightsError where it is no view of its storage."""
+    storage, offset, size, stride = tensor
+    if not isinstance(storage, Storage) or not isinstance(size, tuple | list):
+        raise WeightsError(f"{name} is no tensor")
+    numbers = [storage.count, offset, *size, *stride]
+    plain = all(type(n) is int and n >= 0 for n in numbers)
+    if not plain or len(size) != len(stride) or len(size) > _MAX_AXES:
+        raise WeightsError(f"{name} has offset {offset}, size {size} and strides {stride}")
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if (last if count else offset - 1) >= storage.count:
+        raise WeightsError(f"{name} reaches beyond the {storage.count} elements of its storage")
+    return count * _itemsize(storage)
+
+
+def _array(name: str, tensor: Tensor, content: _Bytes, order: str) -> np.ndarray:
+    """A tensor's own copy of its numbers; it has been through `_bytes`."""
+    storage, offset, size, stride = tensor
+    raw, itemsize = content(storage.key), _itemsize(storage)
+    if len(raw) != storage.count * itemsize:
+        raise WeightsError(f"{name} asks for {storage.count} elements and finds {len(raw)} bytes")
+    dtype = np.dtype("uint16" if storage.dtype == BFLOAT16 else storage.dtype)
+    if math.prod(size) == 0:
+        view = np.empty(size, dtype)
+    else:
+        steps = [step * itemsize for step in stride]
+        view = np.ndarray(size, dtype.newbyteorder(order), raw, offset * itemsize, steps)
+    array = view.astype(dtype, order="C")
+    return widened(array) if storage.dtype == BFLOAT16 else array
+
+
+# ----------------------------------------------------------------------------------------- writing
+def write(stream: BinaryIO, state: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dict as `torch.save` does; `torch.load(path, weights_only=True)` reads it."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        members = {"data.pkl": _pickle(state), "byteorder": b"little", "version": b"3\n"}
+        for index, array in enumerate(state.values()):
+            members[f"data/{index}"] = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        for name, content in members.items():  # without a date: same weights, same bytes
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+
+
+def _pickle(state: Mapping[str, np.ndarray]) -> bytes:
+    """An OrderedDict of contiguous tensors, in the opcodes of protocol 2."""
+    types = {dtype: name for name, dtype in reversed(STORAGES.items())}
+    empty = _opcodes(_global(torch_pickle.ORDERED_DICT), ()) + b"R"
+    parts = [b"\x80\x02", empty, b"("]
+    for index, (name, array) in enumerate(state.items()):
+        kind = _global(types[array.dtype.name])
+        storage = _opcodes(("storage", kind, str(index), "cpu", array.size)) + b"Q"
+        stride = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        arguments = (storage, 0, array.shape, stride, b"\x89", empty)
+        parts.append(_opcodes(name, _global(torch_pickle.REBUILD_TENSOR), arguments) + b"R")
+    return b"".join([*parts, b"u."])
+
+
+def _global(name: str) -> bytes:
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def _opcodes(*values: Any) -> bytes:
+    """Opcodes that push `values`; bytes are opcodes already."""
+    parts = []
+    for value in values:
+        if isinstance(value, bytes):
+            parts.append(value)
+        elif isinstance(value, int):
+            parts.append(b"J" + struct.pack("<i", value))
+        elif isinstance(value, tuple):
+            parts.append(b"(" + _opcodes(*value) + b"t")
+        else:
+            text = value.encode()
+            parts.append(b"X" + struct.pack("<I", len(text)) + text)
+    return b"".join(parts)

@@ -1,0 +1,201 @@
+"""Pickles of PyTorch state dicts, read without the pickle machine that can call functions.
+
+The opcodes are decoded by `pickletools`, which only decodes, and a stack is kept by the few rules
+below. A global is never imported: it becomes its name. A call is never made: the handful that
+`torch.save` writes become inert records, and every other name is refused where it is met. So there
+is nothing in here that a hostile file could reach.
+
+Source: the opcodes' meaning, the comments of Python's `pickletools`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, NamedTuple
+
+from distill_jax.interop.torch_weights import WeightsError
+
+BFLOAT16 = "bfloat16"  # NumPy has no such type
+STORAGES = {
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": BFLOAT16,
+    "torch.DoubleStorage": "float64",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+    "torch.storage.UntypedStorage": "uint8",
+}
+ORDERED_DICT = "collections.OrderedDict"
+REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+_REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
+_SIZE = "torch.Size"
+_ALLOWED = {ORDERED_DICT, REBUILD_TENSOR, _REBUILD_PARAMETER, _SIZE, *STORAGES}
+
+
+class Global(NamedTuple):
+    """The name of something that lives in a Python module."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """Where the numbers of one or more tensors lie."""
+
+    dtype: str
+    key: str
+    count: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides count elements. None of it is checked yet."""
+
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+
+
+def read_pickle(stream: BinaryIO) -> Any:
+    """The next pickle of `stream`, as containers, numbers, strings and the records above.
+
+    Leaves the stream behind the pickle.
+
+    Raises:
+      WeightsError: it asks for anything that a file of tensors has no use for.
+      ValueError, TypeError, LookupError, RecursionError: it is damaged.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _FRESH:
+            stack.append(_FRESH[name]())
+        elif name in _PUTS:
+            memo[argument] = stack[-1]
+        elif name in _GETS:
+            stack.append(memo[argument])
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in _MAKES:
+            count, make = _MAKES[name]
+            stack.append(make(_operands(stack, count)))
+        elif name in _FILLS:
+            operands = _operands(stack, _FILLS[name])
+            _filled(stack[-1], operands)
+        elif name in ("GLOBAL", "INST"):
+            stack.append(_global(argument.split(" ", 1)))
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise WeightsError(f"refused: the file wants the opcode {name}; only tensors are read")
+    (value,) = stack
+    return value
+
+
+_LITERALS = frozenset(
+    "INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
+)
+_MARK = object()
+_FRESH: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "MARK": lambda: _MARK,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+_PUTS = frozenset(["PUT", "BINPUT", "LONG_BINPUT"])
+_GETS = frozenset(["GET", "BINGET", "LONG_BINGET"])
+
+
+def _operands(stack: list[Any], count: int | None) -> list[Any]:
+    """Takes the last `count` values off the stack, or all down to the mark."""
+    operands: list[Any] = []
+    while count is None or len(operands) < count:
+        value = stack.pop()
+        if value is _MARK:
+            if count is None:
+                break
+            raise ValueError("a mark where the pickle needs a value")
+        operands.append(value)
+    return operands[::-1]
+
+
+def _global(words: Iterable[Any]) -> Global:
+    name = ".".join(words)
+    if name not in _ALLOWED:
+        raise WeightsError(f"refused: the file wants to run {name}; only tensors are read")
+    return Global(name)
+
+
+def _called(operands: list[Any]) -> Any:
+    """The record of a call."""
+    function, arguments = operands
+    if not isinstance(function, Global) or not isinstance(arguments, tuple):
+        raise TypeError("a call of what is no function")
+    if function.name == ORDERED_DICT:
+        pairs = arguments[0] if arguments else ()
+        return _filled({}, [part for key, value in pairs for part in (key, value)])
+    if function.name == REBUILD_TENSOR:
+        return Tensor(*arguments[:4])
+    if function.name == _REBUILD_PARAMETER:
+        return arguments[0]
+    if function.name == _SIZE:
+        return tuple(arguments[0])
+    raise TypeError(f"a call of {function.name}")
+
+
+def _storage(operands: list[Any]) -> Storage:
+    """The record that a persistent id stands for."""
+    kind, dtype, key, _, count, *view = operands[0]
+    if kind != "storage" or not isinstance(dtype, Global) or any(v is not None for v in view):
+        raise ValueError("a persistent id that is no plain storage")
+    if type(key) is not str or type(count) is not int:
+        raise TypeError("a storage without its name or its size")
+    return Storage(STORAGES[dtype.name], key, count)
+
+
+def _built(operands: list[Any]) -> Any:
+    """An object and its state: only dictionaries come with one, and theirs (versions) is unused."""
+    target, _ = operands
+    if not isinstance(target, dict):
+        raise TypeError("a state for what has none")
+    return target
+
+
+def _filled(container: Any, items: list[Any]) -> Any:
+    if isinstance(container, list):
+        container.extend(items)
+        return container
+    if not isinstance(container, dict) or len(items) % 2:
+        raise TypeError("items for what is no container")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str | int):  # hashing a tuple nested deep enough ends the process
+            raise TypeError("a key that is neither a name nor a number")
+        if key in container:
+            raise WeightsError(f"holds {key!r} twice")
+        container[key] = value
+    return container
+
+
+# How many operands an opcode takes (None: down to the mark) and what it makes of them.
+_MAKES: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
+    "TUPLE": (None, tuple),
+    "TUPLE1": (1, tuple),
+    "TUPLE2": (2, tuple),
+    "TUPLE3": (3, tuple),
+    "LIST": (None, list),
+    "DICT": (None, lambda items: _filled({}, items)),
+    "STACK_GLOBAL": (2, _global),
+    "REDUCE": (2, _called),
+    "BINPERSID": (1, _storage),
+    "BUILD": (2, _built),
+}
+_FILLS: dict[str, int | None] = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None}

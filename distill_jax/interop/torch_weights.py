@@ -1,0 +1,88 @@
+"""PyTorch state dicts as NumPy arrays, to and from the variables of a network.
+
+Modules carry PyTorch's names, so that the path of a leaf joined by dots is its entry in the state
+dict; only the leaf's own name and the layout of kernels differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from distill_jax.models import Network, Variables
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+class WeightsError(ValueError):
+    """A state dict that does not fit its network."""
+
+
+def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
+    """The variables of `network` from a PyTorch state dict (name -> array).
+
+    Convolutions come as (O, I, k, k) and leave as (k, k, I, O), linear layers as (out, in) and
+    leave as (in, out). Counters (`num_batches_tracked`) are passed over.
+
+    Raises:
+      WeightsError: lists every missing, unexpected and mis-shaped entry.
+    """
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    expected = {_torch_name(path): (path, leaf) for path, leaf in _flat(template).items()}
+    state = {k: np.asarray(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    flat = {}
+    for name, (path, leaf) in expected.items():
+        if name not in state:
+            continue
+        wanted = _to_torch_layout(np.empty(leaf.shape, np.float32)).shape
+        if state[name].shape != wanted:
+            problems.append(f"{name} has shape {state[name].shape}, expected {wanted}")
+            continue
+        flat[path] = _from_torch_layout(state[name].astype(np.float32))
+    if problems:
+        raise WeightsError(
+            f"these weights are not those of {network.name} with {network.classes} classes on "
+            f"{network.image_shape} images:\n  " + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(flat)
+
+
+def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
+    """The state dict (name -> float32 array, PyTorch's layouts) of a network's variables."""
+    return {
+        _torch_name(path): _to_torch_layout(np.asarray(leaf))
+        for path, leaf in _flat(variables).items()
+    }
+
+
+def _flat(variables: Variables) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(dict(variables))
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    _, *modules, leaf = path  # the first is the collection
+    return ".".join((*modules, _LEAVES[leaf]))
+
+
+def _to_torch_layout(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    return array.T if array.ndim == 2 else array
+
+
+def _from_torch_layout(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T if array.ndim == 2 else array

@@ -1,0 +1,95 @@
+"""The door: `python -m distill_jax.main --config=configs/quickstart.py`.
+
+The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or working directory;
+130 and 143 stopped by SIGINT or SIGTERM, with everything saved: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment; `FILE:smoke` cuts it down to seconds.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where stages and results are kept; runs/NAME where not given."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the experiment of --config and prints its table."""
+    if len(argv) > 1:
+        return _fail(f"unexpected argument {argv[1]!r}; values are given as --config.FIELD=VALUE")
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every file
+    config = CONFIG.value
+    workdir = Path(WORKDIR.value or f"runs/{config.name}")
+    _use_compilation_cache(workdir)
+    # Imported here: a mistyped flag is answered before JAX is loaded.
+    from distill_jax import curriculum, report
+    from distill_jax.checkpoint import CheckpointError
+    from distill_jax.data import DataError
+    from distill_jax.training import Interrupted
+
+    console = report.console()
+    reporter = report.console_reporter(console)
+    signals = _Signals()
+    try:
+        results = curriculum.run(
+            config, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
+        )
+    except (curriculum.ConfigError, DataError, curriculum.WorkdirError, CheckpointError) as error:
+        reporter.close()
+        return _fail(str(error))
+    except Interrupted:
+        reporter.close()
+        console.print(f"stopped and saved in {workdir}; the same command goes on from there")
+        return 128 + signals.caught
+    finally:
+        reporter.close()
+    console.print(results.table(report.title(results.rows)))
+    console.print(f"results.json, metrics.jsonl and config.json are in {workdir}")
+    return 0
+
+
+class _Signals:
+    """Notes the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._catch)
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self.caught = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _use_compilation_cache(workdir: Path) -> None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir.absolute() / "compilation_cache")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def run() -> None:
+    """The console script."""
+    flags.mark_flag_as_required("config")
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

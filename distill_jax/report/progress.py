@@ -1,0 +1,217 @@
+"""Progress of the stages: a live line on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_SECONDS = 10.0
+
+
+class Reporter:
+    """Is told of everything that happens and says nothing; the others build on it."""
+
+    def stage_started(self, job: Any, step: int, steps: int, history: list[dict]) -> None:
+        """A stage of `steps` steps an epoch begins, or goes on, at `step`."""
+
+    def progress(self, step: int, images_per_second: float) -> None:
+        """`step` steps of the stage are done."""
+
+    def epoch_ended(self, address: str, record: dict[str, Any]) -> None:
+        """An epoch was measured."""
+
+    def stage_ended(self, job: Any, record: dict[str, Any]) -> None:
+        """A stage was trained and its weights are safe."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class MetricsFile(Reporter):
+    """Appends every epoch to `metrics.jsonl`, one JSON object a line."""
+
+    def __init__(self, path: Path):
+        self.path, self.job = path, None
+
+    def stage_started(self, job, step, steps, history):
+        """Drops what an interrupted run wrote of this stage after its last checkpoint."""
+        self.job = job
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not self._is_ahead(line, job.address, len(history))]
+        if kept != lines:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self.path)
+
+    def epoch_ended(self, address, record):
+        """One line: the stage, its network and seed, then the epoch's record."""
+        about = {"stage": address, "network": self.job.network.name, "seed": self.job.seed}
+        with self.path.open("a") as file:
+            file.write(json.dumps({**about, **record}) + "\n")
+
+    @staticmethod
+    def _is_ahead(line: str, address: str, epochs: int) -> bool:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return True  # the torn last line of a killed run
+        return row.get("stage") == address and row.get("epoch", 0) > epochs
+
+
+class Several(Reporter):
+    """Tells each of several reporters."""
+
+    def __init__(self, *reporters: Reporter):
+        self.reporters = reporters
+
+    def stage_started(self, job, step, steps, history):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.stage_started(job, step, steps, history)
+
+    def progress(self, step, images_per_second):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.progress(step, images_per_second)
+
+    def epoch_ended(self, address, record):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.epoch_ended(address, record)
+
+    def stage_ended(self, job, record):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.stage_ended(job, record)
+
+    def close(self):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.close()
+
+
+class _Lines(Reporter):
+    """Log lines: the first of a stage, its epochs (every ten seconds at most), its end."""
+
+    def __init__(self, console: Console):
+        self.console, self.last = console, 0.0
+
+    def stage_started(self, job, step, steps, history):
+        total = steps * job.recipe.epochs
+        self.name, self.total, self.last = describe(job), total, time.monotonic()
+        going_on = f", going on at step {step}" if step else ""
+        self.console.print(f"{self.name}: {job.recipe.epochs} epochs, {total} steps{going_on}")
+
+    def progress(self, step, images_per_second):
+        self.step, self.rate = step, images_per_second
+
+    def epoch_ended(self, address, record):
+        if time.monotonic() - self.last > LOG_SECONDS:
+            self.last = time.monotonic()
+            self.console.print(
+                f"{self.name}: step {record['step']}/{self.total}, {brief(record)}, "
+                f"{record['images_per_second']:.0f} images/s"
+            )
+
+    def stage_ended(self, job, record):
+        self.console.print(f"{describe(job)}: {ending(record)}")
+
+
+class _Live(Reporter):
+    """One live line a stage: step, epoch, loss, validation accuracy, images/s, time left."""
+
+    def __init__(self, console: Console):
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[epoch]}{task.fields[found]}{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.bar.start()
+        self.task = None
+
+    def stage_started(self, job, step, steps, history):
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.steps, self.epochs = steps, job.recipe.epochs
+        self.task = self.bar.add_task(
+            describe(job),
+            total=steps * self.epochs,
+            completed=step,
+            epoch="",
+            found=brief(history[-1]) + " " if history else "",
+            rate="",
+        )
+
+    def progress(self, step, images_per_second):
+        epoch = min(step // self.steps + 1, self.epochs)
+        self.bar.update(
+            self.task,
+            completed=step,
+            epoch=f"epoch {epoch}/{self.epochs} ",
+            rate=f"{images_per_second:.0f} images/s",
+        )
+
+    def epoch_ended(self, address, record):
+        self.bar.update(self.task, found=brief(record) + " ")
+
+    def stage_ended(self, job, record):
+        self.bar.console.print(f"{describe(job)}: {ending(record)}")
+
+    def close(self):
+        self.bar.stop()
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is a file or a pipe."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=140)
+
+
+def console_reporter(output: Console | None = None) -> Reporter:
+    """The live line where the console is a terminal, log lines where it is not."""
+    output = output or console()
+    return _Live(output) if output.is_terminal else _Lines(output)
+
+
+def describe(job: Any) -> str:
+    """The stage in words: network, teachers, seed."""
+    teachers = " taught by " + "+".join(t.name for t in job.teachers) if job.teachers else ""
+    return f"{job.network.name}{teachers}, seed {job.seed}"
+
+
+def brief(record: dict[str, Any]) -> str:
+    """The epoch's loss and accuracy in a few words."""
+    watched = "test" if "test_accuracy" in record else "valid"
+    accuracy = record.get(f"{watched}_accuracy", record["train_accuracy"])
+    name = watched if f"{watched}_accuracy" in record else "train"
+    return f"loss {record['train_loss']:.4f}, {name} {100 * accuracy:.2f} %"
+
+
+def ending(record: dict[str, Any]) -> str:
+    """The stage's result in a few words."""
+    valid = record["valid_accuracy"]
+    first = "" if valid is None else f"valid {100 * valid:.2f} %, "
+    return (
+        f"{first}test {100 * record['test_accuracy']:.2f} %, best epoch {record['best_epoch']} "
+        f"of {record['epochs']}, {record['seconds']:.1f} s"
+    )

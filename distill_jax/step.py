@@ -1,0 +1,233 @@
+"""One train body and one eval body: pure, told everything by their arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+from distill_jax import dropping as dropping_lib
+from distill_jax import losses, metrics, optim, rng
+from distill_jax.models import Network, Outputs, Variables
+
+Objective = Callable[..., tuple[Array, dict[str, Array]]]
+Prepare = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised float images
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes; arrays only."""
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> Variables:
+        """What `Network.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Batch(NamedTuple):
+    """A mini-batch, or a device's share of it.
+
+    Args:
+      images: (B, H, W, channels) uint8.
+      labels: (B,) int32.
+      positions: (B,) int32, places in the whole batch: augmentation draws by them.
+      mask: (B,) bool, false where an example only pads; the train step ignores it.
+    """
+
+    images: Array
+    labels: Array
+    positions: Array
+    mask: Array
+
+
+class Hyper(NamedTuple):
+    """The numbers of a step, traced: changing them compiles nothing anew.
+
+    Args:
+      lr_scale: factor on the schedule's learning rate.
+      weight_decay: decay added to the gradient of every parameter.
+      temperature: T > 0 of the softened distributions.
+      kd_weight: λ in [0, 1].
+      survival: probability that a source survives "bernoulli" dropping.
+    """
+
+    lr_scale: Array | float = 1.0
+    weight_decay: Array | float = 0.0
+    temperature: Array | float = 1.0
+    kd_weight: Array | float = 0.0
+    survival: Array | float = 1.0
+
+
+TrainStep = Callable[
+    [TrainState, tuple[Variables, ...], Batch, Hyper, Array], tuple[TrainState, metrics.Metrics]
+]
+EvalStep = Callable[[Variables, tuple[Variables, ...], Batch], metrics.Metrics]
+
+
+def multi_teacher_objective(options: losses.LossOptions) -> Objective:
+    """Cross-entropy and KL to the kept teachers, on the logits; see `losses.multi_teacher`."""
+
+    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper):
+        return losses.multi_teacher(
+            outputs.logits,
+            labels,
+            teacher_logits,
+            keep,
+            temperature=hyper.temperature,
+            kd_weight=hyper.kd_weight,
+            options=options,
+        )
+
+    return objective
+
+
+def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> TrainState:
+    """A fresh state; the parameters are drawn from the stream "init" of `key`."""
+    variables = network.init(rng.stream(key, "init"))
+    opt_state = jax.jit(optim.transform(optimizer, 0.0, 0.0).init)(variables["params"])
+    return TrainState(
+        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The frozen teachers of a step: their networks, largest first; their variables travel apart."""
+
+    networks: tuple[Network, ...] = ()
+
+    def logits(self, variables: tuple[Variables, ...], images: Array, keep: Array | None) -> Array:
+        """(K, B, C) logits without gradient; a dropped teacher's are zeros and are not computed.
+
+        Args:
+          variables: of each network.
+          images: (B, H, W, channels), normalised.
+          keep: (K,) booleans, the same on every device; None keeps all without asking.
+        """
+        if len(variables) != len(self.networks):
+            raise ValueError(f"{len(self.networks)} teachers, but {len(variables)} variables")
+        classes = self.networks[0].classes if self.networks else 1
+        empty = jnp.zeros((images.shape[0], classes), jnp.float32)
+        logits = []
+        for k, (network, frozen) in enumerate(zip(self.networks, variables, strict=True)):
+
+            def forward(frozen=frozen, network=network):
+                return network.apply(frozen, images)[0].logits
+
+            logits.append(
+                forward() if keep is None else lax.cond(keep[k], forward, lambda: empty)
+            )
+        return lax.stop_gradient(jnp.stack(logits) if logits else empty[None][:0])
+
+
+def make_train_step(
+    *,
+    network: Network,
+    teachers: tuple[Network, ...],
+    optimizer: optim.OptimOptions,
+    schedule: optim.Schedule,
+    objective: Objective,
+    prepare: Prepare,
+    dropping: dropping_lib.Dropping = dropping_lib.Dropping(),
+    axis_name: str | None = None,
+    sync_bn: bool = True,
+) -> TrainStep:
+    """The body of a training step, to be jitted or pmapped.
+
+    Teachers' logits, the student's forward and backward pass and its update are one graph. The
+    mask of stochastic teaching is drawn from stream "teacher_drop" at the state's step.
+
+    Args:
+      network: the student.
+      teachers: the frozen networks, largest first.
+      optimizer: the update rule.
+      schedule: learning rate of a step.
+      objective: (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper) -> the loss (B,) and
+        a dict of terms (B,) to report.
+      prepare: augments and normalises.
+      dropping: which teachers are dropped.
+      axis_name: the devices' axis under pmap; gradients are averaged and metrics added over it.
+      sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
+        share by itself and the running statistics are averaged.
+
+    Returns:
+      (state, teachers' variables, batch, hyper, key) -> (state, metrics).
+    """
+    frozen = Frozen(teachers)
+    if teachers:
+        dropping.check(len(teachers))
+    drops = dropping.kind != "none" and bool(teachers)
+
+    def train_step(state, variables, batch, hyper, key):
+        keys = rng.per_example(rng.stream(key, "augment", state.step), batch.positions)
+        images = prepare(keys, batch.images)
+        drop_key = rng.stream(key, "teacher_drop", state.step)
+        keep = dropping_lib.keep_mask(dropping, drop_key, len(teachers), hyper.survival)
+        teacher_logits = frozen.logits(variables, images, keep if drops else None)
+
+        def loss_of(params):
+            student = {"params": params, "batch_stats": state.batch_stats}
+            outputs, batch_stats = network.apply(
+                student, images, train=True, axis_name=axis_name if sync_bn else None
+            )
+            loss, terms = objective(outputs, batch.labels, teacher_logits, keep, hyper)
+            return jnp.mean(loss), (outputs.logits, batch_stats, {"loss": loss, **terms})
+
+        grads, (logits, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
+        sums = {name: metrics.mean_of(values) for name, values in terms.items()}
+        sums["accuracy"] = metrics.mean_of(jnp.argmax(logits, -1) == batch.labels)
+        if drops:
+            sums["kept"] = (jnp.sum(keep), jnp.asarray(keep.size, jnp.int32))
+        if axis_name is not None:
+            grads = lax.pmean(grads, axis_name)
+            sums = lax.psum(sums, axis_name)
+            if not sync_bn:
+                batch_stats = lax.pmean(batch_stats, axis_name)
+        rate = schedule(state.step) * hyper.lr_scale
+        updates, opt_state = optim.transform(optimizer, rate, hyper.weight_decay).update(
+            grads, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+
+    return train_step
+
+
+def make_eval_step(
+    *,
+    network: Network,
+    prepare: Callable[[Array], Array],
+    axis_name: str | None = None,
+) -> EvalStep:
+    """The body of an evaluation step: exact counts over the examples that `batch.mask` marks.
+
+    Args:
+      network: the network to evaluate.
+      prepare: normalises uint8 images.
+      axis_name: the devices' axis under pmap.
+
+    Returns:
+      (variables, teachers' variables, batch) -> metrics "accuracy" and "loss" (cross-entropy).
+    """
+
+    def eval_step(variables, frozen, batch):
+        logits = network.apply(variables, prepare(batch.images))[0].logits
+        ce = losses.cross_entropy(logits, batch.labels)
+        sums = {
+            "accuracy": metrics.mean_of(jnp.argmax(logits, -1) == batch.labels, batch.mask),
+            "loss": metrics.mean_of(ce, batch.mask),
+        }
+        return sums if axis_name is None else lax.psum(sums, axis_name)
+
+    return eval_step

@@ -1,0 +1,7 @@
+"""Four CPU devices for every test, set before JAX is loaded."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_PLATFORMS"] = "cpu"
