@@ -149,9 +149,7 @@ def _is_abstract(tree: Any) -> bool:
 def _on_host(shapes: Any) -> Any:
     # Restored to one device whatever wrote it: checkpoints move between topologies.
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from distill_jax.optim import OptimOptions
 from distill_jax.parallel import Topology
 from distill_jax.training import Recipe
 
+SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
 STOCHASTIC = "+drop"  # suffix of a guidance whose last network is taught stochastically
 
@@ -144,8 +145,8 @@ def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.C
         "cifar100": ("32x32x3", 100),
     }.get(config.dataset.name, ("32x32x3", 10))
     config.name += "-smoke"
-    config.dataset.name = f"synthetic:{shape}:{classes}:{16 * classes}:{4 * classes}"
-    config.dataset.valid_fraction = 0.125
+    config.dataset.name = f"synthetic:{shape}:{classes}:{max(128, 2 * classes)}:{max(64, classes)}"
+    config.dataset.valid_fraction = 0.5
     config.seeds = (0,)
     config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
     for override in (*config.overrides.values(), *config.controls.values()):
@@ -160,7 +161,7 @@ def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment
     Raises:
       ConfigError: unknown field, value of another type or out of range, impossible row.
     """
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     values = _merge(default_config().to_dict(), values, "config")
     try:
         return _resolve(values)
@@ -177,8 +178,10 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     dropping = dict(values["dropping"])
     survival = dropping.pop("survival")
     dropping["kind"] = dropping["kind"] or ("bernoulli" if protocol == "paper" else "fixed")
-    networks = _words(values["networks"])
-    students = _words(values["students"]) or networks[-1:]
+    networks = _words("networks", values["networks"])
+    students = _words("students", values["students"]) or networks[-1:]
+    for student in students:
+        _one_of("students", student, networks)
     experiment = Experiment(
         name=values["name"],
         dataset=values["dataset"],
@@ -230,13 +233,15 @@ def checkpoint_due(every: str) -> Callable[[int, float, float], bool]:
 
 
 def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
-    specs = _words(values["guidance"])
+    specs = _words("guidance", values["guidance"])
     if not specs:
         raise ConfigError("guidance is empty: name at least one, such as 'dense'")
     rows = []
     for spec in specs:
         stochastic = spec.endswith(STOCHASTIC)
-        rows.append(Row(spec, guidance.from_spec(spec.removesuffix(STOCHASTIC), networks), stochastic))
+        rows.append(
+            Row(spec, guidance.from_spec(spec.removesuffix(STOCHASTIC), networks), stochastic)
+        )
     for label, changes in values["controls"].items():
         checked = _merge(values["recipe"], changes, f"controls.{label}", fill=False)
         rows.append(Row(f"none, {label}", guidance.none(networks), False, tuple(checked.items())))
@@ -252,27 +257,34 @@ def _overrides(overrides, recipe, networks) -> dict[str, dict[str, Any]]:
         if name not in networks:
             raise ConfigError(_unknown(f"overrides.{name}", name, networks))
         checked[name] = _merge({**recipe, "seed": 0}, changes, f"overrides.{name}", fill=False)
+        if not _is_seed(checked[name].get("seed", 0)):
+            raise ConfigError(f"overrides.{name}.seed is {SEEDS}, got {changes['seed']}")
     return checked
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
     seeds = tuple(value)
-    if not seeds or len(set(seeds)) < len(seeds) or any(s < 0 or s >= 2**32 for s in seeds):
-        raise ConfigError(f"seeds are different whole numbers from 0 to 2**32 - 1, got {seeds}")
+    if not seeds or len(set(seeds)) < len(seeds) or not all(map(_is_seed, seeds)):
+        raise ConfigError(f"seeds are one or more, all different, each {SEEDS}, got {seeds}")
     return seeds
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
     # A tuple given on the command line as a,b arrives as one string ("a,b",).
     parts = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"{name} are names, got {parts}")
     return tuple(word.strip() for part in parts for word in part.split(",") if word.strip())
 
 
-def _merge(defaults: dict, values: Mapping, where: str, fill: bool = True) -> dict[str, Any]:
-    """`values` with each field checked against the type of its default, and defaults for the rest."""
+def _merge(defaults: Mapping, values: Mapping, where: str, fill: bool = True) -> dict[str, Any]:
+    """`values`, each checked against the type of its default, and defaults for the rest."""
     merged = dict(defaults) if fill else {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} is a section with fields, got {values!r}")
+    _check_section(where, values)
     for name, value in values.items():
         if name not in defaults:
             raise ConfigError(_unknown(f"{where}.{name}", name, tuple(defaults)))
@@ -280,9 +292,15 @@ def _merge(defaults: dict, values: Mapping, where: str, fill: bool = True) -> di
     return merged
 
 
+def _check_section(where: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is a section with fields, got {value!r}")
+
+
 def _typed(where: str, value: Any, default: Any) -> Any:
     if isinstance(default, Mapping):
         # Sections whose keys are the user's own (overrides, controls) are checked by their readers.
+        _check_section(where, value)
         return _merge(default, value, where) if default else dict(value)
     if isinstance(default, tuple):
         if isinstance(value, str):
@@ -307,5 +325,5 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def _unknown(where: str, name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(str(name), known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"{where}: unknown {name!r}{hint} There are {', '.join(known)}"

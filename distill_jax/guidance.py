@@ -73,7 +73,7 @@ def none(names: Sequence[str]) -> Guidance:
 
 
 def direct(names: Sequence[str]) -> Guidance:
-    """The largest teaches every other network: knowledge distillation (Hinton et al. 2015; BLKD)."""
+    """The largest teaches every other network: KD (Hinton et al. 2015; BLKD)."""
     _needs_two(names, "direct")
     return _from_indices(names, lambda i: range(min(i, 1)))
 
@@ -99,8 +99,8 @@ def custom(
       GuidanceError: as `Guidance`, or a matrix of another shape or with entries on or above the
         diagonal.
     """
-    names = tuple(names)
     _check_names(names)
+    names = tuple(names)
     if isinstance(edges, Mapping):
         for name in edges:
             _check_known(name, names)
@@ -129,11 +129,14 @@ def custom(
 
 def path(names: Sequence[str], along: Sequence[str]) -> Guidance:
     """A TAKD path: only the networks of `along` teach, each the next one."""
-    names, along = tuple(names), tuple(along)
+    _check_names(names)
     _needs_two(along, "path")
+    names, along = tuple(names), tuple(along)
     for name in along:
         _check_known(name, names)
-    return custom(names, {student: (teacher,) for teacher, student in zip(along, along[1:], strict=False)})
+    return custom(
+        names, {student: (teacher,) for teacher, student in zip(along, along[1:], strict=False)}
+    )
 
 
 NAMED = {"none": none, "direct": direct, "chain": chain, "dense": dense}
@@ -186,8 +189,11 @@ def plan(guidance: Guidance, students: Iterable[str] = ()) -> tuple[Stage, ...]:
 
 
 def _from_indices(names: Sequence[str], teachers_of) -> Guidance:
+    _check_names(names)
     names = tuple(names)
-    return Guidance(names, tuple(tuple(names[j] for j in teachers_of(i)) for i in range(len(names))))
+    return Guidance(
+        names, tuple(tuple(names[j] for j in teachers_of(i)) for i in range(len(names)))
+    )
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -81,7 +81,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       (..., B) float32, in nats.
     """
     log_probs = jax.nn.log_softmax(_wide(logits))
-    one_hot = labels[..., None] == jnp.arange(logits.shape[-1])
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    one_hot = jnp.broadcast_to(one_hot, log_probs.shape)
     # A masked sum, not a gather: a label out of range gives 0 here instead of another class.
     return -jnp.sum(jnp.where(one_hot, log_probs, 0.0), -1)
 
@@ -102,6 +103,7 @@ def kl_divergence(teacher_logits: Array, logits: Array, temperature: Array | flo
     """
     log_targets = jax.nn.log_softmax(_soften(teacher_logits, temperature))
     log_probs = jax.nn.log_softmax(_soften(logits, temperature))
+    log_targets, log_probs = jnp.broadcast_arrays(log_targets, log_probs)
     targets = jnp.exp(log_targets)
     # An underflown target has a log of -inf, and 0 * -inf is NaN in the value and in the gradient.
     gap = jnp.where(targets > 0, log_targets - log_probs, 0.0)

@@ -85,10 +85,22 @@ def _fail(message: str) -> int:
     return 1
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake in one ends the process with one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections' answer to an unknown field; its text may suggest another.
+        said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'").split())
+        sys.exit(_fail(f"--config has no such field: {said}"))
+    except (flags.Error, OSError) as error:
+        sys.exit(_fail(str(error)))
+
+
 def run() -> None:
     """The console script."""
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class OptimOptions:
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is above 0 and at most 1, got {self.decay}")
         bounds = (0.0, *self.milestones, 1.0)
-        if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        numbers = all(isinstance(bound, (int, float)) for bound in bounds)
+        if not (numbers and all(a < b for a, b in zip(bounds, bounds[1:], strict=False))):
             raise ValueError(
                 f"milestones are increasing fractions of the run in (0, 1), got {self.milestones}"
             )
@@ -81,9 +82,10 @@ def schedule(options: OptimOptions, epochs: int, steps_per_epoch: int) -> Schedu
     if options.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, steps)
     elif options.schedule == "piecewise":
-        main = optax.piecewise_constant_schedule(
-            rate, {boundary(fraction): options.decay for fraction in options.milestones}
-        )
+        scales: dict[int, float] = {}
+        for at in map(boundary, options.milestones):  # two may fall on one epoch
+            scales[at] = scales.get(at, 1.0) * options.decay
+        main = optax.piecewise_constant_schedule(rate, scales)
     elif options.schedule == "takd_code":
         main = optax.piecewise_constant_schedule(0.1 * rate, {boundary(0.75): 0.1})
     else:

@@ -67,12 +67,12 @@ class Topology:
             raise ValueError(f"a batch of {batch_size} is not divisible by {self.count} devices")
 
     def replicate(self, tree: Any) -> Any:
-        """The arrays on every device, as fresh copies: what is donated later is never the original."""
+        """The arrays on every device, as fresh copies: donating these spares the originals."""
         sharding = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda x: jnp.copy(jax.device_put(x, sharding)), tree)
 
     def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
-        """Compiles `function(device, *arguments)`, all replicated; the first `donated` are given up.
+        """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
 
         `device` is this device's index under "pmap" and None under "jit".
         """

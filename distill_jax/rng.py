@@ -1,4 +1,4 @@
-"""Named random streams: every draw is a function of (root key, name, step), nothing is handed on."""
+"""Named random streams: a draw is a function of (root key, name, step), nothing is handed on."""
 
 from __future__ import annotations
 

@@ -12,12 +12,13 @@ import optax
 from flax import struct
 from jax import Array, lax
 
-from distill_jax import dropping as dropping_lib
 from distill_jax import losses, metrics, optim, rng
+from distill_jax.dropping import Dropping, keep_mask
 from distill_jax.models import Network, Outputs, Variables
 
 Objective = Callable[..., tuple[Array, dict[str, Array]]]
 Prepare = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised float images
+DrawKeep = Callable[[Array, Array, "Hyper"], Array]  # (key, step, hyper) -> (K,) booleans
 
 
 @struct.dataclass
@@ -92,6 +93,22 @@ def multi_teacher_objective(options: losses.LossOptions) -> Objective:
     return objective
 
 
+def draw_from(dropping: Dropping, teachers: int) -> DrawKeep | None:
+    """The draw of stochastic teaching, from stream "teacher_drop" at the step; None drops nobody.
+
+    Raises:
+      ValueError: more are to be dropped than there are.
+    """
+    if dropping.kind == "none" or not teachers:
+        return None
+    dropping.check(teachers)
+
+    def draw(key, step, hyper):
+        return keep_mask(dropping, rng.stream(key, "teacher_drop", step), teachers, hyper.survival)
+
+    return draw
+
+
 def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> TrainState:
     """A fresh state; the parameters are drawn from the stream "init" of `key`."""
     variables = network.init(rng.stream(key, "init"))
@@ -103,7 +120,7 @@ def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> T
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """The frozen teachers of a step: their networks, largest first; their variables travel apart."""
+    """The frozen teachers' networks, largest first; their variables travel apart."""
 
     networks: tuple[Network, ...] = ()
 
@@ -118,16 +135,15 @@ class Frozen:
         if len(variables) != len(self.networks):
             raise ValueError(f"{len(self.networks)} teachers, but {len(variables)} variables")
         classes = self.networks[0].classes if self.networks else 1
-        empty = jnp.zeros((images.shape[0], classes), jnp.float32)
+        wide = jnp.promote_types(images.dtype, jnp.float32)
+        empty = jnp.zeros((images.shape[0], classes), wide)
         logits = []
         for k, (network, frozen) in enumerate(zip(self.networks, variables, strict=True)):
 
             def forward(frozen=frozen, network=network):
                 return network.apply(frozen, images)[0].logits
 
-            logits.append(
-                forward() if keep is None else lax.cond(keep[k], forward, lambda: empty)
-            )
+            logits.append(forward() if keep is None else lax.cond(keep[k], forward, lambda: empty))
         return lax.stop_gradient(jnp.stack(logits) if logits else empty[None][:0])
 
 
@@ -139,14 +155,14 @@ def make_train_step(
     schedule: optim.Schedule,
     objective: Objective,
     prepare: Prepare,
-    dropping: dropping_lib.Dropping = dropping_lib.Dropping(),
+    draw_keep: DrawKeep | None = None,
     axis_name: str | None = None,
     sync_bn: bool = True,
 ) -> TrainStep:
     """The body of a training step, to be jitted or pmapped.
 
-    Teachers' logits, the student's forward and backward pass and its update are one graph. The
-    mask of stochastic teaching is drawn from stream "teacher_drop" at the state's step.
+    Teachers' logits, the student's forward and backward pass and its update are one graph. A
+    teacher that is dropped from a mini-batch is not run for it.
 
     Args:
       network: the student.
@@ -156,7 +172,7 @@ def make_train_step(
       objective: (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper) -> the loss (B,) and
         a dict of terms (B,) to report.
       prepare: augments and normalises.
-      dropping: which teachers are dropped.
+      draw_keep: which teachers teach this mini-batch, see `draw_from`; None keeps all.
       axis_name: the devices' axis under pmap; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
         share by itself and the running statistics are averaged.
@@ -165,16 +181,13 @@ def make_train_step(
       (state, teachers' variables, batch, hyper, key) -> (state, metrics).
     """
     frozen = Frozen(teachers)
-    if teachers:
-        dropping.check(len(teachers))
-    drops = dropping.kind != "none" and bool(teachers)
 
     def train_step(state, variables, batch, hyper, key):
         keys = rng.per_example(rng.stream(key, "augment", state.step), batch.positions)
         images = prepare(keys, batch.images)
-        drop_key = rng.stream(key, "teacher_drop", state.step)
-        keep = dropping_lib.keep_mask(dropping, drop_key, len(teachers), hyper.survival)
-        teacher_logits = frozen.logits(variables, images, keep if drops else None)
+        drawn = None if draw_keep is None else draw_keep(key, state.step, hyper)
+        teacher_logits = frozen.logits(variables, images, drawn)
+        keep = jnp.ones(len(teachers), bool) if drawn is None else drawn
 
         def loss_of(params):
             student = {"params": params, "batch_stats": state.batch_stats}
@@ -187,13 +200,13 @@ def make_train_step(
         grads, (logits, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         sums = {name: metrics.mean_of(values) for name, values in terms.items()}
         sums["accuracy"] = metrics.mean_of(jnp.argmax(logits, -1) == batch.labels)
-        if drops:
-            sums["kept"] = (jnp.sum(keep), jnp.asarray(keep.size, jnp.int32))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
             sums = lax.psum(sums, axis_name)
             if not sync_bn:
                 batch_stats = lax.pmean(batch_stats, axis_name)
+        if drawn is not None:  # the same on every device, so counted once
+            sums["kept"] = metrics.mean_of(keep)
         rate = schedule(state.step) * hyper.lr_scale
         updates, opt_state = optim.transform(optimizer, rate, hyper.weight_decay).update(
             grads, state.opt_state, state.params

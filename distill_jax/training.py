@@ -1,4 +1,4 @@
-"""One stage: a network trained under its frozen teachers, from the first step to its best weights."""
+"""One stage: a network trained under its frozen teachers, from first step to best weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, metrics, optim, parallel
@@ -20,7 +21,7 @@ from distill_jax.models import Network, Variables
 from distill_jax.report import Reporter
 from distill_jax.step import (
     Hyper,
-    TrainState,
+    draw_from,
     init_state,
     make_eval_step,
     make_train_step,
@@ -46,8 +47,8 @@ class Recipe:
       last_batch: "drop" the partial batch of an epoch, or "keep" it as a smaller one.
       augment: a name in `data.AUGMENT`.
       train_limit: training images per class, chosen by the stage's seed; 0 takes all.
-      selection: weights are those of the best epoch on "validation" (the later of equals), on "test" (as
-        the papers' codes do; biased upwards), or of the "last" epoch.
+      selection: weights are those of the best epoch on "validation" (the later of equals), of the
+        best on "test" (as the papers' codes do; biased upwards), or of the "last" epoch.
       sync_bn: BatchNorm sees the whole batch over all devices.
       temperature: T > 0.
       kd_weight: λ in [0, 1].
@@ -94,18 +95,15 @@ class Recipe:
     @property
     def hyper(self) -> Hyper:
         """The numbers that the step takes as arguments."""
-        return Hyper(
-            *(
-                np.float32(x)
-                for x in (
-                    self.optim.learning_rate,
-                    self.optim.weight_decay,
-                    self.temperature,
-                    self.kd_weight,
-                    self.survival,
-                )
-            )
+        optimizer = self.optim
+        numbers = (
+            optimizer.learning_rate,
+            optimizer.weight_decay,
+            self.temperature,
+            self.kd_weight,
+            self.survival,
         )
+        return Hyper(*(jnp.asarray(number, jnp.float32) for number in numbers))
 
     @property
     def structure(self) -> Recipe:
@@ -188,7 +186,7 @@ def _train_program(network, teachers, structure, steps, mean, std, topology):
             schedule=optim.schedule(structure.optim, structure.epochs, steps),
             objective=multi_teacher_objective(structure.loss),
             prepare=lambda keys, images: data.normalise(augment(keys, images), mean, std),
-            dropping=structure.dropping,
+            draw_keep=draw_from(structure.dropping, len(teachers)),
             axis_name=axis_name,
             sync_bn=structure.sync_bn,
         )
@@ -253,7 +251,7 @@ class _Stage:
         self.state = topology.replicate(init_state(job.network, recipe.optim, key))
         self.best = topology.replicate(self.state.variables)
         self.sums = topology.replicate(self._zero_sums(body))
-        self.history: list[dict[str, Any]] = []
+        self.history = []
         self.best_epoch, self.seconds = -1, 0.0
 
     def _zero_sums(self, body):
@@ -306,7 +304,11 @@ class _Stage:
                 self.seconds += took
                 self.reporter.progress(self.step, images / seconds)
                 saver.after(size)
-                size = size * 2 if took < DISPATCH_SECONDS / 2 else max(1, int(size * DISPATCH_SECONDS / took))
+                size = (
+                    size * 2
+                    if took < DISPATCH_SECONDS / 2
+                    else max(1, int(size * DISPATCH_SECONDS / took))
+                )
             first += len(order)
         self._end_epoch(images / seconds if seconds else 0.0)
 
@@ -347,9 +349,7 @@ class _Stage:
         self.reporter.epoch_ended(self.job.address, self.history[-1])
 
     def _evaluate(self, variables, name):
-        return evaluate(
-            self.job.network, variables, self.splits[name], self.dataset, self.topology
-        )
+        return evaluate(self.job.network, variables, self.splits[name], self.dataset, self.topology)
 
     def finish(self) -> Trained:
         """Scores the test set, once."""

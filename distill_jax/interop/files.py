@@ -10,7 +10,9 @@ import io
 import json
 import os
 import pathlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -30,7 +32,9 @@ _DAMAGE = (
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 _SAFETENSORS = {
     "F64": "float64",
@@ -83,7 +87,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         finite as float32, or wanting to run anything.
     """
     path = pathlib.Path(path)
-    read, _ = _format(path)
+    ending, read, _ = _format(path)
     try:
         if not path.is_file():
             what = "is no regular file" if path.exists() else "does not exist"
@@ -102,7 +106,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except _DAMAGE as error:
         raise WeightsError(
             f"{path} cannot be read, or is damaged or cut short ({type(error).__name__}: "
-            f"{str(error)[:200]}): expected a whole {path.suffix} file"
+            f"{str(error)[:200]}): expected a whole {ending} file"
         ) from error
     return state
 
@@ -118,24 +122,19 @@ def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
         not finite, or a place that cannot be written.
     """
     path = pathlib.Path(path)
-    _, write = _format(path)
+    _, _, write = _format(path)
     arrays = {}
     for name, value in state.items():
         array = np.asarray(value)
         if array.dtype.name == "bfloat16":
             array = array.astype(np.float32)
         arrays[name] = np.array(array, array.dtype.newbyteorder("="), order="C")
-    passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if not arrays:
             raise WeightsError("would hold no tensors: expected a state dict")
         _check(arrays)
         torch_files.check_size(sum(array.nbytes for array in arrays.values()))
-        with passing.open("xb") as stream:
-            write(stream, arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(passing, path)
+        _write_whole(path, lambda stream: write(stream, arrays))
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from None
     except OSError as error:
@@ -143,8 +142,20 @@ def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
             f"{path} cannot be written ({type(error).__name__}: {error}): expected a file name in "
             "an existing folder"
         ) from error
-    finally:
+
+
+def _write_whole(path: pathlib.Path, write: Callable[[BinaryIO], None]) -> None:
+    passing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stream = passing.open("xb")
+    try:
+        with stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(passing, path)
+    except BaseException:
         passing.unlink(missing_ok=True)
+        raise
 
 
 def _check(state: Mapping[str, np.ndarray]) -> None:
@@ -204,7 +215,7 @@ def _read_npz(raw: bytes) -> dict[str, np.ndarray]:
         for name in archive.files:
             array = archive[name]
             if not isinstance(array, np.ndarray):
-                raise WeightsError(f"holds {name}, which is no array")
+                raise WeightsError(f"holds {name}, which is no array: expected arrays only")
             state[name] = array.astype(array.dtype.newbyteorder("="), order="C")
     return state
 
@@ -228,8 +239,8 @@ _FORMATS: dict[str, tuple[_Read, _Write]] = {
 }
 
 
-def _format(path: pathlib.Path) -> tuple[_Read, _Write]:
-    for ending, functions in _FORMATS.items():
+def _format(path: pathlib.Path) -> tuple[str, _Read, _Write]:
+    for ending, (read, write) in _FORMATS.items():
         if path.name.lower().endswith(ending):
-            return functions
+            return ending, read, write
     raise WeightsError(f"{path}: expected a name that ends in one of {', '.join(_FORMATS)}")

@@ -15,7 +15,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ _MAX_AXES = 64  # NumPy's
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
+_Order = Literal["<", ">"]
 _Bytes = Callable[[str], bytes]  # a storage's key -> its content
 
 
@@ -72,7 +73,7 @@ def widened(bits: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------- the two files
-def _read_zip(raw: bytes) -> tuple[Any, _Bytes, str]:
+def _read_zip(raw: bytes) -> tuple[Any, _Bytes, _Order]:
     archive = zipfile.ZipFile(io.BytesIO(raw))
     names = check_members(archive)
     members = archive.infolist()
@@ -92,17 +93,18 @@ def _read_zip(raw: bytes) -> tuple[Any, _Bytes, str]:
     return root, content, "<" if order == b"little" else ">"
 
 
-def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, str]:
+def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, _Order]:
     if raw[257:262] == b"ustar":
         raise WeightsError(
-            "is a tar archive as PyTorch wrote before 0.2: load it there and save it again"
+            "is a tar archive, as the first PyTorch wrote: load it with PyTorch and save it again"
         )
     stream = io.BytesIO(raw)
     if raw[:1] != b"\x80" or torch_pickle.read_pickle(stream) != _MAGIC:
         raise WeightsError("is neither a zip archive nor PyTorch's: expected a file of torch.save")
     if (protocol := torch_pickle.read_pickle(stream)) != _PROTOCOL:
         raise WeightsError(f"has the protocol {protocol!r}: expected {_PROTOCOL}")
-    if torch_pickle.read_pickle(stream).get("little_endian") is not True:
+    system = torch_pickle.read_pickle(stream)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise WeightsError("is big-endian: expected a little-endian file")
     root = torch_pickle.read_pickle(stream)
     tensors = _all_tensors(root)
@@ -110,7 +112,7 @@ def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, str]:
     content = {}
     for key in torch_pickle.read_pickle(stream):
         (count,) = struct.unpack("<q", stream.read(8))
-        if not isinstance(key, str) or key not in sizes or count != sizes[key].count:
+        if not isinstance(key, str) or key not in sizes or count != sizes[key].length:
             raise WeightsError(f"has a storage of {count} elements that no tensor asks for")
         content[key] = stream.read(count * _itemsize(sizes[key]))
     return root, content.__getitem__, "<"
@@ -140,7 +142,7 @@ def _state_dict(root: Any) -> dict[str, Tensor]:
     nested = {key: found for key in _KEYS if (found := tensors(entries.get(key)))}
     if len(nested) > 1:
         raise WeightsError(f"holds several state dicts, under {', '.join(nested)}: expected one")
-    found = next(iter(nested.values()), None) or tensors(root)
+    found = next(iter(nested.values())) if nested else tensors(root)
     if not found:
         raise WeightsError(
             f"holds no tensors by name: expected a state dict, at the top or under one of "
@@ -158,23 +160,25 @@ def _bytes(name: str, tensor: Tensor) -> int:
     storage, offset, size, stride = tensor
     if not isinstance(storage, Storage) or not isinstance(size, tuple | list):
         raise WeightsError(f"{name} is no tensor")
-    numbers = [storage.count, offset, *size, *stride]
+    numbers = [storage.length, offset, *size, *stride]
     plain = all(type(n) is int and n >= 0 for n in numbers)
     if not plain or len(size) != len(stride) or len(size) > _MAX_AXES:
         raise WeightsError(f"{name} has offset {offset}, size {size} and strides {stride}")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if (last if count else offset - 1) >= storage.count:
-        raise WeightsError(f"{name} reaches beyond the {storage.count} elements of its storage")
+    if (last if count else offset - 1) >= storage.length:
+        raise WeightsError(f"{name} reaches beyond the {storage.length} elements of its storage")
     return count * _itemsize(storage)
 
 
-def _array(name: str, tensor: Tensor, content: _Bytes, order: str) -> np.ndarray:
+def _array(name: str, tensor: Tensor, content: _Bytes, order: _Order) -> np.ndarray:
     """A tensor's own copy of its numbers; it has been through `_bytes`."""
     storage, offset, size, stride = tensor
     raw, itemsize = content(storage.key), _itemsize(storage)
-    if len(raw) != storage.count * itemsize:
-        raise WeightsError(f"{name} asks for {storage.count} elements and finds {len(raw)} bytes")
+    if len(raw) != storage.length * itemsize:
+        raise WeightsError(
+            f"is damaged: {name} expected {storage.length} {storage.dtype}, found {len(raw)} bytes"
+        )
     dtype = np.dtype("uint16" if storage.dtype == BFLOAT16 else storage.dtype)
     if math.prod(size) == 0:
         view = np.empty(size, dtype)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from distill_jax.interop.torch_weights import WeightsError
 
@@ -48,7 +48,7 @@ class Storage(NamedTuple):
 
     dtype: str
     key: str
-    count: int
+    length: int
 
 
 class Tensor(NamedTuple):
@@ -71,7 +71,7 @@ def read_pickle(stream: BinaryIO) -> Any:
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
+    for opcode, argument, _ in cast(_Opcodes, pickletools.genops(stream)):
         name = opcode.name
         if name in _LITERALS:
             stack.append(argument)
@@ -97,9 +97,29 @@ def read_pickle(stream: BinaryIO) -> Any:
     return value
 
 
+_Opcodes = Iterable[tuple[pickletools.OpcodeInfo, Any, Any]]
 _LITERALS = frozenset(
-    "INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
+    [
+        "INT",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+    ]
 )
 _MARK = object()
 _FRESH: dict[str, Callable[[], Any]] = {
@@ -154,12 +174,12 @@ def _called(operands: list[Any]) -> Any:
 
 def _storage(operands: list[Any]) -> Storage:
     """The record that a persistent id stands for."""
-    kind, dtype, key, _, count, *view = operands[0]
+    kind, dtype, key, _, length, *view = operands[0]
     if kind != "storage" or not isinstance(dtype, Global) or any(v is not None for v in view):
         raise ValueError("a persistent id that is no plain storage")
-    if type(key) is not str or type(count) is not int:
+    if type(key) is not str or type(length) is not int:
         raise TypeError("a storage without its name or its size")
-    return Storage(STORAGES[dtype.name], key, count)
+    return Storage(STORAGES[dtype.name], key, length)
 
 
 def _built(operands: list[Any]) -> Any:

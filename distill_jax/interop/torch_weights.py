@@ -59,6 +59,15 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
     return traverse_util.unflatten_dict(flat)
 
 
+def entries(network: Network) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every entry of the network's state dict, in PyTorch's layouts."""
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    return [
+        (_torch_name(path), _to_torch_layout(np.empty(leaf.shape, np.float32)).shape)
+        for path, leaf in _flat(template).items()
+    ]
+
+
 def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
     """The state dict (name -> float32 array, PyTorch's layouts) of a network's variables."""
     return {

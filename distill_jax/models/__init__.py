@@ -5,24 +5,75 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models import plain, resnet
+from distill_jax.models import (
+    evolving,
+    four_stage_resnet,
+    plain,
+    resnet,
+    senet,
+    vgg,
+    wide_resnet,
+)
 from distill_jax.models.layers import Mode, Outputs
 
 Variables = dict[str, Any]
-Builder = Callable[[int, tuple[int, int, int]], nn.Module]
+Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)
 
+
+class Family(NamedTuple):
+    """Networks that differ in the numbers of their names, each {} of `form` a number."""
+
+    form: str
+    builder: Builder
+    sizes: tuple[tuple[int, ...], ...]  # those that the papers have
+    any_size: bool = False  # the builder judges other sizes; else there are none
+
+    def name(self, size: tuple[int, ...]) -> str:
+        return self.form.format(*size)
+
+    def size(self, name: str) -> tuple[int, ...] | None:
+        """The numbers in `name`, None where it is none of this family."""
+        match = re.fullmatch(self.form.replace("{}", "([1-9][0-9]*)"), name)
+        size = tuple(map(int, match.groups())) if match else None
+        return size if self.any_size or size in self.sizes else None
+
+
+def _one(sizes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    return tuple((size,) for size in sizes)
+
+
+FAMILIES = (
+    Family("plane{}", plain.build, _one(plain.SIZES)),
+    Family("resnet{}", resnet.build, _one(resnet.DEPTHS)),
+    Family("resnet{}x{}", resnet.build_wide, ((8, 4), (32, 4)), any_size=True),
+    Family(
+        "wrn_{}_{}",
+        wide_resnet.build,
+        ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10)),
+        any_size=True,
+    ),
+    Family("vgg{}", vgg.build, _one(vgg.COUNTS)),
+    Family("cifar_resnet{}", four_stage_resnet.build_cifar, _one(four_stage_resnet.COUNTS)),
+    Family("cifar_resnext{}", four_stage_resnet.build_cifar_next, _one(four_stage_resnet.COUNTS)),
+    Family("cifar_senet{}", senet.build_cifar, _one(four_stage_resnet.COUNTS)),
+    Family("cifar_vgg{}", vgg.build_cifar, _one(vgg.CIFAR_DEPTHS)),
+    Family("imagenet_resnet{}", four_stage_resnet.build_imagenet, _one(four_stage_resnet.COUNTS)),
+)
 MODELS: dict[str, Builder] = {
-    **{f"plane{size}": functools.partial(plain.build, size) for size in plain.SIZES},
-    **{f"resnet{depth}": functools.partial(resnet.build, depth) for depth in resnet.DEPTHS},
+    family.name(size): functools.partial(family.builder, *size)
+    for family in FAMILIES
+    for size in family.sizes
 }
+EVOLVING = "evolving:"  # before any name: that network with TESKD's branches
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
@@ -35,6 +86,14 @@ class Network:
     classes: int
     image_shape: tuple[int, int, int]
     dtype: str = "float32"
+
+    @property
+    def backbone(self) -> Network:
+        """The network that stays when an evolving one's branches go; any other is its own."""
+        if not isinstance(self.module, evolving.Evolving):
+            return self
+        name = self.name.removeprefix(EVOLVING)
+        return dataclasses.replace(self, name=name, module=self.module.backbone)
 
     def init(self, key: Array) -> Variables:
         """Fresh {"params", "batch_stats"}, float32, in one compiled call."""
@@ -61,9 +120,10 @@ class Network:
         """
         mode = Mode(train, axis_name, DTYPES[self.dtype])
         if not train:
-            return self.module.apply(variables, images, mode), variables["batch_stats"]
+            outputs = cast(Outputs, self.module.apply(variables, images, mode))
+            return outputs, variables["batch_stats"]
         outputs, updated = self.module.apply(variables, images, mode, mutable=["batch_stats"])
-        return outputs, updated["batch_stats"]
+        return cast(Outputs, outputs), updated["batch_stats"]
 
 
 def build(
@@ -74,17 +134,53 @@ def build(
     Raises:
       ValueError: unknown name or dtype, fewer than two classes, images that it cannot take.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown network {name!r}{hint} There are {', '.join(MODELS)}")
+    check_name(name)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape is (height, width, channels), got {image_shape}")
-    return Network(name, MODELS[name](classes, image_shape), classes, tuple(image_shape), dtype)
+    module = _builder(name.removeprefix(EVOLVING))(classes, image_shape)
+    if name.startswith(EVOLVING):
+        module = evolving.build(module, classes)
+    height, width, channels = image_shape
+    return Network(name, module, classes, (height, width, channels), dtype)
+
+
+def check_name(name: str) -> None:
+    """Raises an error unless there is a network called `name`.
+
+    Raises:
+      ValueError: there is none, and the message lists those there are; or its size is no legal one.
+    """
+    _builder(name.removeprefix(EVOLVING))(2, (224, 224, 3))  # images that all of them take
+
+
+def _builder(name: str) -> Builder:
+    for family in FAMILIES:
+        size = family.size(name)
+        if size is not None:
+            return functools.partial(family.builder, *size)
+    close = difflib.get_close_matches(name, MODELS, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    rules = ", ".join(family.form.format("D", "K") for family in FAMILIES if family.any_size)
+    raise ValueError(
+        f"unknown network {name!r}{hint} There are {', '.join(MODELS)}, other sizes of {rules}, "
+        f"and {EVOLVING}NAME for each"
+    )
+
+
+def deploy(network: Network, variables: Variables) -> Variables:
+    """The variables of `network.backbone` alone, from those of an evolving network.
+
+    Its logits are those of the whole. Any other network's variables come back as they are.
+    """
+    template = jax.eval_shape(network.backbone.init, jax.random.key(0))
+    return {
+        collection: {name: variables[collection][name] for name in modules}
+        for collection, modules in template.items()
+    }
 
 
 def count_parameters(network: Network) -> int:

@@ -52,7 +52,7 @@ class FourStageResNet(nn.Module):
     block: Any  # the class of its residual blocks
     counts: tuple[int, ...]
     classes: int
-    init: Init
+    initial: Init
     large_stem: bool = False
     stem_name: str = "conv1"
 
@@ -64,12 +64,12 @@ class FourStageResNet(nn.Module):
             kernel_size,
             stride,
             use_bias=False,
-            kernel_init=self.init.conv,
+            kernel_init=self.initial.conv,
             name=self.stem_name,
         )
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
         x = max_pool_overlapping(x) if self.large_stem else x
-        block = functools.partial(self.block, kernel_init=self.init.conv)
+        block = functools.partial(self.block, kernel_init=self.initial.conv)
         stages = run_stages(x, mode, block, WIDTHS, self.counts)
         feature = global_average_pool(stages[-1])
         return Outputs(Linear(self.classes, name="fc")(feature), feature, stages)

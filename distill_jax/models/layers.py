@@ -42,6 +42,11 @@ class Outputs(NamedTuple):
     branches: tuple[Outputs, ...] = ()
 
 
+def per_channel(vector: Array, x: Array) -> Array:
+    """`vector` (C,) shaped to act on the last axis of `x` (..., C)."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
 def at_least_float32(x: Array) -> Array:
     """Half precision widened to float32; float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -62,7 +67,9 @@ class Init(NamedTuple):
 
 TORCH = Init()
 HE = Init(conv=he_fan_out)
-HE_VGG = Init(he_fan_out, nn.initializers.zeros, nn.initializers.normal(0.01), nn.initializers.zeros)
+HE_VGG = Init(
+    he_fan_out, nn.initializers.zeros, nn.initializers.normal(0.01), nn.initializers.zeros
+)
 
 
 def _bias_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -157,13 +164,13 @@ class Conv(nn.Module):
         if self.use_bias:
             bias_init = self.bias_init or _bias_uniform(k * k * inputs)
             bias = self.param("bias", bias_init, (self.features,))
-        if scale is not None:
-            kernel = kernel * scale
+        if scale is not None and shift is not None:
+            kernel = kernel * per_channel(scale, kernel)
             bias = shift if bias is None else bias * scale + shift
         y = conv2d(
             x.astype(mode.dtype), kernel.astype(mode.dtype), self.stride, padding, self.groups
         )
-        return y if bias is None else y + bias.astype(mode.dtype)
+        return y if bias is None else y + per_channel(bias.astype(mode.dtype), y)
 
 
 # -------------------------------------------------------------------------------------- BatchNorm
@@ -195,24 +202,26 @@ class BatchNorm(nn.Module):
         """x (..., features) -> the same shape and type."""
         if not mode.train:
             scale, shift = self.running_affine()
-            return (x * scale + shift).astype(x.dtype)
+            return (x * per_channel(scale, x) + per_channel(shift, x)).astype(x.dtype)
         wide = at_least_float32(x)
         axes = tuple(range(x.ndim - 1))
 
         def mean_over_batch(values):
             local = jnp.mean(values, axes)
-            return local if mode.axis_name is None else lax.pmean(local, mode.axis_name)
+            whole = local if mode.axis_name is None else lax.pmean(local, mode.axis_name)
+            return per_channel(whole, x)
 
         mean = mean_over_batch(wide)
-        var = mean_over_batch(jnp.square(wide - mean))
+        centred = wide - mean
+        var = mean_over_batch(jnp.square(centred))
         if not self.is_initializing():
             devices = 1 if mode.axis_name is None else lax.axis_size(mode.axis_name)
             n = devices * (x.size // self.features)
             unbiased = var * (n / max(n - 1, 1))
-            self.mean.value += self.momentum * (mean - self.mean.value)
-            self.var.value += self.momentum * (unbiased - self.var.value)
-        scale = self.scale * lax.rsqrt(var + self.epsilon)
-        return ((wide - mean) * scale + self.bias).astype(x.dtype)
+            self.mean.value += self.momentum * (mean.ravel() - self.mean.value)
+            self.var.value += self.momentum * (unbiased.ravel() - self.var.value)
+        scale = per_channel(self.scale, x) * lax.rsqrt(var + self.epsilon)
+        return (centred * scale + per_channel(self.bias, x)).astype(x.dtype)
 
 
 def conv_norm(
@@ -251,14 +260,14 @@ def resize_bilinear(x: Array, size: tuple[int, int]) -> Array:
     """Bilinear resize whose corner pixels stay corner pixels, (B, h, w, C) -> (B, *size, C).
 
     Output pixel o lies at o·(in - 1)/(out - 1) in the input. Two products with constant matrices,
-    whose gradients are products too; their rows sum to one.
+    whose gradients are products too; their rows sum to one, for which they stay in float32.
     """
-    for axis, name in ((1, "ah"), (2, "aw")):
-        if x.shape[axis] != size[axis - 1]:
-            weights = jnp.asarray(_corner_weights(x.shape[axis], size[axis - 1]), x.dtype)
-            out = "bhwc".replace(name[1], "a")
-            x = jnp.einsum(f"{name},bhwc->{out}", weights, x, precision=lax.Precision.HIGHEST)
-    return x
+    y = at_least_float32(x)
+    for axis, product in ((1, "ah,bhwc->bawc"), (2, "aw,bhwc->bhac")):
+        if y.shape[axis] != size[axis - 1]:
+            weights = jnp.asarray(_corner_weights(y.shape[axis], size[axis - 1]), y.dtype)
+            y = jnp.einsum(product, weights, y, precision=lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
 
 
 @functools.cache
@@ -294,4 +303,5 @@ class Linear(nn.Module):
         inputs = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
         bias = self.param("bias", self.bias_init or _bias_uniform(inputs), (self.features,))
-        return at_least_float32(x) @ kernel + bias
+        y = at_least_float32(x) @ kernel
+        return y + per_channel(bias, y)

@@ -1,4 +1,4 @@
-"""Plain CNNs of TAKD and DGKD: 3×3 convolutions with BatchNorm, max pools, one or two linear layers.
+"""Plain CNNs of TAKD and DGKD: 3×3 convolutions with BatchNorm, max pools, linear layers.
 
 The books below are the papers' networks; a number is a convolution's width, M a 2×2 max pool. The
 book of CIFAR-100 serves every data set of more than ten classes, and the odd sizes, of which only

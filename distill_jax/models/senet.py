@@ -6,6 +6,8 @@ stage1.0.residual.0, stage1.0.shortcut.0, stage1.0.excitation.0, linear.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flax import linen as nn
 from jax import Array
 
@@ -30,7 +32,7 @@ class SEBlock(nn.Module):
     has its ReLU before the scaling, and the block another after the sum.
     """
 
-    layers = ((3, 1, True), (3, 1, False))
+    layers: ClassVar[tuple[tuple[int, int, bool], ...]] = ((3, 1, True), (3, 1, False))
 
     features: int
     stride: int = 1
@@ -40,9 +42,7 @@ class SEBlock(nn.Module):
         y = x
         for index, (kernel_size, widen, strided) in enumerate(self.layers):
             stride = self.stride if strided else 1
-            conv = Conv(
-                widen * self.features, kernel_size, stride, name=f"residual.{3 * index}"
-            )
+            conv = Conv(widen * self.features, kernel_size, stride, name=f"residual.{3 * index}")
             y = nn.relu(conv_norm(y, mode, conv, f"residual.{3 * index + 1}"))
         outputs = y.shape[-1]
         if self.stride != 1 or x.shape[-1] != outputs:

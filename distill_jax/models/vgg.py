@@ -1,7 +1,7 @@
 """VGG with BatchNorm for small images: the distillation literature's form and TESKD's.
 
-Both follow the counts of convolutions per block of Simonyan and Zisserman (2015), at widths 64, 128,
-256, 512, 512, all 3×3 with a bias.
+Both take the counts of convolutions per block from Simonyan and Zisserman (2015), at widths 64,
+128, 256, 512, 512, all 3×3 with a bias.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class VGG(nn.Module):
 
 
 class CifarVGG(nn.Module):
-    """TESKD's VGG: two convolutions and a pool, four blocks that end in a pool, three linear layers.
+    """TESKD's VGG: two convolutions, a pool, four blocks ending in a pool, three linear layers.
 
-    Stages end after the pools, 8, 4, 2 and 1 pixels wide at 32×32; the feature is their pooled last,
-    before all three linear layers. State-dict names: conv1, bn1, conv2, bn2, layer1.0, layer1.1, ...,
-    classifier.0.
+    Stages end after the pools, 8, 4, 2 and 1 pixels wide at 32×32; the feature is the average of
+    the last, before all linear layers. State-dict names: conv1, bn1, conv2, bn2, layer1.0,
+    layer1.1, ..., classifier.0.
     """
 
     counts: tuple[int, ...]

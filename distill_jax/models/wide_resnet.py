@@ -35,7 +35,12 @@ class PreActivationBlock(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> Array:
         def conv(kernel_size, stride, name):
             return Conv(
-                self.features, kernel_size, stride, use_bias=False, kernel_init=he_fan_out, name=name
+                self.features,
+                kernel_size,
+                stride,
+                use_bias=False,
+                kernel_init=he_fan_out,
+                name=name,
             )
 
         active = nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, mode))
@@ -74,9 +79,7 @@ class WideResNet(nn.Module):
         return Outputs(logits, feature, stages)
 
 
-def build(
-    depth: int, factor: int, classes: int, image_shape: tuple[int, int, int]
-) -> WideResNet:
+def build(depth: int, factor: int, classes: int, image_shape: tuple[int, int, int]) -> WideResNet:
     """WideResNet of `depth` = 6n+4 layers and widths 16/32/64·factor.
 
     Raises:
