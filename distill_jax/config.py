@@ -58,7 +58,9 @@ class Experiment:
     recipe: dict[str, Any]
     overrides: dict[str, dict[str, Any]]
     loss: losses.LossOptions
+    evolve: losses.EvolveOptions
     dropping: Dropping
+    teacher_weights: dict[str, str]
     selection: str
     protocol: str
     dtype: str
@@ -72,7 +74,9 @@ class Experiment:
         fields = {f.name for f in dataclasses.fields(OptimOptions)}
         optim = OptimOptions(**{k: v for k, v in values.items() if k in fields})
         rest = {k: v for k, v in values.items() if k not in fields}
-        return Recipe(**rest, loss=self.loss, selection=self.selection, optim=optim)
+        return Recipe(
+            **rest, loss=self.loss, evolve=self.evolve, selection=self.selection, optim=optim
+        )
 
     def seed_of(self, network: str, seed: int) -> int:
         """The seed of one network: its override's, else the run's."""
@@ -125,6 +129,11 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": "sum"},
             "dropping": {"kind": "", "number": 1, "survival": 0.75, "teacher_droppable": True},
+            # TESKD, for networks called evolving:NAME; see distill_jax.losses.EvolveOptions.
+            "evolve": dataclasses.asdict(losses.EvolveOptions()),
+            # Networks that are not trained but read, from .safetensors, .npz or .pth: FILE for the
+            # largest of the row, or NAME=FILE,NAME=FILE.
+            "teacher_weights": "",
             # {network: {recipe field or seed: value}}
             "overrides": {},
             # {label: {recipe field: value}}: plain training of the students, changed like that.
@@ -192,6 +201,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         recipe={**values["recipe"], "survival": survival},
         overrides=_overrides(values["overrides"], values["recipe"], networks),
         loss=losses.LossOptions(**loss),
+        evolve=losses.EvolveOptions(**values["evolve"]),
+        teacher_weights=_teacher_weights(values["teacher_weights"], networks),
         dropping=Dropping(**dropping),
         selection=values["selection"] or ("test" if protocol == "official" else "validation"),
         protocol=protocol,
@@ -249,6 +260,19 @@ def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
     if len(set(labels)) < len(labels):
         raise ConfigError(f"guidance is named twice: {', '.join(labels)}")
     return tuple(rows)
+
+
+def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for part in _words(text):
+        name, equals, file = part.partition("=")
+        name, file = (name.strip(), file.strip()) if equals else (networks[0], part)
+        if name not in networks:
+            raise ConfigError(_unknown("teacher_weights", name, networks))
+        if name in files or not file:
+            raise ConfigError(f"teacher_weights names one file for each network, got {text!r}")
+        files[name] = file
+    return files
 
 
 def _overrides(overrides, recipe, networks) -> dict[str, dict[str, Any]]:

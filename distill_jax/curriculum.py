@@ -22,6 +22,8 @@ from distill_jax import config as config_lib
 from distill_jax import data, guidance, models, report, training
 from distill_jax.checkpoint import CheckpointError, Checkpoints, restore, save, write_json
 from distill_jax.config import ConfigError, Experiment, Row
+from distill_jax.interop.files import load_variables
+from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
 from distill_jax.report.progress import MetricsFile, Reporter, Several
 from distill_jax.training import Job, Trained
@@ -59,6 +61,7 @@ class _Planned:
     jobs: dict[str, Job]
     teachers: dict[str, tuple[str, ...]]  # address -> its teachers' addresses
     asked: dict[tuple[str, str, int], str]  # (label, network, seed) -> address
+    plain: dict[str, str]  # address -> that of the same network trained alone by the same recipe
 
 
 def run(
@@ -89,6 +92,7 @@ def run(
         plan = _plan(experiment, dataset)
         for job in plan.jobs.values():
             training.check(job, dataset, experiment.topology)
+        given = {a: load_variables(j.weights, j.network) for a, j in plan.jobs.items() if j.weights}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with _opened(workdir) as folder:
@@ -98,9 +102,17 @@ def run(
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
         several = Several(*reporters)
         trained: dict[str, Trained] = {}
+        for address, variables in given.items():  # first, so that a wrong file shows at once
+            trained[address] = training.adopt(plan.jobs[address], dataset, variables)
+            several.stage_ended(plan.jobs[address], trained[address].record)
         for address, job in plan.jobs.items():
+            if address in given:
+                continue
             frozen = tuple(trained[teacher].variables for teacher in plan.teachers[address])
-            trained[address] = _stage(job, dataset, frozen, experiment, folder, several, stop)
+            plain = trained.get(plan.plain.get(address, ""))
+            trained[address] = _stage(
+                job, dataset, frozen, experiment, folder, several, stop, plain
+            )
         results = _results(plan, trained, experiment)
         if folder is not None:
             write_json(folder / "results.json", results.rows)
@@ -108,7 +120,7 @@ def run(
 
 
 def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
-    plan = _Planned({}, {}, {})
+    plan = _Planned({}, {}, {}, {})
     about_data = _identity(dataset)
     for seed in experiment.seeds:
         for row in experiment.rows:
@@ -117,6 +129,7 @@ def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
                 teachers = tuple(addresses[name] for name in stage.teachers)
                 job = _job(experiment, dataset, row, stage, seed)
                 address = _address(job, about_data, teachers)
+                plan.plain[address] = _address(job, about_data, ())
                 addresses[stage.network] = address
                 plan.jobs[address] = dataclasses.replace(job, address=address)
                 plan.teachers[address] = teachers
@@ -134,28 +147,47 @@ def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: i
         changes["dropping"] = experiment.dropping
     return Job(
         network=build(stage.network),
-        teachers=tuple(map(build, stage.teachers)),
+        # An evolving network teaches as what is left of it when it is trained.
+        teachers=tuple(build(name).backbone for name in stage.teachers),
+        weights=experiment.teacher_weights.get(stage.network, ""),
         recipe=experiment.recipe_of(stage.network, **changes),
         seed=experiment.seed_of(stage.network, seed),
     )
 
 
 def _address(job: Job, about_data: str, teachers: tuple[str, ...]) -> str:
+    if job.weights:
+        network = (job.network.name, job.network.dtype)
+        return _digest({"network": network, "data": about_data, "file": _file_digest(job.weights)})
     recipe = dataclasses.asdict(job.recipe)
+    if not job.network.branches:
+        del recipe["evolve"]
     if not teachers:  # what only concerns teachers does not make another plain training
         for name in ("temperature", "kd_weight", "survival", "loss", "dropping"):
             del recipe[name]
     elif job.recipe.dropping.kind != "bernoulli":
         del recipe["survival"]
     about = {
-        "format": FORMAT,
         "network": [job.network.name, job.network.dtype],
         "data": about_data,
         "recipe": recipe,
         "seed": job.seed,
         "teachers": teachers,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(about)
+
+
+def _digest(about: dict[str, Any]) -> str:
+    text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"teacher_weights {path} cannot be read: {error}") from error
 
 
 def _identity(dataset: data.Dataset) -> str:
@@ -167,14 +199,14 @@ def _identity(dataset: data.Dataset) -> str:
     return sha.hexdigest()
 
 
-def _stage(job, dataset, frozen, experiment, folder, reporter, stop) -> Trained:
+def _stage(job, dataset, frozen, experiment, folder, reporter, stop, plain) -> Trained:
     """A stage's result, from its folder where it is finished there."""
     if folder is None:
-        return _train(job, dataset, frozen, experiment, None, reporter, stop)
+        return _train(job, dataset, frozen, experiment, None, reporter, stop, plain)
     place = folder / "stages" / f"{job.network.name.replace(':', '-')}-{job.address}"
     result = place / "result.json"
     if result.exists():
-        template = jax.eval_shape(job.network.init, jax.random.key(0))
+        template = jax.eval_shape(job.network.backbone.init, jax.random.key(0))
         try:
             variables, _ = restore(place / "weights", template)
             found = json.loads(result.read_text())
@@ -186,7 +218,7 @@ def _stage(job, dataset, frozen, experiment, folder, reporter, stop) -> Trained:
             ) from error
     place.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(place / "progress")
-    trained = _train(job, dataset, frozen, experiment, checkpoints, reporter, stop)
+    trained = _train(job, dataset, frozen, experiment, checkpoints, reporter, stop, plain)
     # Written last: a stage is finished when this file is there.
     save(place / "weights", trained.variables, {"address": job.address})
     write_json(result, {"record": trained.record, "history": trained.history})
@@ -194,7 +226,7 @@ def _stage(job, dataset, frozen, experiment, folder, reporter, stop) -> Trained:
     return trained
 
 
-def _train(job, dataset, frozen, experiment, checkpoints, reporter, stop) -> Trained:
+def _train(job, dataset, frozen, experiment, checkpoints, reporter, stop, plain) -> Trained:
     trained = training.train(
         job,
         dataset,
@@ -204,6 +236,7 @@ def _train(job, dataset, frozen, experiment, checkpoints, reporter, stop) -> Tra
         due=config_lib.checkpoint_due(experiment.checkpoint_every),
         reporter=reporter,
         stop=stop,
+        plain_accuracy=plain.record["valid_accuracy"] if plain else None,
     )
     reporter.stage_ended(job, trained.record)
     return trained
@@ -225,7 +258,7 @@ def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment
                 "stage": address,
             }
         )
-        networks[label, student, seed] = (job.network, stage.variables)
+        networks[label, student, seed] = (job.network.backbone, stage.variables)
         histories[label, student, seed] = stage.history
     return Results(rows, networks, histories)
 

@@ -14,10 +14,11 @@ What papers and authors' codes disagree on is a named option of `LossOptions`:
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 KL_REDUCTIONS = ("batch_mean", "element_mean")
 CROSS_ENTROPY = ("once", "per_teacher")
@@ -136,14 +137,15 @@ def multi_teacher(
       options: how the terms are counted.
 
     Returns:
-      The loss (B,), and its unweighted terms: "ce" (B,), "kl" (B,) summed over kept teachers.
+      The loss (B,), and its terms (B,): "ce" and "kl" (summed over kept teachers) as they are, and
+      "weighted_ce" and "weighted_kl" as they stand in the loss, which is their sum.
 
     References:
       TAKD, Mirzadeh et al., AAAI 2020, eq. 3; DGKD, Son et al., ICCV 2021, eqs. 4-7.
     """
     ce = cross_entropy(logits, labels)
     if not teacher_logits.shape[0]:
-        return ce, {"ce": ce, "kl": jnp.zeros_like(ce)}
+        return ce, {"ce": ce, "weighted_ce": ce}
     kept = keep.astype(ce.dtype)
     number = jnp.sum(kept)
     per_teacher = kl_divergence(teacher_logits, logits, temperature)
@@ -153,8 +155,109 @@ def multi_teacher(
         kd = kd / jnp.maximum(number, 1.0)
     counted = options.cross_entropy == "per_teacher" and options.teachers == "sum"
     ce_count = number if counted else 1.0
-    taught = ce_count * (1.0 - kd_weight) * ce + kd_weight * temperature**2 * kd
-    return jnp.where(number > 0, taught, ce), {"ce": ce, "kl": kl}
+    weighted_ce = jnp.where(number > 0, ce_count * (1.0 - kd_weight), 1.0) * ce
+    weighted_kl = kd_weight * temperature**2 * kd
+    terms = {"ce": ce, "kl": kl, "weighted_ce": weighted_ce, "weighted_kl": weighted_kl}
+    return weighted_ce + weighted_kl, terms
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolveOptions:
+    """How an evolving backbone and its branches teach each other (TESKD); see `self_distillation`.
+
+    Args:
+      temperature: T of the softened distributions; 4, and 3 in the authors' first release.
+      ce_weight: of the cross-entropies of all exits.
+      kd_weight: of the KL from the backbone to each branch.
+      feature_weight: of the feature term.
+      detach_target: stop the KL's gradient at the backbone, so that branches only learn from it.
+      branch_weights: one factor for each branch on its three terms, deepest first; empty for ones.
+      feature_reduction: "sum" over the batch, as the authors' code does, so that the term grows
+        with the batch size; or "mean" over it.
+
+    Raises:
+      ValueError: a value out of its range, naming it.
+    """
+
+    temperature: float = 4.0
+    ce_weight: float = 0.2
+    kd_weight: float = 0.8
+    feature_weight: float = 1e-7
+    detach_target: bool = False
+    branch_weights: tuple[float, ...] = ()
+    feature_reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is a number above 0, got {self.temperature}")
+        for name in ("ce_weight", "kd_weight", "feature_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is a number of 0 or more, got {getattr(self, name)}")
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in self.branch_weights):
+            raise ValueError(f"branch_weights are numbers of 0 or more, got {self.branch_weights}")
+        if self.feature_reduction not in ("sum", "mean"):
+            raise ValueError(
+                f"feature_reduction is one of ('sum', 'mean'), got {self.feature_reduction!r}"
+            )
+
+
+def self_distillation(
+    logits: Array,
+    features: Array,
+    labels: Array,
+    *,
+    batch_size: int,
+    options: EvolveOptions = EvolveOptions(),
+) -> tuple[Array, dict[str, Array]]:
+    """TESKD's loss of a backbone (index 0) and its student branches, per example.
+
+    L = a Σ_i w_i CE(s_i) + b T² Σ_{i>0} w_i KL(softmax(t/T) + 1e-7 || softmax(s_i/T))
+      + c Σ_{i>0} w_i Σ_channels (f_i - sg f_t)² [f_i > 0 or f_t > 0], with t = s_0 and w_0 = 1.
+
+    The KL's gradient reaches the backbone through t (unless detached), the feature term's does
+    not. The target is not renormalised after 1e-7 is added.
+
+    Args:
+      logits: (1 + branches, B, C).
+      features: (1 + branches, B, F), the vectors before the classifiers.
+      labels: (B,) integers in [0, C).
+      batch_size: examples over all devices; the feature term is their sum, so that its mean is
+        multiplied by this number.
+      options: the weights a, b, c and the rest.
+
+    Returns:
+      The loss (B,), and its terms (B,): "ce", "kl" and "feature" as they are, and the weighted
+      ones, which add up to it.
+
+    Raises:
+      ValueError: a number of branch weights other than of branches.
+
+    References:
+      Student Helping Teacher, arXiv 2110.00329, and its authors' code.
+    """
+    branches = logits.shape[0] - 1
+    if len(options.branch_weights) not in (0, branches):
+        raise ValueError(f"{branches} branches need as many branch_weights, got {options}")
+    weights = jnp.asarray(options.branch_weights or (1.0,) * branches, _wide(logits).dtype)[:, None]
+    ce = cross_entropy(logits, labels)
+    target = lax.stop_gradient(logits[0]) if options.detach_target else logits[0]
+    targets = jax.nn.softmax(_soften(target, options.temperature)) + 1e-7
+    log_probs = jax.nn.log_softmax(_soften(logits[1:], options.temperature))
+    kl = options.temperature**2 * jnp.sum(targets * (jnp.log(targets) - log_probs), -1)
+    theirs, own = _wide(features[1:]), lax.stop_gradient(_wide(features[:1]))
+    distance = jnp.where((theirs > 0) | (own > 0), jnp.square(theirs - own), 0.0).sum(-1)
+    feature = distance * (batch_size if options.feature_reduction == "sum" else 1)
+    terms = {
+        "ce": ce[0] + jnp.sum(weights * ce[1:], 0),
+        "kl": jnp.sum(weights * kl, 0),
+        "feature": jnp.sum(weights * feature, 0),
+    }
+    weighted = {
+        "weighted_ce": options.ce_weight * terms["ce"],
+        "weighted_kl": options.kd_weight * terms["kl"],
+        "weighted_feature": options.feature_weight * terms["feature"],
+    }
+    return sum(weighted.values(), jnp.zeros_like(ce[0])), {**terms, **weighted}
 
 
 def _wide(logits: Array) -> Array:
@@ -165,5 +268,5 @@ def _soften(logits: Array, temperature: Array | float) -> Array:
     # Shifted before the division: logits near the largest half-precision number over a small
     # temperature would overflow float32, and softmax does not see the shift.
     logits = _wide(logits)
-    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    shift = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
     return (logits - shift) / temperature

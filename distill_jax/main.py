@@ -30,8 +30,11 @@ def main(argv: list[str]) -> int:
         return _fail(f"unexpected argument {argv[1]!r}; values are given as --config.FIELD=VALUE")
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every file
-    config = CONFIG.value
-    workdir = Path(WORKDIR.value or f"runs/{config.name}")
+    try:
+        config = CONFIG.value
+        workdir = Path(WORKDIR.value or f"runs/{config.name}")
+    except OSError as error:
+        return _fail(str(error))
     _use_compilation_cache(workdir)
     # Imported here: a mistyped flag is answered before JAX is loaded.
     from distill_jax import curriculum, report

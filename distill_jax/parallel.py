@@ -132,17 +132,34 @@ def eval_loop(step: EvalStep, topology: Topology) -> Callable:
     """Compiles the evaluation of a whole data set as one dispatch.
 
     Returns:
-      (variables, teachers' variables, images, labels, order (S, B), mask (S, B)) -> metrics.
+      (variables, images, labels, order (S, B), mask (S, B)) -> metrics.
     """
 
-    def run(device, variables, frozen, images, labels, order, mask):
+    def run(device, variables, images, labels, order, mask):
         def sums_of(t):
             batch = topology.batch(device, images, labels, order[t], mask[t])
-            return step(variables, frozen, batch)
+            return step(variables, batch)
 
         # At least one row: evaluated once more it would count twice, so the first starts the sums.
         return lax.fori_loop(
             1, order.shape[0], lambda t, sums: metrics.merge(sums, sums_of(t)), sums_of(0)
         )
 
-    return topology.compile(run, arguments=6, donated=0)
+    return topology.compile(run, arguments=5, donated=0)
+
+
+def predict_loop(step: EvalStep) -> Callable:
+    """Compiles the logits of a whole data set as one dispatch, on one device.
+
+    Returns:
+      (variables, images, labels, order (S, B), mask (S, B)) -> logits (S, B, C).
+    """
+    alone = Topology()
+
+    def run(variables, images, labels, order, mask):
+        def logits_of(rows):
+            return step(variables, alone.batch(None, images, labels, *rows))
+
+        return lax.map(logits_of, (order, mask))
+
+    return jax.jit(run)

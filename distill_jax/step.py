@@ -16,6 +16,8 @@ from distill_jax import losses, metrics, optim, rng
 from distill_jax.dropping import Dropping, keep_mask
 from distill_jax.models import Network, Outputs, Variables
 
+# (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper, batch size over all devices)
+# -> the loss (B,), and terms (B,) to report; those called weighted_* add up to the loss.
 Objective = Callable[..., tuple[Array, dict[str, Array]]]
 Prepare = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised float images
 DrawKeep = Callable[[Array, Array, "Hyper"], Array]  # (key, step, hyper) -> (K,) booleans
@@ -73,13 +75,13 @@ class Hyper(NamedTuple):
 TrainStep = Callable[
     [TrainState, tuple[Variables, ...], Batch, Hyper, Array], tuple[TrainState, metrics.Metrics]
 ]
-EvalStep = Callable[[Variables, tuple[Variables, ...], Batch], metrics.Metrics]
+EvalStep = Callable[[Variables, Batch], Any]
 
 
 def multi_teacher_objective(options: losses.LossOptions) -> Objective:
     """Cross-entropy and KL to the kept teachers, on the logits; see `losses.multi_teacher`."""
 
-    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper):
+    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper, batch_size):
         return losses.multi_teacher(
             outputs.logits,
             labels,
@@ -89,6 +91,28 @@ def multi_teacher_objective(options: losses.LossOptions) -> Objective:
             kd_weight=hyper.kd_weight,
             options=options,
         )
+
+    return objective
+
+
+def evolving_objective(options: losses.EvolveOptions, taught: losses.LossOptions) -> Objective:
+    """TESKD's loss and, where frozen teachers teach the backbone too, their λ T² KL added to it."""
+
+    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper, batch_size):
+        exits = (outputs, *outputs.branches)
+        loss, terms = losses.self_distillation(
+            jnp.stack([exit.logits for exit in exits]),
+            jnp.stack([exit.feature for exit in exits]),
+            labels,
+            batch_size=batch_size,
+            options=options,
+        )
+        if not teacher_logits.shape[0]:
+            return loss, terms
+        above = multi_teacher_objective(taught)
+        _, found = above(outputs, labels, teacher_logits, keep, hyper, batch_size)
+        terms |= {"frozen_kl": found["kl"], "weighted_frozen_kl": found["weighted_kl"]}
+        return loss + found["weighted_kl"], terms
 
     return objective
 
@@ -169,8 +193,7 @@ def make_train_step(
       teachers: the frozen networks, largest first.
       optimizer: the update rule.
       schedule: learning rate of a step.
-      objective: (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper) -> the loss (B,) and
-        a dict of terms (B,) to report.
+      objective: what the student minimises, and the terms to report.
       prepare: augments and normalises.
       draw_keep: which teachers teach this mini-batch, see `draw_from`; None keeps all.
       axis_name: the devices' axis under pmap; gradients are averaged and metrics added over it.
@@ -183,6 +206,7 @@ def make_train_step(
     frozen = Frozen(teachers)
 
     def train_step(state, variables, batch, hyper, key):
+        devices = 1 if axis_name is None else lax.axis_size(axis_name)
         keys = rng.per_example(rng.stream(key, "augment", state.step), batch.positions)
         images = prepare(keys, batch.images)
         drawn = None if draw_keep is None else draw_keep(key, state.step, hyper)
@@ -194,12 +218,14 @@ def make_train_step(
             outputs, batch_stats = network.apply(
                 student, images, train=True, axis_name=axis_name if sync_bn else None
             )
-            loss, terms = objective(outputs, batch.labels, teacher_logits, keep, hyper)
-            return jnp.mean(loss), (outputs.logits, batch_stats, {"loss": loss, **terms})
+            loss, terms = objective(
+                outputs, batch.labels, teacher_logits, keep, hyper, len(batch.labels) * devices
+            )
+            return jnp.mean(loss), (outputs, batch_stats, {"loss": loss, **terms})
 
-        grads, (logits, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
+        grads, (outputs, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         sums = {name: metrics.mean_of(values) for name, values in terms.items()}
-        sums["accuracy"] = metrics.mean_of(jnp.argmax(logits, -1) == batch.labels)
+        sums |= _accuracies(outputs, batch.labels)
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
             sums = lax.psum(sums, axis_name)
@@ -231,16 +257,30 @@ def make_eval_step(
       axis_name: the devices' axis under pmap.
 
     Returns:
-      (variables, teachers' variables, batch) -> metrics "accuracy" and "loss" (cross-entropy).
+      (variables, batch) -> metrics "accuracy", "loss" (cross-entropy) and, of an evolving network,
+      "branch1_accuracy" and so on, deepest first.
     """
 
-    def eval_step(variables, frozen, batch):
-        logits = network.apply(variables, prepare(batch.images))[0].logits
-        ce = losses.cross_entropy(logits, batch.labels)
-        sums = {
-            "accuracy": metrics.mean_of(jnp.argmax(logits, -1) == batch.labels, batch.mask),
-            "loss": metrics.mean_of(ce, batch.mask),
-        }
+    def eval_step(variables, batch):
+        outputs = network.apply(variables, prepare(batch.images))[0]
+        ce = losses.cross_entropy(outputs.logits, batch.labels)
+        sums = _accuracies(outputs, batch.labels, batch.mask)
+        sums["loss"] = metrics.mean_of(ce, batch.mask)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
     return eval_step
+
+
+def make_predict_step(*, network: Network, prepare: Callable[[Array], Array]) -> EvalStep:
+    """(variables, batch) -> (B, C) logits."""
+    return lambda variables, batch: network.apply(variables, prepare(batch.images))[0].logits
+
+
+def _accuracies(outputs: Outputs, labels: Array, mask: Array | None = None) -> metrics.Metrics:
+    exits = {"accuracy": outputs.logits}
+    for i, branch in enumerate(outputs.branches, 1):
+        exits[f"branch{i}_accuracy"] = branch.logits
+    return {
+        name: metrics.mean_of(jnp.argmax(logits, -1) == labels, mask)
+        for name, logits in exits.items()
+    }

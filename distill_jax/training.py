@@ -13,17 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data, metrics, optim, parallel
+from distill_jax import data, fidelity, metrics, models, optim, parallel, preflight
 from distill_jax.checkpoint import Checkpoints, digest
 from distill_jax.dropping import Dropping
-from distill_jax.losses import LossOptions
+from distill_jax.losses import EvolveOptions, LossOptions
 from distill_jax.models import Network, Variables
 from distill_jax.report import Reporter
 from distill_jax.step import (
     Hyper,
+    Objective,
     draw_from,
+    evolving_objective,
     init_state,
     make_eval_step,
+    make_predict_step,
     make_train_step,
     multi_teacher_objective,
 )
@@ -54,6 +57,7 @@ class Recipe:
       kd_weight: λ in [0, 1].
       survival: probability that a source survives "bernoulli" dropping.
       loss: how the terms are counted.
+      evolve: how an evolving network and its branches teach each other.
       dropping: which teachers are dropped.
       optim: the optimizer and its schedule.
 
@@ -72,6 +76,7 @@ class Recipe:
     kd_weight: float = 0.0
     survival: float = 1.0
     loss: LossOptions = LossOptions()
+    evolve: EvolveOptions = EvolveOptions()
     dropping: Dropping = Dropping()
     optim: optim.OptimOptions = optim.OptimOptions()
 
@@ -123,11 +128,15 @@ class Job:
     recipe: Recipe
     seed: int
     address: str = ""
+    weights: str = ""  # the file that they are read from, where it is not trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a stage gives: the selected weights, its history (one dict an epoch) and its record."""
+    """What a stage gives: the selected weights, its history (one dict an epoch) and its record.
+
+    Of an evolving network only the backbone's weights stay, those of `Network.backbone`.
+    """
 
     variables: Variables
     history: list[dict[str, Any]]
@@ -149,6 +158,15 @@ def steps_per_epoch(examples: int, recipe: Recipe) -> int:
 def check(job: Job, dataset: data.Dataset, topology: parallel.Topology) -> None:
     """Raises ValueError where the stage cannot be trained; nothing is compiled yet."""
     recipe = job.recipe
+    if job.weights and job.network.branches:
+        raise ValueError(
+            f"weights are read for {job.network.backbone.name}, not {job.network.name}"
+        )
+    if job.network.branches and len(recipe.evolve.branch_weights) not in (0, job.network.branches):
+        raise ValueError(
+            f"{job.network.name} has {job.network.branches} branches, branch_weights gives "
+            f"{recipe.evolve.branch_weights}"
+        )
     examples = len(dataset.limited(recipe.train_limit, job.seed).train.labels)
     steps_per_epoch(examples, recipe)
     topology.check_batch(recipe.batch_size)
@@ -173,6 +191,13 @@ def check(job: Job, dataset: data.Dataset, topology: parallel.Topology) -> None:
             )
 
 
+def objective_of(network: models.Network, recipe: Recipe) -> Objective:
+    """What a network minimises: its teachers' loss, or TESKD's where it carries branches."""
+    if network.branches:
+        return evolving_objective(recipe.evolve, recipe.loss)
+    return multi_teacher_objective(recipe.loss)
+
+
 @functools.lru_cache(maxsize=32)
 def _train_program(network, teachers, structure, steps, mean, std, topology):
     """The compiled train loop and, with its step for shapes alone, its empty metrics."""
@@ -184,7 +209,7 @@ def _train_program(network, teachers, structure, steps, mean, std, topology):
             teachers=teachers,
             optimizer=structure.optim,
             schedule=optim.schedule(structure.optim, structure.epochs, steps),
-            objective=multi_teacher_objective(structure.loss),
+            objective=objective_of(network, structure),
             prepare=lambda keys, images: data.normalise(augment(keys, images), mean, std),
             draw_keep=draw_from(structure.dropping, len(teachers)),
             axis_name=axis_name,
@@ -223,7 +248,35 @@ def evaluate(
     program = _eval_program(network, dataset.mean, dataset.std, topology)
     batch = -(-min(EVAL_BATCH, len(split.labels)) // topology.count) * topology.count
     order, mask = data.eval_order(len(split.labels), batch)
-    return metrics.compute(program(variables, (), split.images, split.labels, order, mask))
+    return metrics.compute(program(variables, split.images, split.labels, order, mask))
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_program(network, mean, std):
+    return parallel.predict_loop(
+        make_predict_step(network=network, prepare=lambda images: data.normalise(images, mean, std))
+    )
+
+
+def predict(
+    network: Network, variables: Variables, split: data.Split, dataset: data.Dataset
+) -> np.ndarray:
+    """The (N, C) float32 logits of a whole split; `dataset` gives the normalisation."""
+    n = len(split.labels)
+    order, mask = data.eval_order(n, min(EVAL_BATCH, n))
+    program = _predict_program(network, dataset.mean, dataset.std)
+    logits = program(variables, split.images, split.labels, order, mask)
+    return np.asarray(logits).reshape(-1, network.classes)[:n]
+
+
+@functools.lru_cache(maxsize=32)
+def _outputs_program(network, mean, std):
+    # By the batch's own statistics: an untrained network has no others.
+    return jax.jit(
+        lambda variables, images: network.apply(
+            variables, data.normalise(images, mean, std), train=True
+        )[0]
+    )
 
 
 class _Stage:
@@ -238,7 +291,8 @@ class _Stage:
             name: topology.replicate(getattr(self.dataset, name))
             for name in ("train", "valid", "test")
         }
-        self.frozen, self.key = topology.replicate((tuple(frozen), key))
+        self.on_host = tuple(frozen)
+        self.frozen, self.key = topology.replicate((self.on_host, key))
         self.loop, body = _train_program(
             job.network,
             job.teachers,
@@ -252,7 +306,7 @@ class _Stage:
         self.best = topology.replicate(self.state.variables)
         self.sums = topology.replicate(self._zero_sums(body))
         self.history = []
-        self.best_epoch, self.seconds = -1, 0.0
+        self.best_epoch, self.seconds, self.found = -1, 0.0, None
 
     def _zero_sums(self, body):
         rows = np.zeros(self.job.recipe.batch_size, np.int32)
@@ -276,13 +330,14 @@ class _Stage:
             "history": self.history,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
+            "preflight": self.found,
         }
 
     def restore(self, arrays, meta):
         arrays = self.topology.replicate(arrays)
         self.state, self.sums, self.best = arrays["state"], arrays["sums"], arrays["best"]
         self.history, self.best_epoch = meta["history"], meta["best_epoch"]
-        self.seconds = meta["seconds"]
+        self.seconds, self.found = meta["seconds"], meta["preflight"]
 
     # ------------------------------------------------------------------------------------ training
     def train_epoch(self, saver):
@@ -351,6 +406,44 @@ class _Stage:
     def _evaluate(self, variables, name):
         return evaluate(self.job.network, variables, self.splits[name], self.dataset, self.topology)
 
+    def preflight(self, plain_accuracy) -> preflight.Preflight:
+        """Looks at the teachers and at the loss before the first step."""
+        job, dataset = self.job, self.dataset
+        split = dataset.valid if len(dataset.valid.labels) else dataset.train
+        logits = [
+            predict(network, variables, split, dataset)
+            for network, variables in zip(job.teachers, self.on_host, strict=True)
+        ]
+        some = slice(0, EVAL_BATCH)
+        program = _outputs_program(job.network, dataset.mean, dataset.std)
+        outputs = program(jax.device_get(self.state.variables), split.images[some])
+        taught = jnp.stack([x[some] for x in logits]) if logits else outputs.logits[None][:0]
+        teachers = preflight.look_at_teachers(
+            tuple(network.name for network in job.teachers), logits, split.labels
+        )
+        terms = preflight.look_at_terms(
+            objective_of(job.network, job.recipe),
+            outputs,
+            jnp.asarray(split.labels[some]),
+            taught,
+            job.recipe.hyper,
+        )
+        return preflight.Preflight(
+            teachers, terms, preflight.worry(teachers, terms, plain_accuracy)
+        )
+
+    def _fidelity(self, best):
+        """Agreement with each teacher, KL from it, and calibration, on the test split."""
+        job, dataset = self.job, self.dataset
+        own = predict(job.network.backbone, best, dataset.test, dataset)
+        found = {"ece": fidelity.expected_calibration_error(own, dataset.test.labels)}
+        found |= {"agreement": {}, "kl": {}}
+        for network, variables in zip(job.teachers, self.on_host, strict=True):
+            theirs = predict(network, variables, dataset.test, dataset)
+            found["agreement"][network.name] = fidelity.agreement(own, theirs)
+            found["kl"][network.name] = fidelity.kl(theirs, own)
+        return found
+
     def finish(self) -> Trained:
         """Scores the test set, once."""
         if self.best_epoch < 0:
@@ -358,17 +451,44 @@ class _Stage:
                 f"{self.job.network.name}: no epoch gave a number to select by; the last was "
                 f"{self.history[-1]}"
             )
+        deployed = models.deploy(self.job.network, jax.device_get(self.best))
+        scored = self._evaluate(self.best, "test")
         record = {
-            "parameters": sum(x.size for x in jax.tree.leaves(self.best["params"])),
+            "parameters": sum(x.size for x in jax.tree.leaves(deployed["params"])),
             "valid_accuracy": self.history[self.best_epoch].get("valid_accuracy"),
-            "test_accuracy": self._evaluate(self.best, "test")["accuracy"],
+            **{f"test_{name}": value for name, value in scored.items() if "accuracy" in name},
             "last_test_accuracy": self._evaluate(self.state.variables, "test")["accuracy"],
             "best_epoch": self.best_epoch + 1,
             "epochs": self.job.recipe.epochs,
             "seconds": round(self.seconds, 2),
             "state_digest": digest({"best": self.best, "last": self.state}),
+            **self._fidelity(deployed),
+            "preflight": self.found,
         }
-        return Trained(jax.device_get(self.best), self.history, record)
+        return Trained(deployed, self.history, record)
+
+
+def adopt(job: Job, dataset: data.Dataset, variables: Variables) -> Trained:
+    """A network that comes with its weights: evaluated once, trained never."""
+    valid = (
+        evaluate(job.network, variables, dataset.valid, dataset)
+        if len(dataset.valid.labels)
+        else {}
+    )
+    scored = evaluate(job.network, variables, dataset.test, dataset)
+    logits = predict(job.network, variables, dataset.test, dataset)
+    record = {
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        "valid_accuracy": valid.get("accuracy"),
+        "test_accuracy": scored["accuracy"],
+        "last_test_accuracy": scored["accuracy"],
+        "best_epoch": 0,
+        "epochs": 0,
+        "seconds": 0.0,
+        "state_digest": digest(variables),
+        "ece": fidelity.expected_calibration_error(logits, dataset.test.labels),
+    }
+    return Trained(variables, [], record)
 
 
 def train(
@@ -381,6 +501,7 @@ def train(
     due: Callable[[int, float, float], bool] = lambda steps, epochs, seconds: False,
     reporter: Reporter = Reporter(),
     stop: Callable[[], bool] = lambda: False,
+    plain_accuracy: float | None = None,
 ) -> Trained:
     """Trains one stage, or goes on where its newest checkpoint is.
 
@@ -394,6 +515,8 @@ def train(
         last save.
       reporter: told of progress.
       stop: asked after every dispatch.
+      plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
+        below it is warned of.
 
     Raises:
       ValueError: the stage cannot be trained, see `check`.
@@ -404,6 +527,9 @@ def train(
     if checkpoints is not None and (saved := checkpoints.restore(stage.arrays)):
         stage.restore(*saved)
     reporter.stage_started(job, stage.step, stage.steps, stage.history)
+    if not stage.step:
+        stage.found = preflight.as_json(found := stage.preflight(plain_accuracy))
+        reporter.preflight(found.lines())
     saver = _Saver(stage, checkpoints, due, stop)
     while len(stage.history) < job.recipe.epochs:
         stage.train_epoch(saver)

@@ -238,7 +238,7 @@ def test_evaluation_counts_every_example_once(mode, devices):
         rows = np.zeros(steps * batch, np.int32)
         rows[:37] = np.arange(37)
         mask = (np.arange(steps * batch) < 37).reshape(steps, batch)
-        sums = loop(variables, (), images, labels, rows.reshape(steps, batch), mask)
+        sums = loop(variables, images, labels, rows.reshape(steps, batch), mask)
         assert (int(sums["accuracy"][0]), int(sums["accuracy"][1])) == (expected, 37)
 
 

@@ -95,6 +95,15 @@ class Network:
         name = self.name.removeprefix(EVOLVING)
         return dataclasses.replace(self, name=name, module=self.module.backbone)
 
+    @property
+    def branches(self) -> int:
+        """Student branches of an evolving network, 0 of any other."""
+        if self.backbone is self:
+            return 0
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        variables = jax.eval_shape(self.init, jax.random.key(0))
+        return len(jax.eval_shape(self.apply, variables, images)[0].branches)
+
     def init(self, key: Array) -> Variables:
         """Fresh {"params", "batch_stats"}, float32, in one compiled call."""
         return _init(self, key)

@@ -92,7 +92,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: i
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
@@ -100,6 +100,18 @@ def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+    return _unfused(y)
+
+
+def _unfused(y: Array) -> Array:
+    """`y`, kept out of the CPU's fusions in half precision.
+
+    What jaxlib 0.11 makes of a bfloat16 convolution and the operations around it reads memory that
+    nothing has written: NaN here and there, other ones each time.
+    """
+    if y.dtype.itemsize < 4 and jax.default_backend() == "cpu":
+        return lax.optimization_barrier(y)
+    return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -134,7 +146,7 @@ def _conv_backward(stride, padding, residuals, g):
         rhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     ).transpose(1, 2, 0, 3)
-    return dx, dw
+    return _unfused(dx), _unfused(dw)
 
 
 _conv_own_vjp.defvjp(_conv_forward, _conv_backward)

@@ -27,6 +27,9 @@ class Reporter:
     def stage_started(self, job: Any, step: int, steps: int, history: list[dict]) -> None:
         """A stage of `steps` steps an epoch begins, or goes on, at `step`."""
 
+    def preflight(self, lines: list[str]) -> None:
+        """What was found before the first step."""
+
     def progress(self, step: int, images_per_second: float) -> None:
         """`step` steps of the stage are done."""
 
@@ -84,6 +87,11 @@ class Several(Reporter):
         for reporter in self.reporters:
             reporter.stage_started(job, step, steps, history)
 
+    def preflight(self, lines):
+        """Passed on."""
+        for reporter in self.reporters:
+            reporter.preflight(lines)
+
     def progress(self, step, images_per_second):
         """Passed on."""
         for reporter in self.reporters:
@@ -117,8 +125,9 @@ class _Lines(Reporter):
         going_on = f", going on at step {step}" if step else ""
         self.console.print(f"{self.name}: {job.recipe.epochs} epochs, {total} steps{going_on}")
 
-    def progress(self, step, images_per_second):
-        self.step, self.rate = step, images_per_second
+    def preflight(self, lines):
+        for line in lines:
+            self.console.print(line)
 
     def epoch_ended(self, address, record):
         if time.monotonic() - self.last > LOG_SECONDS:
@@ -161,6 +170,10 @@ class _Live(Reporter):
             found=brief(history[-1]) + " " if history else "",
             rate="",
         )
+
+    def preflight(self, lines):
+        for line in lines:
+            self.bar.console.print(line)
 
     def progress(self, step, images_per_second):
         epoch = min(step // self.steps + 1, self.epochs)
@@ -211,6 +224,8 @@ def ending(record: dict[str, Any]) -> str:
     """The stage's result in a few words."""
     valid = record["valid_accuracy"]
     first = "" if valid is None else f"valid {100 * valid:.2f} %, "
+    if not record["epochs"]:
+        return f"{first}test {100 * record['test_accuracy']:.2f} %, weights as they were given"
     return (
         f"{first}test {100 * record['test_accuracy']:.2f} %, best epoch {record['best_epoch']} "
         f"of {record['epochs']}, {record['seconds']:.1f} s"

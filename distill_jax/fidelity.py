@@ -1,0 +1,47 @@
+"""How faithful a student is to its teachers, and how honest about itself; on logits, in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ECE_BINS = 15
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The fraction of examples whose largest logit is their label's; logits (N, C), labels (N,)."""
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def agreement(logits: np.ndarray, others: np.ndarray) -> float:
+    """Top-1 agreement: the fraction of examples to which both give the same class; (N, C) each.
+
+    References:
+      Stanton et al., Does Knowledge Distillation Really Work?, NeurIPS 2021.
+    """
+    return float(np.mean(np.argmax(logits, -1) == np.argmax(others, -1)))
+
+
+def kl(teacher_logits: np.ndarray, logits: np.ndarray) -> float:
+    """Mean KL(teacher || student) over examples at T = 1, in nats; (N, C) each."""
+    log_p, log_q = _log_softmax(teacher_logits), _log_softmax(logits)
+    p = np.exp(log_p)
+    return float(np.mean(np.sum(np.where(p > 0, p * (log_p - log_q), 0.0), -1)))
+
+
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Σ_bins (n_b/N) |accuracy_b - confidence_b| over 15 equal bins of the largest probability.
+
+    References:
+      Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    probabilities = np.exp(_log_softmax(logits))
+    confidence, right = probabilities.max(-1), np.argmax(logits, -1) == labels
+    # Bins are (a, b]: a confidence on an edge belongs to the bin below it.
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    gaps = np.bincount(bins, right - confidence, ECE_BINS)
+    return float(np.sum(np.abs(gaps)) / len(labels))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))

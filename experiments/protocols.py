@@ -1,0 +1,253 @@
+"""What the protocols amount to: weights of the loss's terms, and learning rates by epoch.
+
+  python -m experiments.protocols           # the tables, as Markdown
+  python -m experiments.protocols --check   # exit code 1 where docs/protocols.md has others
+  python -m experiments.protocols --write   # puts them there
+
+Nothing is derived from a formula. The library's loss on random logits is taken apart into the
+cross-entropy and the KL summed over classes; the rates come from the library's schedules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import config, losses, optim
+
+PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
+BEGIN, END = "<!-- table -->", "<!-- end -->"
+PROTOCOLS = config.PROTOCOLS
+EXAMPLES = 8  # two would do to find the weights; the others show that the loss is such a sum
+
+
+class Setting(NamedTuple):
+    """A row of the first table; `kept` of the `teachers` teach the mini-batch."""
+
+    what: str
+    kd_weight: float
+    temperature: float
+    classes: int
+    teachers: int = 1
+    kept: int = 1
+
+
+class Weights(NamedTuple):
+    """Of the cross-entropy, and of the KL of all kept teachers together where they agree."""
+
+    ce: float
+    kl: float
+
+
+SETTINGS = (
+    Setting("TAKD, CIFAR-10, λ the lowest searched", 0.05, 5.0, 10),
+    Setting("TAKD, CIFAR-10, λ in the middle", 0.5, 5.0, 10),
+    Setting("TAKD, CIFAR-10, λ the highest but one", 0.95, 5.0, 10),
+    Setting("TAKD, CIFAR-10, λ the highest", 1.0, 5.0, 10),
+    Setting("TAKD, CIFAR-100, λ the lowest searched", 0.05, 5.0, 100),
+    Setting("TAKD, CIFAR-100, ResNet 110 → 20", 0.5, 5.0, 100),
+    Setting("TAKD, CIFAR-100, ResNet 110 → 8", 0.2, 2.0, 100),
+    Setting("TAKD, CIFAR-100, ResNet 110 → 20 → 8", 0.15, 5.0, 100),
+    Setting("DGKD, CIFAR-10, the code's λ", 1.0, 5.0, 10, 4, 4),
+    Setting("DGKD, CIFAR-100, the code's λ", 1.0, 5.0, 100, 4, 4),
+    Setting("DGKD, CIFAR-10", 0.5, 5.0, 10, 4, 4),
+    Setting("DGKD, CIFAR-100", 0.5, 5.0, 100, 4, 4),
+    Setting("DGKD, CIFAR-100, one dropped", 0.5, 5.0, 100, 4, 3),
+)
+RESNET = {"learning_rate": 0.1, "schedule": "piecewise"}
+RECIPES = (
+    (
+        "TAKD, ResNet, paper",
+        {**RESNET, "epochs": 150, "milestones": (80 / 150, 120 / 150)},
+    ),
+    (
+        "TAKD, ResNet, code",
+        {"learning_rate": 0.1, "schedule": "takd_code", "epochs": 160},
+    ),
+    ("DGKD, ResNet, code", {**RESNET, "epochs": 160, "milestones": (0.5, 0.75)}),
+    ("TAKD, plain CNN, paper", {"learning_rate": 0.1, "epochs": 150}),
+    ("TAKD and DGKD, plain CNN, code", {"learning_rate": 0.01, "epochs": 160}),
+)
+
+
+# ------------------------------------------------------------------------------------- the weights
+def effective_weights(setting: Setting, options: losses.LossOptions) -> Weights:
+    """The weights a, b by which the loss is a CE + b KL on whatever logits, in float64.
+
+    All teachers have the same logits, so that b is the weight of everything they say.
+
+    Raises:
+      ValueError: the loss is no such sum.
+    """
+    draw = np.random.RandomState(0)
+    student = draw.standard_normal((EXAMPLES, setting.classes))
+    teacher = 2 * draw.standard_normal((EXAMPLES, setting.classes))
+    labels = draw.randint(0, setting.classes, EXAMPLES)
+    teachers = np.stack([teacher] * setting.teachers)
+    keep = np.arange(setting.teachers) >= setting.teachers - setting.kept
+    numbers = (setting.temperature, setting.kd_weight)
+    with jax.enable_x64(True):
+        terms = _terms(student, labels, teachers, keep, *numbers, options=options)
+    loss, ce, kl = (np.asarray(term) for term in terms)
+    columns = np.stack([ce, kl], -1)
+    found = np.linalg.lstsq(columns, loss, rcond=None)[0]
+    if not np.allclose(columns @ found, loss, rtol=1e-9, atol=0):
+        raise ValueError(f"the loss of {options} is no weighted sum of CE and KL")
+    return Weights(*(float(weight) for weight in found))
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _terms(student, labels, teachers, keep, temperature, kd_weight, *, options):
+    """The loss, the cross-entropy, and the KL of one teacher, per example."""
+    loss, _ = losses.multi_teacher(
+        student,
+        labels,
+        teachers,
+        keep,
+        temperature=temperature,
+        kd_weight=kd_weight,
+        options=options,
+    )
+    ce = losses.cross_entropy(student, labels)
+    return loss, ce, losses.kl_divergence(teachers[0], student, temperature)
+
+
+def loss_options(protocol: str) -> losses.LossOptions:
+    """What `--config.protocol` makes of the loss."""
+    return config.resolve({"protocol": protocol}).loss
+
+
+def weights_table() -> Iterator[str]:
+    """The lines of the first table."""
+    yield from _heading("setting", "λ", "T", "C", "K", *PROTOCOLS)
+    for setting in SETTINGS:
+        number = f"{setting.kept} of {setting.teachers}"
+        yield _row(
+            setting.what,
+            _number(setting.kd_weight),
+            _number(setting.temperature),
+            str(setting.classes),
+            str(setting.teachers) if setting.kept == setting.teachers else number,
+            *(_balance(effective_weights(setting, loss_options(name))) for name in PROTOCOLS),
+        )
+
+
+def _balance(weights: Weights) -> str:
+    # Rounding leaves a weight of 1 - 1 a little off zero.
+    if abs(weights.ce) < 1e-9:
+        return f"{_number(weights.kl)} : 0"
+    ratio = _number(weights.kl / weights.ce)
+    return f"{_number(weights.kl)} : {_number(weights.ce)} = {ratio}"
+
+
+# --------------------------------------------------------------------------------------- the rates
+def learning_rates(recipe: dict[str, Any], steps_per_epoch: int = 390) -> np.ndarray:
+    """(epochs,) the learning rate at the first step of each epoch of a config's recipe."""
+    resolved = config.resolve({"recipe": recipe})
+    whole = resolved.recipe_of(resolved.networks[-1])
+    schedule = optim.schedule(whole.optim, whole.epochs, steps_per_epoch)
+    steps = jnp.arange(whole.epochs) * steps_per_epoch
+    return np.broadcast_to(np.asarray(schedule(steps)), steps.shape)
+
+
+def rates_table() -> Iterator[str]:
+    """The lines of the second table: a column for each run of epochs in which nothing changes."""
+    rates = {what: learning_rates(recipe) for what, recipe in RECIPES}
+    longest = max(map(len, rates.values()))
+    changes = {0, longest}
+    for values in rates.values():
+        changes |= {len(values), *(np.flatnonzero(np.diff(values)) + 1).tolist()}
+    starts = sorted(changes)
+    spans = [f"{a}–{b - 1}" for a, b in zip(starts, starts[1:], strict=False)]
+    yield from _heading("epochs, from 0", *spans)
+    for what, values in rates.items():
+        yield _row(what, *(_number(values[a]) if a < len(values) else "" for a in starts[:-1]))
+
+
+# ---------------------------------------------------------------------------------------- the page
+def tables() -> str:
+    """Both tables as Markdown."""
+    return "\n".join((*weights_table(), "", *rates_table()))
+
+
+def published(text: str) -> str:
+    """What stands between the markers of a page.
+
+    Raises:
+      ValueError: not exactly one pair of markers.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(f"the page needs one {BEGIN} and, after it, one {END}")
+    return text.partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def differences(text: str, computed: str) -> list[str]:
+    """The lines in which a page and the computed tables differ; none where they agree."""
+    pair = (published(text).splitlines(), computed.splitlines())
+    return list(difflib.unified_diff(*pair, "page", "computed", lineterm="", n=0))
+
+
+def rewritten(text: str, computed: str) -> str:
+    """The page with the computed tables between its markers."""
+    published(text)  # both markers are there
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{computed}\n{END}{rest.partition(END)[2]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints, checks or writes the tables; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.protocols", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="compare with the page")
+    what.add_argument("--write", action="store_true", help="rewrite the page's tables")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page (%(default)s)")
+    args = parser.parse_args(argv)
+    computed = tables()
+    if not (args.check or args.write):
+        print(computed)
+        return 0
+    try:
+        text = args.page.read_text("utf-8")
+        if args.write:
+            args.page.write_text(rewritten(text, computed), "utf-8")
+            return 0
+        differ = differences(text, computed)
+    except (OSError, ValueError) as error:
+        print(f"error: {args.page}: {error}", file=sys.stderr)
+        return 1
+    if differ:
+        said = "\n".join(differ)
+        print(
+            f"error: {args.page} differs from what is computed; --write mends it\n{said}",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{args.page} agrees with what is computed")
+    return 0
+
+
+def _heading(*names: str) -> Iterator[str]:
+    yield _row(*names)
+    yield "|" + "---|" * len(names)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
