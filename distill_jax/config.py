@@ -264,7 +264,7 @@ def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
 
 def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
     files: dict[str, str] = {}
-    for part in _words(text):
+    for part in _words("teacher_weights", text):
         name, equals, file = part.partition("=")
         name, file = (name.strip(), file.strip()) if equals else (networks[0], part)
         if name not in networks:

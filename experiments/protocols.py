@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,13 +79,13 @@ RECIPES = (
 
 
 # ------------------------------------------------------------------------------------- the weights
-def effective_weights(setting: Setting, options: losses.LossOptions) -> Weights:
-    """The weights a, b by which the loss is a CE + b KL on whatever logits, in float64.
+def effective_weights(setting: Setting) -> dict[str, Weights]:
+    """By protocol, the weights a, b by which the loss is a CE + b KL on whatever logits.
 
-    All teachers have the same logits, so that b is the weight of everything they say.
+    In float64. All teachers have the same logits, so that b is the weight of everything they say.
 
     Raises:
-      ValueError: the loss is no such sum.
+      ValueError: a loss is no such sum.
     """
     draw = np.random.RandomState(0)
     student = draw.standard_normal((EXAMPLES, setting.classes))
@@ -94,42 +93,44 @@ def effective_weights(setting: Setting, options: losses.LossOptions) -> Weights:
     labels = draw.randint(0, setting.classes, EXAMPLES)
     teachers = np.stack([teacher] * setting.teachers)
     keep = np.arange(setting.teachers) >= setting.teachers - setting.kept
-    numbers = (setting.temperature, setting.kd_weight)
     with jax.enable_x64(True):
-        terms = _terms(student, labels, teachers, keep, *numbers, options=options)
-    loss, ce, kl = (np.asarray(term) for term in terms)
+        totals, ce, kl = _terms(
+            student, labels, teachers, keep, setting.temperature, setting.kd_weight
+        )
     columns = np.stack([ce, kl], -1)
-    found = np.linalg.lstsq(columns, loss, rcond=None)[0]
-    if not np.allclose(columns @ found, loss, rtol=1e-9, atol=0):
-        raise ValueError(f"the loss of {options} is no weighted sum of CE and KL")
-    return Weights(*(float(weight) for weight in found))
+    weights = {}
+    for protocol, total in totals.items():
+        found = np.linalg.lstsq(columns, np.asarray(total), rcond=None)[0]
+        if not np.allclose(columns @ found, total, rtol=1e-9, atol=0):
+            raise ValueError(f"the {protocol} loss is no weighted sum of CE and KL")
+        weights[protocol] = Weights(*(float(weight) for weight in found))
+    return weights
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _terms(student, labels, teachers, keep, temperature, kd_weight, *, options):
-    """The loss, the cross-entropy, and the KL of one teacher, per example."""
-    loss, _ = losses.multi_teacher(
-        student,
-        labels,
-        teachers,
-        keep,
-        temperature=temperature,
-        kd_weight=kd_weight,
-        options=options,
-    )
+@jax.jit
+def _terms(student, labels, teachers, keep, temperature, kd_weight):
+    """The loss of each protocol, the cross-entropy, and the KL of one teacher, per example."""
+    totals = {
+        protocol: losses.multi_teacher(
+            student,
+            labels,
+            teachers,
+            keep,
+            temperature=temperature,
+            kd_weight=kd_weight,
+            options=config.resolve({"protocol": protocol}).loss,
+        )[0]
+        for protocol in PROTOCOLS
+    }
     ce = losses.cross_entropy(student, labels)
-    return loss, ce, losses.kl_divergence(teachers[0], student, temperature)
-
-
-def loss_options(protocol: str) -> losses.LossOptions:
-    """What `--config.protocol` makes of the loss."""
-    return config.resolve({"protocol": protocol}).loss
+    return totals, ce, losses.kl_divergence(teachers[0], student, temperature)
 
 
 def weights_table() -> Iterator[str]:
     """The lines of the first table."""
     yield from _heading("setting", "λ", "T", "C", "K", *PROTOCOLS)
     for setting in SETTINGS:
+        weights = effective_weights(setting)
         number = f"{setting.kept} of {setting.teachers}"
         yield _row(
             setting.what,
@@ -137,7 +138,7 @@ def weights_table() -> Iterator[str]:
             _number(setting.temperature),
             str(setting.classes),
             str(setting.teachers) if setting.kept == setting.teachers else number,
-            *(_balance(effective_weights(setting, loss_options(name))) for name in PROTOCOLS),
+            *(_balance(weights[protocol]) for protocol in PROTOCOLS),
         )
 
 

@@ -14,7 +14,8 @@ def summarise(rows: list[Row]) -> list[Row]:
     """One row for each guidance and network: mean and standard deviation over seeds.
 
     The deviation is that of a sample (n - 1), None for one seed. The gain is the mean difference
-    from "none" for the same network over the seeds that both have; None without it.
+    from plain training of the same network over the seeds that both have; None without it. An
+    evolving network is compared with its backbone trained alone.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -22,8 +23,9 @@ def summarise(rows: list[Row]) -> list[Row]:
     summary = []
     for (guidance, network), group in groups.items():
         accuracies = [row["test_accuracy"] for row in group]
-        alone = {row["seed"]: row["test_accuracy"] for row in groups.get(("none", network), [])}
+        alone = _alone(groups, guidance, network)
         gains = [r["test_accuracy"] - alone[r["seed"]] for r in group if r["seed"] in alone]
+        branches = [name for name in group[0] if name.startswith("test_branch")]
         summary.append(
             {
                 "guidance": guidance,
@@ -34,10 +36,21 @@ def summarise(rows: list[Row]) -> list[Row]:
                 "accuracy": statistics.fmean(accuracies),
                 "deviation": statistics.stdev(accuracies) if len(group) > 1 else None,
                 "last_accuracy": statistics.fmean(row["last_test_accuracy"] for row in group),
-                "gain": statistics.fmean(gains) if gains and guidance != "none" else None,
+                "gain": statistics.fmean(gains) if gains else None,
+                "branches": [statistics.fmean(row[name] for row in group) for name in branches],
             }
         )
     return summary
+
+
+def _alone(groups: dict, guidance: str, network: str) -> dict[int, float]:
+    """Accuracy by seed of the plain training that a group is compared with."""
+    backbone = network.removeprefix("evolving:")
+    if (guidance, network) == ("none", backbone):
+        return {}
+    reference = groups.get(("none", backbone), groups.get(("none", network), []))
+    same = (guidance, network) == ("none", network) and ("none", backbone) not in groups
+    return {} if same else {row["seed"]: row["test_accuracy"] for row in reference}
 
 
 def title(rows: list[Row]) -> str:
@@ -52,12 +65,15 @@ def title(rows: list[Row]) -> str:
 
 def results_table(rows: list[Row], title: str = "") -> Table:
     """The summary as a rich table; accuracies in percent of the test set."""
+    summary = summarise(rows)
     table = Table(title=title, title_justify="left")
     for heading in ("guidance", "network", "teachers"):
         table.add_column(heading, no_wrap=heading == "network", min_width=8)
     for heading in ("parameters", "seeds", "test accuracy %", "last epoch %", "gain over none"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in summarise(rows):
+    if any(row["branches"] for row in summary):
+        table.add_column("branches %", justify="right")
+    for row in summary:
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
         table.add_row(
             row["guidance"],
@@ -68,5 +84,6 @@ def results_table(rows: list[Row], title: str = "") -> Table:
             f"{100 * row['accuracy']:.2f}{spread}",
             f"{100 * row['last_accuracy']:.2f}",
             "" if row["gain"] is None else f"{100 * row['gain']:+.2f}",
+            *([" ".join(f"{100 * x:.2f}" for x in row["branches"])] if row["branches"] else []),
         )
     return table

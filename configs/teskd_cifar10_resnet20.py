@@ -1,0 +1,26 @@
+"""TESKD small enough for a CPU: ResNet-20 on CIFAR-10, evolved against plain, two seeds.
+
+  python -m distill_jax.main --config=configs/teskd_cifar10_resnet20.py --config.dataset.data_dir=DIR
+
+`--config.networks=resnet8,evolving:resnet8 --config.students=resnet8,evolving:resnet8` is smaller.
+"""
+
+from distill_jax import default_config
+from distill_jax import smoke as cut_down
+from distill_jax.data import NORMALISATION
+
+
+def get_config(mode: str = ""):
+    """The config; `:smoke` cuts it down to seconds."""
+    config = default_config()
+    config.name = "teskd_cifar10_resnet20"
+    config.dataset.name = "cifar10"
+    config.dataset.mean, config.dataset.std = NORMALISATION["cifar_teskd"]
+    config.networks = ("resnet20", "evolving:resnet20")
+    config.students = config.networks
+    config.guidance = ("none",)
+    config.seeds = (0, 1)
+    config.recipe.update(epochs=30, batch_size=128, augment="crop_flip")
+    config.recipe.update(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine")
+    small = ("resnet8", "evolving:resnet8")
+    return cut_down(config, networks=small, students=small) if mode == "smoke" else config
