@@ -27,7 +27,7 @@ FLOORS = {
     "main": 6,
 }
 BESIDE = {"interop": {"models"}}  # rooms beside the floors, and all that they may import
-NEIGHBOURS = {("curriculum", "config")}
+NEIGHBOURS = {("curriculum", "config"), ("curriculum", "interop")}
 CONFIG_READERS = {"curriculum", "__init__", "main"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
