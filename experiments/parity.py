@@ -75,22 +75,23 @@ class Case(NamedTuple):
 def network_name(name: str) -> str:
     """This library's name for a network of the cases: "plane2", or file.function of TESKD's.
 
-    The authors' files are resnet_our, resnext_our, senet_our and vgg_our; their functions end in
-    the depth, and say if they are for CIFAR: resnet_our.cifarresnet18 is evolving:cifar_resnet18.
+    The authors' files are resnet_our, resnext_our, senet_our and vgg_our; their functions have the
+    depth, and say if they are for CIFAR: resnet_our.cifarresnet18 is evolving:cifar_resnet18.
     """
     if "." not in name:
         return name
     file, function = name.split(".")
-    family, depth = file.removesuffix("_our"), re.search(r"(\d+)(_bn)?$", function)
+    family, depth = file.removesuffix("_our"), re.search(r"[a-z](\d+)", function)
     if depth is None:
-        raise ValueError(f"{name}: the depth is not at the end of its name")
+        raise ValueError(f"{name}: no depth in its name")
     kind = "cifar" if "cifar" in function or family == "vgg" else "imagenet"
     return f"evolving:{kind}_{family}{depth[1]}"
 
 
 def load(case: Case, name: str, entries: list | None, seed: int, dtype: str):
     """The network `name` with the weights of `seed`, in `dtype`."""
-    network = models.build(network_name(name), case.meta["classes"], (32, 32, 3), dtype)
+    size = case.meta.get("size", 32)
+    network = models.build(network_name(name), case.meta["classes"], (size, size, 3), dtype)
     entries = entries or torch_weights.entries(network)
     variables = torch_weights.from_state_dict(golden.state_dict(entries, seed), network)
     return network, jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
