@@ -158,8 +158,11 @@ def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.C
     config.dataset.valid_fraction = 0.5
     config.seeds = (0,)
     config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
-    for override in (*config.overrides.values(), *config.controls.values()):
-        override.update({k: v for k, v in {"epochs": 1, "train_limit": 4}.items() if k in override})
+    for section in (config.recipe, *config.overrides.values(), *config.controls.values()):
+        if section.get("train_limit"):
+            section.train_limit = 4
+        if "epochs" in section:
+            section.epochs = 1
     config.update(changes)
     return config
 

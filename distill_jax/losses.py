@@ -240,7 +240,7 @@ def self_distillation(
         raise ValueError(f"{branches} branches need as many branch_weights, got {options}")
     weights = jnp.asarray(options.branch_weights or (1.0,) * branches, _wide(logits).dtype)[:, None]
     ce = cross_entropy(logits, labels)
-    target = lax.stop_gradient(logits[0]) if options.detach_target else logits[0]
+    target = lax.stop_gradient(logits[:1]) if options.detach_target else logits[:1]
     targets = jax.nn.softmax(_soften(target, options.temperature)) + 1e-7
     log_probs = jax.nn.log_softmax(_soften(logits[1:], options.temperature))
     kl = options.temperature**2 * jnp.sum(targets * (jnp.log(targets) - log_probs), -1)

@@ -89,8 +89,9 @@ def look_at_terms(
     for name in values:
         chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
         (gradient,) = pullback(chosen)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
-        terms.append(Term(name.removeprefix("weighted_"), float(values[name]), float(norm)))
+        leaves = [np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(gradient)]
+        norm = float(np.linalg.norm(np.concatenate(leaves)))
+        terms.append(Term(name.removeprefix("weighted_"), float(values[name]), norm))
     return terms
 
 

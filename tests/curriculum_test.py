@@ -275,24 +275,46 @@ def test_the_command_prints_the_table_and_writes_its_files(tmp_path):
     )
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
-    arguments = ["--config.recipe.epochs=4000", "--config.guidance=none"]
+LONG = ["--config.guidance=none,direct", "--config.recipe.epochs=30", "--config.devices=1"]
+
+
+def interrupted(workdir, number, lines):
+    """Starts the command and sends it a signal when `lines` epochs are written; the exit code."""
     program = [sys.executable, "-m", "distill_jax.main", "--config=configs/quickstart.py:smoke"]
     running = subprocess.Popen(
-        [*program, f"--workdir={tmp_path}", *arguments],
+        [*program, f"--workdir={workdir}", "--config.checkpoint_every=3 steps", *LONG],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         text=True,
     )
-    metrics = tmp_path / "metrics.jsonl"
-    while not metrics.exists() and running.poll() is None:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGTERM)
+    metrics = workdir / "metrics.jsonl"
+    while running.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
+            break
+        time.sleep(0.02)
+    running.send_signal(number)
     output, _ = running.communicate(timeout=120)
-    assert running.returncode == 143, output
-    assert "the same command goes on" in output
-    assert list(tmp_path.glob("stages/*/progress/*"))
+    return running.returncode, output
+
+
+def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tmp_path):
+    torn, whole = tmp_path / "torn", tmp_path / "whole"
+    assert interrupted(torn, signal.SIGKILL, 10)[0] == -signal.SIGKILL
+    assert list(torn.glob("stages/*/progress/*"))
+    code, output = interrupted(torn, signal.SIGTERM, 33)
+    assert code == 128 + signal.SIGTERM and "the same command goes on" in output
+    assert interrupted(torn, signal.SIGINT, 50)[0] == 128 + signal.SIGINT
+    for workdir in (torn, whole):
+        done = command(workdir, "--config.checkpoint_every=3 steps", *LONG)
+        assert done.returncode == 0, done.stderr
+    digests, metrics = [], []
+    for workdir in (torn, whole):
+        rows = json.loads((workdir / "results.json").read_text())
+        digests.append([row["state_digest"] for row in rows])
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        metrics.append([{**line, "images_per_second": 0} for line in lines])
+    assert digests[0] == digests[1] and metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ def test_terms_of_an_evolving_network_see_every_exit(teachers):
         if name == "frozen_kl":
             taught = losses.kl_divergence(TEACHERS[0], logits[0], 4.0)
             return 0.7 * 16 * taught.mean()
-        _, terms = losses.self_distillation(
-            logits, features, LABELS, batch_size=B, options=options
-        )
+        _, terms = losses.self_distillation(logits, features, LABELS, batch_size=B, options=options)
         return terms[f"weighted_{name}"].mean()
 
     for term in found:
@@ -141,7 +139,7 @@ def test_the_norm_of_a_half_precision_gradient_is_taken_in_float32():
         for outputs in (narrow, rounded)
     )
     for mine, theirs in zip(found, expected, strict=True):
-        # Every entry of the gradient is rounded to bfloat16, half a place at most; their norm is not.
+        # Each entry of the gradient is rounded to bfloat16, by half a place at most; its norm not.
         assert mine.gradient == pytest.approx(theirs.gradient, rel=2**-9)
 
 
@@ -149,7 +147,7 @@ def test_the_norm_of_a_half_precision_gradient_is_taken_in_float32():
 def drowned(temperature=4.0, kd_weight=0.5, classes=10, scale=2.0, options=LossOptions()):
     """(the drowning term, the drowned one) that are warned of; None where none is."""
     rng = np.random.RandomState(1)
-    student, teacher = (jnp.asarray(scale * rng.standard_normal((2, 8, classes)), jnp.float32))
+    student, teacher = jnp.asarray(scale * rng.standard_normal((2, 8, classes)), jnp.float32)
     terms = preflight.look_at_terms(
         multi_teacher_objective(options),
         outputs_of(student),

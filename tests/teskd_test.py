@@ -157,13 +157,12 @@ def test_features_that_neither_has_are_left_out():
 
 def test_the_feature_sum_grows_with_the_batch_and_the_mean_does_not():
     def mean_of(reduction, repeats):
-        options = EvolveOptions(feature_reduction=reduction)
-        _, (_, terms) = found(
+        _, terms = losses.self_distillation(
             np.tile(LOGITS, (1, repeats, 1)),
             np.tile(FEATURES, (1, repeats, 1)),
             np.tile(LABELS, repeats),
-            options,
-            B * repeats,
+            batch_size=B * repeats,
+            options=EvolveOptions(feature_reduction=reduction),
         )
         return {name: float(value.mean()) for name, value in terms.items()}
 
@@ -190,7 +189,7 @@ def test_impossible_options_are_refused():
         found(LOGITS, FEATURES, LABELS, EvolveOptions(branch_weights=(1.0,)), B)
 
 
-# ------------------------------------------------------------------------- taught by frozen teachers
+# ------------------------------------------------------------------------ taught by frozen teachers
 def test_a_frozen_teacher_adds_its_weighted_kl_to_the_backbone():
     def seen(logits, features):
         exits = [Outputs(s, f, ()) for s, f in zip(logits, features, strict=True)]
@@ -230,10 +229,10 @@ def test_a_frozen_teacher_adds_its_weighted_kl_to_the_backbone():
     np.testing.assert_allclose(dropped, alone, rtol=1e-6)
 
 
-# ----------------------------------------------------------------------------- through real networks
+# ---------------------------------------------------------------------------- through real networks
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 4, 8, 3
 SGD = optim.OptimOptions(learning_rate=0.05)
-SUMMED = EvolveOptions(feature_weight=1e-3)  # enough for a wrong sum to show
+SUMMED = EvolveOptions(feature_weight=1e-2)  # enough for a wrong sum to show
 
 
 def filled(network, seed=0):
@@ -335,7 +334,7 @@ def start_of(network):
     return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
 
 
-@pytest.mark.parametrize(("mode", "devices"), [("pmap", 1), ("pmap", 2), ("pmap", 4), ("jit", 2)])
+@pytest.mark.parametrize(("mode", "devices"), [("pmap", 1), ("pmap", 2), ("pmap", 4)])
 def test_every_mode_and_device_count_gives_the_same_loss_and_parameters(mode, devices):
     state, sums = trained(mode, devices)
     expected_state, expected = trained("jit", 1)
@@ -360,7 +359,7 @@ def test_the_feature_sum_is_over_the_whole_batch_and_matters():
     assert halves["feature"][0] == pytest.approx(sums["feature"][0], rel=2e-5)
 
 
-# ------------------------------------------------------------------------------------ half precision
+# ----------------------------------------------------------------------------------- half precision
 @pytest.mark.parametrize("name", ["plane2", "resnet8", "evolving:plane2"])
 def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(name):
     wide = models.build(name, CLASSES, SHAPE)
@@ -400,7 +399,7 @@ def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(n
     chex.assert_tree_all_finite(after)
 
 
-# -------------------------------------------------------------------------------------- a whole stage
+# ------------------------------------------------------------------------------------ a whole stage
 TINY = {
     "dataset": {"name": "synthetic:8x8x3:4:64:32", "valid_fraction": 0.5},
     "networks": ("evolving:plane4", "plane2"),

@@ -199,15 +199,18 @@ def count_parameters(network: Network) -> int:
 
 
 def _init(network: Network, key: Array) -> Variables:
-    return _compiled_init(jax.default_backend())(network, key)
+    if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
+        return _draw(network, key)
+    return _compiled_draw(jax.default_backend())(network, key)
+
+
+def _draw(network: Network, key: Array) -> Variables:
+    images = jnp.zeros((1, *network.image_shape))
+    return dict(network.module.init(key, images, Mode(train=True)))
 
 
 @functools.cache
-def _compiled_init(backend: str) -> Callable[[Network, Array], Variables]:
-    def init(network: Network, key: Array) -> Variables:
-        images = jnp.zeros((1, *network.image_shape))
-        return dict(network.module.init(key, images, Mode(train=True)))
-
+def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
     # Run once and made of many random draws: on the CPU compiling it costs a fourth unoptimised.
     options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
-    return jax.jit(init, static_argnums=0, compiler_options=options)
+    return jax.jit(_draw, static_argnums=0, compiler_options=options)
