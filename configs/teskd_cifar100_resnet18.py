@@ -1,6 +1,7 @@
-"""TESKD on CIFAR-100: ResNet-18 evolved by its own student branches, against plain training.
+r"""TESKD on CIFAR-100: ResNet-18 evolved by its own student branches, against plain training.
 
-  python -m distill_jax.main --config=configs/teskd_cifar100_resnet18.py --config.dataset.data_dir=DIR
+  python -m distill_jax.main --config=configs/teskd_cifar100_resnet18.py \
+      --config.dataset.data_dir=DIR
 
 Published (top-1): evolved 79.15, plain 74.41.
 The authors' recipe; the weights are those of the best validation epoch here.

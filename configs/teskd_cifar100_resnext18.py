@@ -1,6 +1,7 @@
-"""TESKD on CIFAR-100: ResNeXt-18 evolved by its own student branches, against plain training.
+r"""TESKD on CIFAR-100: ResNeXt-18 evolved by its own student branches, against plain training.
 
-  python -m distill_jax.main --config=configs/teskd_cifar100_resnext18.py --config.dataset.data_dir=DIR
+  python -m distill_jax.main --config=configs/teskd_cifar100_resnext18.py \
+      --config.dataset.data_dir=DIR
 
 The authors' recipe; the weights are those of the best validation epoch here.
 """

@@ -1,8 +1,9 @@
-"""TESKD small enough for a CPU: ResNet-20 on CIFAR-10, evolved against plain, two seeds.
+r"""TESKD small enough for a CPU: ResNet-20 on CIFAR-10, evolved against plain, two seeds.
 
-  python -m distill_jax.main --config=configs/teskd_cifar10_resnet20.py --config.dataset.data_dir=DIR
+  python -m distill_jax.main --config=configs/teskd_cifar10_resnet20.py \
+      --config.dataset.data_dir=DIR
 
-`--config.networks=resnet8,evolving:resnet8 --config.students=resnet8,evolving:resnet8` is smaller.
+`--config.networks=resnet8,evolving:resnet8` (and `students` the same) is smaller.
 """
 
 from distill_jax import default_config

@@ -17,7 +17,7 @@ from distill_jax import guidance, losses, models
 from distill_jax.dropping import Dropping
 from distill_jax.optim import OptimOptions
 from distill_jax.parallel import Topology
-from distill_jax.training import Recipe
+from distill_jax.recipe import Recipe
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
@@ -191,6 +191,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     survival = dropping.pop("survival")
     dropping["kind"] = dropping["kind"] or ("bernoulli" if protocol == "paper" else "fixed")
     networks = _words("networks", values["networks"])
+    for name in networks:
+        models.check_name(name)
     students = _words("students", values["students"]) or networks[-1:]
     for student in students:
         _one_of("students", student, networks)

@@ -25,8 +25,9 @@ from distill_jax.config import ConfigError, Experiment, Row
 from distill_jax.interop.files import load_variables
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
+from distill_jax.recipe import Job, check
 from distill_jax.report.progress import MetricsFile, Reporter, Several
-from distill_jax.training import Job, Trained
+from distill_jax.training import Trained
 
 FORMAT = 1  # of the addresses: raised when the same values come to mean another training
 
@@ -91,7 +92,7 @@ def run(
     try:
         plan = _plan(experiment, dataset)
         for job in plan.jobs.values():
-            training.check(job, dataset, experiment.topology)
+            check(job, dataset, experiment.topology)
         given = {a: load_variables(j.weights, j.network) for a, j in plan.jobs.items() if j.weights}
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -121,11 +122,11 @@ def run(
 
 def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
     plan = _Planned({}, {}, {}, {})
-    about_data = _identity(dataset)
+    about_data, given = _identity(dataset), experiment.teacher_weights
     for seed in experiment.seeds:
         for row in experiment.rows:
             addresses: dict[str, str] = {}
-            for stage in guidance.plan(row.guidance, experiment.students):
+            for stage in guidance.plan(_untaught(row.guidance, given), experiment.students):
                 teachers = tuple(addresses[name] for name in stage.teachers)
                 job = _job(experiment, dataset, row, stage, seed)
                 address = _address(job, about_data, teachers)
@@ -138,6 +139,14 @@ def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
     return plan
 
 
+def _untaught(row: guidance.Guidance, names: Mapping[str, Any]) -> guidance.Guidance:
+    """The guidance in which nobody teaches `names`: their weights are given."""
+    teachers = zip(row.names, row.teachers, strict=True)
+    return guidance.Guidance(
+        row.names, tuple(() if name in names else taught for name, taught in teachers)
+    )
+
+
 def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: int) -> Job:
     def build(name):
         return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
@@ -147,8 +156,10 @@ def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: i
         changes["dropping"] = experiment.dropping
     return Job(
         network=build(stage.network),
-        # An evolving network teaches as what is left of it when it is trained.
-        teachers=tuple(build(name).backbone for name in stage.teachers),
+        # An evolving network teaches as what is left of it, under the name that the row gives it.
+        teachers=tuple(
+            dataclasses.replace(build(name).backbone, name=name) for name in stage.teachers
+        ),
         weights=experiment.teacher_weights.get(stage.network, ""),
         recipe=experiment.recipe_of(stage.network, **changes),
         seed=experiment.seed_of(stage.network, seed),
@@ -194,6 +205,9 @@ def _identity(dataset: data.Dataset) -> str:
     sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
     for split in (dataset.train, dataset.valid, dataset.test):
         for array in split:
+            if isinstance(array, data.Streamed):
+                sha.update(array.identity.encode())
+                continue
             sha.update(repr((array.shape, array.dtype.str)).encode())
             sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()

@@ -68,8 +68,11 @@ class Topology:
 
     def replicate(self, tree: Any) -> Any:
         """The arrays on every device, as fresh copies: donating these spares the originals."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jnp.copy(jax.device_put(x, sharding)), tree)
+        return jax.tree.map(jnp.copy, self.place(tree))
+
+    def place(self, tree: Any) -> Any:
+        """The arrays on every device; not to be donated, nor the originals to be changed."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.

@@ -38,11 +38,12 @@ class Preflight(NamedTuple):
     teachers: list[Teacher]
     terms: list[Term]
     warnings: list[str]
+    split: str = "validation"  # where the teachers were measured
 
     def lines(self) -> list[str]:
         """One line a teacher, one for the terms, one a warning."""
         lines = [
-            f"  teacher {t.name}: {100 * t.accuracy:.2f} % on validation"
+            f"  teacher {t.name}: {100 * t.accuracy:.2f} % on {self.split}"
             + (
                 ""
                 if t.agreement is None
@@ -96,7 +97,7 @@ def look_at_terms(
 
 
 def worry(teachers: list[Teacher], terms: list[Term], plain_accuracy: float | None) -> list[str]:
-    """What looks wrong, in words.
+    """What looks wrong, in words: teachers below their student, terms that drown or are not finite.
 
     Args:
       teachers: as `look_at_teachers` found them.
@@ -110,6 +111,9 @@ def worry(teachers: list[Teacher], terms: list[Term], plain_accuracy: float | No
                 f"teacher {teacher.name} ({100 * teacher.accuracy:.2f} %) is worse than its "
                 f"student trained alone ({100 * plain_accuracy:.2f} %)"
             )
+    for term in terms:
+        if not np.isfinite((term.value, term.gradient)).all():
+            warnings.append(f"the term {term.name} or its gradient is not finite")
     taught = [t for t in terms if t.name in ("ce", "kl", "frozen_kl") and t.gradient > 0]
     if len(taught) > 1:
         least, most = (f(taught, key=lambda t: t.gradient) for f in (min, max))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import ConfigError, data, models, training
+from distill_jax import ConfigError, data, models, programs, training
+from distill_jax import recipe as recipe_lib
 from distill_jax.checkpoint import Checkpoints
 from distill_jax.report import Reporter
 
@@ -75,7 +76,7 @@ def test_a_run_without_workdir_gives_rows_networks_and_histories(whole, tmp_path
     assert by["dense"]["teachers"] == ["plane6", "plane4"] and by["none"]["teachers"] == []
     network, variables = whole.networks["dense", "plane2", 0]
     dataset = data.load(**TINY["dataset"])
-    found = training.evaluate(network, variables, dataset.test, dataset)
+    found = programs.evaluate(network, variables, dataset.test, dataset)
     assert found["accuracy"] == by["dense"]["test_accuracy"]
     history = whole.histories["dense", "plane2", 0]
     assert [record["epoch"] for record in history] == [1, 2]
@@ -162,7 +163,9 @@ def test_selection_takes_the_best_epoch_or_the_last():
 
 
 def test_low_data_limits_the_student_and_not_its_teacher():
-    job = training.Job(models.build("plane2", 4, (8, 8, 3)), (), training.Recipe(batch_size=4), 0)
+    job = recipe_lib.Job(
+        models.build("plane2", 4, (8, 8, 3)), (), recipe_lib.Recipe(batch_size=4), 0
+    )
     dataset = data.load(**TINY["dataset"])
     limited = dataset.limited(1, 0)
     assert np.array_equal(np.sort(limited.train.labels), np.arange(4))
@@ -174,7 +177,7 @@ def test_low_data_limits_the_student_and_not_its_teacher():
         )
     )
     assert result.histories["direct", "plane2", 0][0]["step"] == 1
-    assert training.steps_per_epoch(len(dataset.train.labels), job.recipe) == 18
+    assert recipe_lib.steps_per_epoch(len(dataset.train.labels), job.recipe) == 18
 
 
 def test_the_partial_batch_is_kept_where_asked():
@@ -225,9 +228,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(change, messag
 def test_a_teacher_of_other_classes_is_refused():
     dataset = data.load(**TINY["dataset"])
     student, teacher = (models.build("plane2", c, (8, 8, 3)) for c in (4, 5))
-    job = training.Job(student, (teacher,), training.Recipe(batch_size=8), 0)
+    job = recipe_lib.Job(student, (teacher,), recipe_lib.Recipe(batch_size=8), 0)
     with pytest.raises(ValueError, match="5 classes"):
-        training.check(job, dataset, distill_jax.config.Topology())
+        recipe_lib.check(job, dataset, distill_jax.config.Topology())
 
 
 # ----------------------------------------------------------------------------------- checkpoints

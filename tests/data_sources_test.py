@@ -428,9 +428,9 @@ class TestTfds:
         with pytest.raises(data.DataError, match=message):
             load(f"tfds:{name}", tmp_path)
 
-    def test_refuses_images_of_many_sizes(self, tfds, tmp_path, monkeypatch):
+    def test_refuses_what_lacks_a_split(self, tfds, tmp_path, monkeypatch):
         monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
-        with pytest.raises(data.DataError, match="one fixed"):
+        with pytest.raises(data.DataError, match="cannot read split 'train' of imagenet2012"):
             load("tfds:imagenet2012", tmp_path)
 
     def test_is_not_needed(self, tmp_path, monkeypatch):

@@ -299,7 +299,7 @@ class TestAugment:
             jax.block_until_ready(jax.jit(data.crop_flip)(keys, self.both()[1]))
 
     def test_table(self):
-        assert set(data.AUGMENT) == {"none", "crop_flip"}
+        assert set(data.AUGMENT) == {"none", "crop_flip", "flip"}
         np.testing.assert_array_equal(data.AUGMENT["none"](*self.both()), self.images)
         same = data.AUGMENT["crop_flip"](*self.both()) == data.crop_flip(*self.both(), padding=4)
         assert same.all()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import ConfigError, data, fidelity, losses, models, optim, parallel, training
+from distill_jax import ConfigError, data, fidelity, losses, models, optim, parallel, programs
 from distill_jax.losses import EvolveOptions, LossOptions
 from distill_jax.models import Outputs
 from distill_jax.report import Reporter
@@ -435,8 +435,8 @@ def test_what_is_left_of_an_evolving_network_is_its_backbone_with_the_same_logit
         for name, leaves in modules.items():
             chex.assert_trees_all_equal(leaves, variables[collection][name])
     dataset = data.load(**TINY["dataset"])
-    own = training.predict(network, deployed, dataset.test, dataset)
-    inside = training.predict(whole, variables, dataset.test, dataset)
+    own = programs.predict(network, deployed, dataset.test, dataset)
+    inside = programs.predict(whole, variables, dataset.test, dataset)
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
     row = results.rows[0]
     assert row["network"] == "evolving:plane4"
@@ -467,7 +467,7 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["plane4"])
     student, teacher = (
-        training.predict(*results.networks["dense", name, 0], dataset.test, dataset)
+        programs.predict(*results.networks["dense", name, 0], dataset.test, dataset)
         for name in ("plane2", "evolving:plane4")
     )
     assert row["agreement"] == {"plane4": fidelity.agreement(student, teacher)}

@@ -1,13 +1,15 @@
 """Images and labels: where they come from, the order they are seen in, how they are changed.
 
-Whole sets live in memory as uint8 arrays; every choice (validation split, low-data subset, order
-of an epoch, crop and flip) is a pure function of a seed or of a key. Nothing here downloads.
+Whole sets live in memory as uint8 arrays, but for those whose images differ in size, which are
+decoded as they are needed. Every choice (validation split, low-data subset, order of an epoch, crop
+and flip) is a pure function of a seed or of a key. Nothing here downloads.
 """
 
 from distill_jax.data.augment import AUGMENT, crop_flip, normalise
 from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, from_arrays
 from distill_jax.data.order import epoch_order, eval_order
 from distill_jax.data.sources import NAMES, load
+from distill_jax.data.streamed import Streamed, at_epoch, chunks
 
 __all__ = [
     "AUGMENT",
@@ -16,6 +18,9 @@ __all__ = [
     "DataError",
     "Dataset",
     "Split",
+    "Streamed",
+    "at_epoch",
+    "chunks",
     "crop_flip",
     "epoch_order",
     "eval_order",

@@ -64,4 +64,5 @@ def _crop_flip_one(key: jax.Array, image: jax.Array, *, padding: int, flip: bool
 AUGMENT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "none": unchanged,
     "crop_flip": crop_flip,
+    "flip": functools.partial(crop_flip, padding=0),
 }

@@ -11,9 +11,12 @@ class DataError(ValueError):
 
 
 class Split(NamedTuple):
-    """Examples of one split: images uint8 (N, H, W, C), labels int32 (N,)."""
+    """Examples of one split: images uint8 (N, H, W, C), labels int32 (N,).
 
-    images: np.ndarray
+    In place of the array of images there may be a `Streamed` that stands for it.
+    """
+
+    images: Any
     labels: np.ndarray
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from distill_jax.data.checks import DataError, Split, check_split, integer
 from distill_jax.data.order import permutation
+from distill_jax.data.streamed import Streamed
 
 # Per-channel (mean, std) in units of pixel/255. "cifar": what the published TAKD and DGKD code
 # uses for CIFAR-10 and CIFAR-100 alike. "cifar_teskd": the published TESKD code.
@@ -29,7 +30,7 @@ class Dataset:
 
     `mean` and `std` are per channel, in units of pixel/255. `fingerprint` is the SHA-256 (hex) of
     the images, labels and class count as they were supplied: it does not depend on how they were
-    split afterwards.
+    split afterwards. Of streamed images it takes the name and the size, not the pixels.
     """
 
     name: str
@@ -85,7 +86,8 @@ def from_arrays(
     `valid`, where given, is the validation split and `valid_fraction` is not used. Otherwise
     round(valid_fraction * n) of the n training images of each class (never all of them) move
     there; 0 leaves the validation split empty. `mean` and `std` default to `NORMALISATION["cifar"]`
-    for CIFAR and to the training split's own, to 4 decimals, for anything else.
+    for CIFAR, to `NORMALISATION["imagenet"]` for streamed images of 3 channels, and to the training
+    split's own, to 4 decimals, for anything else.
     DataError names whatever is not as described here.
     """
     classes = integer("classes", classes, 2)
@@ -125,7 +127,11 @@ def choose_per_class(
 def _split(what: str, pair: Any, classes: int) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise DataError(f"{what} is a {type(pair).__name__}: expected (images, labels)")
-    return check_split(what, pair[0], pair[1], classes)
+    images, labels = pair
+    if not isinstance(images, Streamed):
+        return check_split(what, images, labels, classes)
+    undecoded = np.zeros((len(images), 1, 1, images.channels), np.uint8)
+    return Split(images, check_split(what, undecoded, labels, classes).labels)
 
 
 def _take(split: Split, index: np.ndarray) -> Split:
@@ -153,7 +159,8 @@ def _fingerprint(splits: dict[str, Split], classes: int) -> str:
     for part, split in sorted(splits.items()):
         # Sizes come before the bytes, so that moving bytes between splits changes the digest.
         digest.update(f";{part}={split.images.shape}".encode())
-        digest.update(split.images.data)
+        images = split.images
+        digest.update(images.identity.encode() if isinstance(images, Streamed) else images.data)
         digest.update(split.labels.astype("<i4").tobytes())
     return digest.hexdigest()
 
@@ -166,6 +173,10 @@ def _normalisation(
         published = name.removeprefix("tfds:").split("/")[0].split(":")[0]
         if published in ("cifar10", "cifar100") and channels == 3:
             return NORMALISATION["cifar"]
+        if isinstance(images, Streamed):
+            # One channel: the mean over the three.
+            average, deviation = NORMALISATION["imagenet"]
+            return (average, deviation) if channels == 3 else ((0.449,), (0.226,))
         return _measured(images)
     for what, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if len(values) != channels or not all(low < value < math.inf for value in values):

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +25,11 @@ def load(
 ) -> Dataset:
     """The data set called `name`, one of `NAMES`; nothing is downloaded.
 
-    "tfds:NAME" is any image set that TFDS has prepared; "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets
-    the sizes of made-up data. `data_dir` holds the files; where it is empty, the usual places are
-    searched. The other arguments are those of `from_arrays`. DataError when the name is unknown,
-    when the data is missing (with the ways to supply it), or when it is damaged.
+    "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
+    streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
+    `data_dir` holds the files; where it is empty, the usual places are searched. The other
+    arguments are those of `from_arrays`. DataError when the name is unknown, when the data is
+    missing (with the ways to supply it), or when it is damaged.
     """
     source, _, detail = str(name).partition(":")
     if source not in SOURCES or (detail and source not in ("synthetic", "tfds")):
@@ -64,7 +66,7 @@ def _read_digits() -> tuple[Split, Split, int]:
 
 
 # Each reader takes what follows the colon of a name, and data_dir.
-SOURCES: dict[str, Callable[[str, str], tuple[Split, Split, int]]] = {
+SOURCES: dict[str, Callable[[str, str], tuple[Any, Any, int]]] = {
     "digits": lambda detail, data_dir: _read_digits(),
     "fashion_mnist": lambda detail, data_dir: read_fashion_mnist(data_dir),
     "cifar10": lambda detail, data_dir: read_cifar("cifar10", data_dir),

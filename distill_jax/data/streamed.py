@@ -1,0 +1,222 @@
+"""Image sets too large for memory: encoded on disk, decoded in chunks by worker threads.
+
+Nothing of it has a position to save: the pixels of an example are a function of its record alone
+where networks are evaluated, and of (seed, epoch, record) where they are trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill_jax.data.checks import DataError, Split, integer
+
+CHUNK_BYTES = 2**28  # of decoded images; three chunks at most are on the host at a time
+SIZE, MARGIN = 224, 32  # what networks see; how much more the shorter side has before that crop
+_CROP_STREAM = 4
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Chunk(NamedTuple):
+    """Some of the steps of an `order`, with the examples that they need.
+
+    Args:
+      start: the first of the steps.
+      steps: how many there are.
+      images: (N, H, W, C) uint8.
+      labels: (N,) int32.
+      order: (S, B) rows of these; those from `steps` on only pad.
+    """
+
+    start: int
+    steps: int
+    images: np.ndarray
+    labels: np.ndarray
+    order: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """Images in place of a uint8 (N, SIZE, SIZE, C) array, decoded by `np.asarray` and not before.
+
+    Indexing the first axis gives the images chosen, not decoded either.
+
+    Args:
+      source: random access to encoded images (or to uint8 (H, W, C) arrays), of any size each.
+      name: tells this source from others.
+      rows: the records that are meant, in order.
+      channels: 1 or 3.
+      view: (seed, epoch) of the random crops for training; None crops the centre.
+    """
+
+    source: Sequence[Any]
+    name: str
+    rows: np.ndarray
+    channels: int = 3
+    view: tuple[int, int] | None = None
+
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C) of the decoded images."""
+        return len(self.rows), SIZE, SIZE, self.channels
+
+    @property
+    def identity(self) -> str:
+        """Tells these images from others without decoding them: source, size and records."""
+        records = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        return f"{self.name} {self.shape} {MARGIN} {records}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Streamed:
+        return dataclasses.replace(self, rows=self.rows[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        images = np.empty(self.shape, np.uint8)
+        self.read(images)
+        return images if dtype is None else images.astype(dtype, copy=False)
+
+    def read(self, out: np.ndarray) -> None:
+        """Decodes into `out` (N, H, W, C) uint8; DataError names an image that cannot be read."""
+
+        def decode(place: int) -> None:
+            record = int(self.rows[place])
+            try:
+                pixels = self._decode(record)
+            except Exception as error:  # Readers and decoders raise types of their own.
+                reason = f"{type(error).__name__}: {error}"
+                raise DataError(
+                    f"image {record} of {self.name} cannot be read ({reason}): expected it "
+                    "undamaged"
+                ) from error
+            out[place] = pixels.reshape(self.shape[1:])
+
+        for _ in _workers().map(decode, range(len(self.rows))):
+            pass
+
+    def _decode(self, record: int) -> np.ndarray:
+        from PIL import Image
+
+        stored = self.source[record]
+        if isinstance(stored, np.ndarray):
+            stored = stored[..., 0] if stored.shape[-1] == 1 else stored
+            image = Image.fromarray(stored)
+        else:
+            image = Image.open(io.BytesIO(stored))
+        image = image.convert(_MODES[self.channels])
+        if self.view is None:
+            return _centre(image)
+        left, top, width, height = random_box(*image.size, *self.view, record)
+        crop = image.crop((left, top, left + width, top + height))
+        return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def _centre(image: Any) -> np.ndarray:
+    """The shorter side resized to SIZE + MARGIN, then the middle; as torchvision does both."""
+    from PIL import Image
+
+    width, height = image.size
+    short, side = min(width, height), SIZE + MARGIN
+    width, height = side * width // short, side * height // short
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+
+
+def random_box(
+    width: int, height: int, seed: int, epoch: int, record: int
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random crop, from (seed, epoch, record) alone.
+
+    Its area is 0.08 to 1 of the image's, its ratio 3/4 to 4/3; after ten misses, the largest
+    middle of a ratio in that range.
+
+    References:
+      Szegedy et al., Going Deeper with Convolutions, CVPR 2015; torchvision's RandomResizedCrop.
+    """
+    entropy = np.random.SeedSequence((seed, epoch, record, _CROP_STREAM))
+    # The raw words are what NumPy promises for good.
+    uniform = ((np.random.Philox(entropy).random_raw(40) >> 11) * 2.0**-53).reshape(10, 4)
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for scale, ratio, x, y in uniform.tolist():
+        area = width * height * (0.08 + 0.92 * scale)
+        aspect = math.exp(low + (high - low) * ratio)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w, h = width, height
+    if width / height < 3 / 4:
+        h = round(width / (3 / 4))
+    elif width / height > 4 / 3:
+        w = round(height * (4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+
+
+def read_labels(source: Sequence[Any], part: int = 1024) -> np.ndarray:
+    """All of `source`'s labels, in worker threads."""
+
+    def read(start: int) -> list[Any]:
+        return [source[i] for i in range(start, min(start + part, len(source)))]
+
+    found = _workers().map(read, range(0, len(source), part))
+    return np.array([label for labels in found for label in labels])
+
+
+def at_epoch(split: Split, seed: int, epoch: int) -> Split:
+    """The split as it is trained on: streamed images under that epoch's crops, others unchanged."""
+    if not isinstance(split.images, Streamed):
+        return split
+    view = integer("seed", seed, 0), integer("epoch", epoch, 0)
+    return Split(dataclasses.replace(split.images, view=view), split.labels)
+
+
+def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]:
+    """The steps of `order` (S, B), from a chunk that holds step `skip` on.
+
+    A resident split is one chunk, as it is. A streamed one comes in chunks of the same number of
+    steps each, so that one compiled program serves them all, wherever training is resumed. They
+    hold at most CHUNK_BYTES of images, or one step where that is more, and the next one is decoded
+    while a chunk is used.
+    """
+    if skip >= len(order):
+        return
+    if not isinstance(split.images, Streamed):
+        yield Chunk(0, len(order), *split, order)
+        return
+    step_bytes = math.prod(split.images.shape[1:]) * order.shape[1]
+    size = min(len(order), max(1, CHUNK_BYTES // step_bytes))
+    starts = range(skip - skip % size, len(order), size)
+    with ThreadPoolExecutor(1, "prefetch") as ahead:
+        coming = ahead.submit(_load, split, order, starts[0], size)
+        for start in starts:
+            chunk = coming.result()
+            if start + size < len(order):
+                coming = ahead.submit(_load, split, order, start + size, size)
+            yield chunk
+
+
+def _load(split: Split, order: np.ndarray, start: int, size: int) -> Chunk:
+    rows = order[start : start + size]
+    images = np.zeros((size * order.shape[1], *split.images.shape[1:]), np.uint8)
+    labels = np.zeros(len(images), split.labels.dtype)
+    split.images[rows.ravel()].read(images[: rows.size])
+    labels[: rows.size] = split.labels[rows.ravel()]
+    local = np.arange(len(images), dtype=np.int32).reshape(size, -1)
+    return Chunk(start, len(rows), images, labels, local)

@@ -1,0 +1,126 @@
+"""What is compiled, once for all stages that share it: training, evaluation, prediction."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from distill_jax import data, metrics, models, optim, parallel
+from distill_jax.models import Network, Variables
+from distill_jax.recipe import Recipe
+from distill_jax.step import (
+    Objective,
+    draw_from,
+    evolving_objective,
+    make_eval_step,
+    make_predict_step,
+    make_train_step,
+    multi_teacher_objective,
+)
+
+EVAL_BATCH = 256
+
+
+def objective_of(network: models.Network, recipe: Recipe) -> Objective:
+    """What a network minimises: its teachers' loss, or TESKD's where it carries branches."""
+    if network.branches:
+        return evolving_objective(recipe.evolve, recipe.loss)
+    return multi_teacher_objective(recipe.loss)
+
+
+@functools.lru_cache(maxsize=32)
+def train_program(network, teachers, structure, steps, mean, std, topology):
+    """The compiled train loop and, with its step for shapes alone, its empty metrics."""
+    augment = data.AUGMENT[structure.augment]
+
+    def step(axis_name):
+        return make_train_step(
+            network=network,
+            teachers=teachers,
+            optimizer=structure.optim,
+            schedule=optim.schedule(structure.optim, structure.epochs, steps),
+            objective=objective_of(network, structure),
+            prepare=lambda keys, images: data.normalise(augment(keys, images), mean, std),
+            draw_keep=draw_from(structure.dropping, len(teachers)),
+            axis_name=axis_name,
+            sync_bn=structure.sync_bn,
+        )
+
+    return parallel.train_loop(step(topology.axis_name), topology), step(None)
+
+
+@functools.lru_cache(maxsize=32)
+def _eval_program(network, mean, std, topology):
+    step = make_eval_step(
+        network=network,
+        prepare=lambda images: data.normalise(images, mean, std),
+        axis_name=topology.axis_name,
+    )
+    return parallel.eval_loop(step, topology)
+
+
+def evaluate(
+    network: Network,
+    variables: Variables,
+    split: data.Split,
+    dataset: data.Dataset,
+    topology: parallel.Topology = parallel.Topology(),
+) -> dict[str, float]:
+    """Accuracy and cross-entropy over a whole split, every example counted once.
+
+    Args:
+      network: the network.
+      variables: its variables.
+      split: images and labels.
+      dataset: gives the normalisation.
+      topology: where to run it.
+    """
+    program = _eval_program(network, dataset.mean, dataset.std, topology)
+    batch = -(-min(EVAL_BATCH, len(split.labels)) // topology.count) * topology.count
+    sums = [
+        jax.block_until_ready(program(variables, chunk.images, chunk.labels, chunk.order, mask))
+        for chunk, mask in _eval_chunks(split, batch)
+    ]
+    return metrics.compute(functools.reduce(metrics.merge, sums))
+
+
+def _eval_chunks(split, batch):
+    """Chunks that hold every example of a split, and the mask (S, B) of each."""
+    order, mask = data.eval_order(len(split.labels), batch)
+    for chunk in data.chunks(split, order):
+        padding = len(chunk.order) - chunk.steps
+        marked = mask[chunk.start : chunk.start + chunk.steps]
+        yield chunk, np.pad(marked, ((0, padding), (0, 0)))
+
+
+@functools.lru_cache(maxsize=32)
+def _predict_program(network, mean, std):
+    return parallel.predict_loop(
+        make_predict_step(network=network, prepare=lambda images: data.normalise(images, mean, std))
+    )
+
+
+def predict(
+    network: Network, variables: Variables, split: data.Split, dataset: data.Dataset
+) -> np.ndarray:
+    """The (N, C) float32 logits of a whole split; `dataset` gives the normalisation."""
+    n = len(split.labels)
+    program = _predict_program(network, dataset.mean, dataset.std)
+    logits = [
+        np.asarray(program(variables, chunk.images, chunk.labels, chunk.order, mask))[: chunk.steps]
+        for chunk, mask in _eval_chunks(split, min(EVAL_BATCH, n))
+    ]
+    return np.concatenate(logits).reshape(-1, network.classes)[:n]
+
+
+@functools.lru_cache(maxsize=32)
+def outputs_program(network, mean, std):
+    """(variables, uint8 images) -> outputs in training mode."""
+    # By the batch's own statistics: an untrained network has no others.
+    return jax.jit(
+        lambda variables, images: network.apply(
+            variables, data.normalise(images, mean, std), train=True
+        )[0]
+    )
