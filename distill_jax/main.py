@@ -6,16 +6,28 @@ The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or 
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from distill_jax import curriculum, report
+from distill_jax.checkpoint import CheckpointError
+from distill_jax.data import DataError
+from distill_jax.training import Interrupted
+
+REFUSED = (
+    curriculum.ConfigError,
+    curriculum.WorkdirError,
+    CheckpointError,
+    DataError,
+    FloatingPointError,  # no epoch gave a number to select by
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment; `FILE:smoke` cuts it down to seconds.", lock_config=True
 )
@@ -36,12 +48,6 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         return _fail(str(error))
     _use_compilation_cache(workdir)
-    # Imported here: a mistyped flag is answered before JAX is loaded.
-    from distill_jax import curriculum, report
-    from distill_jax.checkpoint import CheckpointError
-    from distill_jax.data import DataError
-    from distill_jax.training import Interrupted
-
     console = report.console()
     reporter = report.console_reporter(console)
     signals = _Signals()
@@ -49,7 +55,7 @@ def main(argv: list[str]) -> int:
         results = curriculum.run(
             config, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
         )
-    except (curriculum.ConfigError, DataError, curriculum.WorkdirError, CheckpointError) as error:
+    except REFUSED as error:
         reporter.close()
         return _fail(str(error))
     except Interrupted:
@@ -77,10 +83,11 @@ class _Signals:
 
 
 def _use_compilation_cache(workdir: Path) -> None:
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir.absolute() / "compilation_cache")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    """Keeps what is compiled in the working directory, unless the user keeps it elsewhere."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _fail(message: str) -> int:

@@ -126,11 +126,7 @@ class _Stage:
                     self.seconds, waited = self.seconds + waited + took, 0.0
                     self.reporter.progress(self.step, images / seconds)
                     saver.after(size)
-                    size = (
-                        size * 2
-                        if took < DISPATCH_SECONDS / 2
-                        else max(1, int(size * DISPATCH_SECONDS / took))
-                    )
+                    size = _next_size(size, took)
                 idle = time.perf_counter()
             first += len(order)
         self._end_epoch(images / seconds if seconds else 0.0)
@@ -304,6 +300,13 @@ def train(
     while len(stage.history) < job.recipe.epochs:
         stage.train_epoch(saver)
     return stage.finish()
+
+
+def _next_size(steps: int, seconds: float) -> int:
+    """How many steps to dispatch next, so that it lasts about DISPATCH_SECONDS."""
+    if seconds < DISPATCH_SECONDS / 2:
+        return 2 * steps
+    return max(1, int(steps * DISPATCH_SECONDS / seconds))
 
 
 class _Saver:

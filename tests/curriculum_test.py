@@ -268,6 +268,7 @@ def test_the_command_prints_the_table_and_writes_its_files(tmp_path):
     assert "Error" not in done.stderr and "I1" not in done.stderr
     for name in ("results.json", "metrics.jsonl", "config.json"):
         assert (tmp_path / name).stat().st_size
+    assert any((tmp_path / "compiled").iterdir())
     resolved = json.loads((tmp_path / "config.json").read_text())
     assert resolved["loss"]["kl_reduction"] == "batch_mean"
     again = command(tmp_path)
