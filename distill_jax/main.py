@@ -6,6 +6,7 @@ The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or 
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -98,13 +99,23 @@ def _fail(message: str) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in one ends the process with one line."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_quoted(argument) for argument in argv])
     except (AttributeError, KeyError) as error:
         # ml_collections' answer to an unknown field; its text may suggest another.
         said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'").split())
         sys.exit(_fail(f"--config has no such field: {said}"))
     except (flags.Error, OSError) as error:
         sys.exit(_fail(str(error)))
+
+
+def _quoted(argument: str) -> str:
+    """The argument; names as a tuple of one text where they are not one already.
+
+    ml_collections reads a tuple as Python, and a>b, a<b+c;d<a or evolving:a are none. The config
+    takes the text apart.
+    """
+    found = re.fullmatch(r"(--?config\.(?:networks|guidance|students)=)([^(\[].*)", argument)
+    return f"{found[1]}({found[2]!r},)" if found else argument
 
 
 def run() -> None:

@@ -322,6 +322,21 @@ def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tm
 
 
 @pytest.mark.parametrize(
+    ("networks", "guidance", "labels"),
+    [
+        ("plane4,plane2", "none,plane4>plane2", ["none", "plane4>plane2"]),
+        ("('plane4','plane2')", "plane2<plane4", ["plane2<plane4"]),
+    ],
+)
+def test_rows_and_guidance_are_given_as_plain_text(tmp_path, networks, guidance, labels):
+    given = [f"--config.networks={networks}", f"--config.guidance={guidance}"]
+    done = command(tmp_path, *given, config="takd_cifar10_plain.py:smoke")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["guidance"] for row in rows] == labels
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config.recipe.epohcs=3"], "epochs"),
