@@ -243,7 +243,7 @@ def test_it_is_split_over_devices(monkeypatch, parallel):
 
 
 def test_evaluation_counts_every_example_once(monkeypatch):
-    monkeypatch.setattr(training, "EVAL_BATCH", 4)
+    monkeypatch.setattr(programs, "EVAL_BATCH", 4)
     steps_of_chunks(monkeypatch, 2, batch=4)
     dataset = dataset_of()
     network = models.build("plane2", CLASSES, dataset.image_shape)

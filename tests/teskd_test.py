@@ -465,13 +465,13 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     results, _, _ = run
     dataset = data.load(**TINY["dataset"])
     row = results.rows[1]
-    assert (row["network"], row["teachers"]) == ("plane2", ["plane4"])
+    assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
     student, teacher = (
         programs.predict(*results.networks["dense", name, 0], dataset.test, dataset)
         for name in ("plane2", "evolving:plane4")
     )
-    assert row["agreement"] == {"plane4": fidelity.agreement(student, teacher)}
-    assert row["kl"] == {"plane4": fidelity.kl(teacher, student)}
+    assert row["agreement"] == {"evolving:plane4": fidelity.agreement(student, teacher)}
+    assert row["kl"] == {"evolving:plane4": fidelity.kl(teacher, student)}
     assert all(record["train_kl"] > 0 for record in results.histories["dense", "plane2", 0])
 
 
