@@ -18,7 +18,7 @@ def get_config(mode: str = ""):
     config.guidance = ("none", "direct", "chain", "dense")
     config.seeds = (0, 1, 2, 3, 4)
     config.dataset.valid_fraction = 0.2
-    config.recipe.update(epochs=120, batch_size=50, train_limit=10)
+    config.recipe.update(epochs=80, batch_size=50, train_limit=10)
     config.recipe.update(learning_rate=0.02, schedule="cosine", temperature=4.0, kd_weight=0.7)
     config.overrides = {"plane6": {"train_limit": 0, "epochs": 10}}
     config.controls = {"full data": {"train_limit": 0, "epochs": 10}}
