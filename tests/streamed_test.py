@@ -1,17 +1,18 @@
 """Streamed data: the same examples and the same training whatever the chunks, nothing to save."""
 
+import importlib
 import io
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import distill_jax
 from distill_jax import curriculum, data, models, programs, training
 from distill_jax.data import streamed
 from distill_jax.report import Reporter
 
-Image = pytest.importorskip("PIL.Image")
 N, CLASSES = 40, 4
 CONFIG = {
     "networks": ("plane2",),
@@ -267,7 +268,7 @@ def test_evaluation_counts_every_example_once(monkeypatch):
 # ------------------------------------------------------------------------------------------- TFDS
 @pytest.fixture
 def prepared(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = importlib.import_module("tensorflow_datasets")
 
     class ManySizes(tfds.core.GeneratorBasedBuilder):
         """JPEGs of different sizes."""
