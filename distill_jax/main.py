@@ -6,6 +6,7 @@ The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or 
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -85,7 +86,7 @@ class _Signals:
 
 def _use_compilation_cache(workdir: Path) -> None:
     """Keeps what is compiled in the working directory, unless the user keeps it elsewhere."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
