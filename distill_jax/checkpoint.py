@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,19 @@ class Checkpoints:
         for old in self.steps()[:-KEPT]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
-    def restore(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that can be believed; None where there is none at all.
+    def restore(
+        self, template: Any, among: Collection[int] | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be believed, of the steps `among` where these are given.
+
+        Returns:
+          The arrays, and what was saved beside them; None where there is no checkpoint at all.
 
         Raises:
           CheckpointError: there are some, and none of them can be believed.
         """
-        steps, problems = self.steps(), []
+        steps = [step for step in self.steps() if among is None or step in among]
+        problems = []
         for step in reversed(steps):
             try:
                 return restore(self.folder / str(step), template)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from distill_jax import guidance, losses, models
 from distill_jax.dropping import Dropping
 from distill_jax.optim import OptimOptions
 from distill_jax.parallel import Topology
+from distill_jax.population import TEACHER_LOGITS
 from distill_jax.recipe import Recipe
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
@@ -65,6 +67,9 @@ class Experiment:
     protocol: str
     dtype: str
     topology: Topology
+    population: int
+    teacher_logits: str
+    may_skip: int
     checkpoint_every: str
 
     def recipe_of(self, network: str, **changes: Any) -> Recipe:
@@ -138,9 +143,17 @@ def default_config() -> ml_collections.ConfigDict:
             "overrides": {},
             # {label: {recipe field: value}}: plain training of the students, changed like that.
             "controls": {},
+            # {recipe field or "survival": values}: every row once for each of them, trained at once
+            # where they are numbers of the loss or the optimizer.
+            "sweep": {},
             "dtype": "float32",
-            "parallel": "jit",
-            "devices": 1,
+            "parallel": "jit",  # or pmap
+            "devices": 1,  # 0 takes all; on a CPU as many as are asked for
+            "population": 0,  # how many seeds or values train at once: 0 as pays, 1 one by one
+            # Where the teachers' logits come from: graph, computed at every step; table, computed
+            # once for images that never change; auto, the table where it can be and is small.
+            "teacher_logits": "auto",
+            "nonfinite": "halt",  # or "skip N" to pass over up to N steps that are not finite
             "checkpoint_every": "5 minutes",
         }
     )
@@ -213,6 +226,9 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         protocol=protocol,
         dtype=_one_of("dtype", values["dtype"], tuple(models.DTYPES)),
         topology=Topology(values["parallel"], values["devices"]),
+        population=_at_least("population", values["population"], 0),
+        teacher_logits=_one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
+        may_skip=_may_skip(values["nonfinite"]),
         checkpoint_every=values["checkpoint_every"],
     )
     checkpoint_due(experiment.checkpoint_every)
@@ -248,6 +264,21 @@ def checkpoint_due(every: str) -> Callable[[int, float, float], bool]:
     return lambda *since: since[position] >= limit
 
 
+def _may_skip(text: str) -> int:
+    word, _, number = text.strip().partition(" ")
+    if word == "halt" and not number:
+        return 0
+    if word == "skip" and number.strip().isdecimal():
+        return int(number)
+    raise ConfigError(f"nonfinite is 'halt' or 'skip N', such as 'skip 10', got {text!r}")
+
+
+def _at_least(name: str, value: int, low: int) -> int:
+    if value < low:
+        raise ConfigError(f"{name} is {low} or more, got {value}")
+    return value
+
+
 def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
     specs = _words("guidance", values["guidance"])
     if not specs:
@@ -255,9 +286,8 @@ def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
     rows = []
     for spec in specs:
         stochastic = spec.endswith(STOCHASTIC)
-        rows.append(
-            Row(spec, guidance.from_spec(spec.removesuffix(STOCHASTIC), networks), stochastic)
-        )
+        row = Row(spec, guidance.from_spec(spec.removesuffix(STOCHASTIC), networks), stochastic)
+        rows.extend(_swept(row, values))
     for label, changes in values["controls"].items():
         checked = _merge(values["recipe"], changes, f"controls.{label}", fill=False)
         rows.append(Row(f"none, {label}", guidance.none(networks), False, tuple(checked.items())))
@@ -265,6 +295,29 @@ def _rows(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Row, ...]:
     if len(set(labels)) < len(labels):
         raise ConfigError(f"guidance is named twice: {', '.join(labels)}")
     return tuple(rows)
+
+
+def _swept(row: Row, values: dict[str, Any]) -> list[Row]:
+    """The row once for each combination of the swept values that make a difference to it."""
+    defaults = {**values["recipe"], "survival": values["dropping"]["survival"]}
+    fields = {}
+    for name, choices in values["sweep"].items():
+        if name not in defaults:
+            raise ConfigError(_unknown(f"sweep.{name}", name, tuple(defaults)))
+        choices = tuple(choices) if isinstance(choices, (list, tuple)) else (choices,)
+        fields[name] = [_typed(f"sweep.{name}", choice, defaults[name]) for choice in choices]
+        if not choices or len(set(choices)) < len(choices):
+            raise ConfigError(f"sweep.{name} is one value or more, all different, got {choices}")
+    taught = any(row.guidance.teachers)
+    for name in ("temperature", "kd_weight", "survival"):
+        if not taught or (name == "survival" and not row.stochastic):
+            fields.pop(name, None)
+    rows = []
+    for combination in itertools.product(*fields.values()):
+        changes = tuple(zip(fields, combination, strict=True))
+        label = "".join(f", {name}={value}" for name, value in changes)
+        rows.append(dataclasses.replace(row, label=row.label + label, changes=changes))
+    return rows
 
 
 def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:

@@ -19,15 +19,16 @@ import jax
 import numpy as np
 
 from distill_jax import config as config_lib
-from distill_jax import data, guidance, models, report, training
+from distill_jax import data, guidance, models, parallel, report, scoring, training
 from distill_jax.checkpoint import CheckpointError, Checkpoints, restore, save, write_json
 from distill_jax.config import ConfigError, Experiment, Row
 from distill_jax.interop.files import load_variables
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
+from distill_jax.population import Asked, Means, check_table
 from distill_jax.recipe import Job, check
 from distill_jax.report.progress import MetricsFile, Reporter, Several
-from distill_jax.training import Trained
+from distill_jax.scoring import Trained
 
 FORMAT = 1  # of the addresses: raised when the same values come to mean another training
 
@@ -86,6 +87,7 @@ def run(
       ConfigError, data.DataError: before anything is compiled.
       training.Interrupted: `stop` said so.
     """
+    parallel.ask_for_cpu_devices(config.get("devices", 1))
     experiment = config_lib.resolve(config)
     if dataset is None:
         dataset = data.load(**experiment.dataset)
@@ -93,6 +95,7 @@ def run(
         plan = _plan(experiment, dataset)
         for job in plan.jobs.values():
             check(job, dataset, experiment.topology)
+            check_table(job, dataset, experiment.teacher_logits)
         given = {a: load_variables(j.weights, j.network) for a, j in plan.jobs.items() if j.weights}
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -104,16 +107,9 @@ def run(
         several = Several(*reporters)
         trained: dict[str, Trained] = {}
         for address, variables in given.items():  # first, so that a wrong file shows at once
-            trained[address] = training.adopt(plan.jobs[address], dataset, variables)
+            trained[address] = scoring.adopt(plan.jobs[address], dataset, variables)
             several.stage_ended(plan.jobs[address], trained[address].record)
-        for address, job in plan.jobs.items():
-            if address in given:
-                continue
-            frozen = tuple(trained[teacher].variables for teacher in plan.teachers[address])
-            plain = trained.get(plan.plain.get(address, ""))
-            trained[address] = _stage(
-                job, dataset, frozen, experiment, folder, several, stop, plain
-            )
+        _train_all(plan, trained, dataset, experiment, folder, several, stop)
         results = _results(plan, trained, experiment)
         if folder is not None:
             write_json(folder / "results.json", results.rows)
@@ -213,47 +209,94 @@ def _identity(dataset: data.Dataset) -> str:
     return sha.hexdigest()
 
 
-def _stage(job, dataset, frozen, experiment, folder, reporter, stop, plain) -> Trained:
-    """A stage's result, from its folder where it is finished there."""
-    if folder is None:
-        return _train(job, dataset, frozen, experiment, None, reporter, stop, plain)
-    place = folder / "stages" / f"{job.network.name.replace(':', '-')}-{job.address}"
-    result = place / "result.json"
-    if result.exists():
-        template = jax.eval_shape(job.network.backbone.init, jax.random.key(0))
-        try:
-            variables, _ = restore(place / "weights", template)
-            found = json.loads(result.read_text())
-            return Trained(variables, found["history"], found["record"])
-        except (CheckpointError, ValueError, KeyError) as error:
-            raise WorkdirError(
-                f"the finished stage {place} is damaged: {error}; remove that folder to train "
-                "it again"
-            ) from error
-    place.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(place / "progress")
-    trained = _train(job, dataset, frozen, experiment, checkpoints, reporter, stop, plain)
-    # Written last: a stage is finished when this file is there.
-    save(place / "weights", trained.variables, {"address": job.address})
-    write_json(result, {"record": trained.record, "history": trained.history})
-    checkpoints.remove()
-    return trained
-
-
-def _train(job, dataset, frozen, experiment, checkpoints, reporter, stop, plain) -> Trained:
-    trained = training.train(
-        job,
-        dataset,
-        frozen,
+def _train_all(plan, trained, dataset, experiment, folder, reporter, stop) -> None:
+    """Adds every stage of the plan to `trained`: found finished, or trained, several at once."""
+    if folder is not None:
+        for address, job in plan.jobs.items():
+            if address not in trained and (found := _finished(_place(folder, job), job)):
+                trained[address] = found
+    means = Means(
         topology=experiment.topology,
-        checkpoints=checkpoints,
+        teacher_logits=experiment.teacher_logits,
+        may_skip=experiment.may_skip,
         due=config_lib.checkpoint_due(experiment.checkpoint_every),
         reporter=reporter,
         stop=stop,
-        plain_accuracy=plain.record["valid_accuracy"] if plain else None,
     )
-    reporter.stage_ended(job, trained.record)
-    return trained
+    while waiting := [address for address in plan.jobs if address not in trained]:
+        addresses = _next_group(plan, waiting, dataset, experiment, folder)
+        asked = [_ask(plan, address, trained, folder) for address in addresses]
+        for one, result in zip(asked, training.train(asked, dataset, means), strict=True):
+            if folder is not None:
+                _keep(folder, one.job, result)
+            trained[one.job.address] = result
+            reporter.stage_ended(one.job, result.record)
+
+
+def _next_group(plan, waiting, dataset, experiment, folder) -> list[str]:
+    """The next stage, and those that can be trained at once with it: same shape, other numbers."""
+
+    def shape(address):
+        job = plan.jobs[address]
+        return job.network, job.teachers, job.recipe.structure, job.recipe.train_limit
+
+    together = [
+        address
+        for address in waiting
+        if shape(address) == shape(waiting[0]) and not set(plan.teachers[address]) & set(waiting)
+    ]
+    streamed = isinstance(dataset.train.images, data.Streamed)
+    number = experiment.topology.members(len(together), 1 if streamed else experiment.population)
+    group = together[:number]
+    if folder is None:
+        return group
+    # Stages that were saved at steps of their own go on by themselves.
+    saved = [set(_progress(folder, plan.jobs[address]).steps()) for address in group]
+    return group if not any(saved) or set.intersection(*saved) else group[:1]
+
+
+def _ask(plan, address, trained, folder) -> Asked:
+    job = plan.jobs[address]
+    plain = trained.get(plan.plain.get(address, ""))
+    return Asked(
+        job,
+        tuple(trained[teacher].variables for teacher in plan.teachers[address]),
+        _progress(folder, job) if folder is not None else None,
+        plain.record["valid_accuracy"] if plain else None,
+    )
+
+
+def _place(folder: Path, job: Job) -> Path:
+    return folder / "stages" / f"{job.network.name.replace(':', '-')}-{job.address}"
+
+
+def _progress(folder: Path, job: Job) -> Checkpoints:
+    return Checkpoints(_place(folder, job) / "progress")
+
+
+def _finished(place: Path, job: Job) -> Trained | None:
+    """A stage's result from its folder; None where it is not finished there."""
+    result = place / "result.json"
+    if not result.exists():
+        return None
+    template = jax.eval_shape(job.network.backbone.init, jax.random.key(0))
+    try:
+        variables, _ = restore(place / "weights", template)
+        found = json.loads(result.read_text())
+        return Trained(variables, found["history"], found["record"])
+    except (CheckpointError, ValueError, KeyError) as error:
+        raise WorkdirError(
+            f"the finished stage {place} is damaged: {error}; remove that folder to train it again"
+        ) from error
+
+
+def _keep(folder: Path, job: Job, trained: Trained) -> None:
+    place = _place(folder, job)
+    place.mkdir(parents=True, exist_ok=True)
+    save(place / "weights", trained.variables, {"address": job.address})
+    # Written last: a stage is finished when this file is there.
+    write_json(place / "result.json", {"record": trained.record, "history": trained.history})
+    _progress(folder, job).remove()
 
 
 def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +14,8 @@ from distill_jax.models import Network, Variables
 from distill_jax.recipe import Recipe
 from distill_jax.step import (
     Objective,
+    Resident,
+    TrainStep,
     draw_from,
     evolving_objective,
     make_eval_step,
@@ -30,9 +34,18 @@ def objective_of(network: models.Network, recipe: Recipe) -> Objective:
     return multi_teacher_objective(recipe.loss)
 
 
+class TrainProgram(NamedTuple):
+    """A compiled train loop, and its step for shapes alone."""
+
+    loop: Callable
+    body: TrainStep
+
+
 @functools.lru_cache(maxsize=32)
-def train_program(network, teachers, structure, steps, mean, std, topology):
-    """The compiled train loop and, with its step for shapes alone, its empty metrics."""
+def train_program(
+    network, teachers, structure, steps, mean, std, topology, *, may_skip=0, shared_data=None
+) -> TrainProgram:
+    """The train loop of one network; of a population where `shared_data` says how it is fed."""
     augment = data.AUGMENT[structure.augment]
 
     def step(axis_name):
@@ -46,9 +59,14 @@ def train_program(network, teachers, structure, steps, mean, std, topology):
             draw_keep=draw_from(structure.dropping, len(teachers)),
             axis_name=axis_name,
             sync_bn=structure.sync_bn,
+            may_skip=may_skip,
         )
 
-    return parallel.train_loop(step(topology.axis_name), topology), step(None)
+    if shared_data is None:
+        loop = parallel.train_loop(step(topology.axis_name), topology)
+    else:
+        loop = parallel.population_loop(step(None), topology, shared_data=shared_data)
+    return TrainProgram(loop, step(None))
 
 
 @functools.lru_cache(maxsize=32)
@@ -80,7 +98,9 @@ def evaluate(
     program = _eval_program(network, dataset.mean, dataset.std, topology)
     batch = -(-min(EVAL_BATCH, len(split.labels)) // topology.count) * topology.count
     sums = [
-        jax.block_until_ready(program(variables, chunk.images, chunk.labels, chunk.order, mask))
+        jax.block_until_ready(
+            program(variables, Resident(chunk.images, chunk.labels), chunk.order, mask)
+        )
         for chunk, mask in _eval_chunks(split, batch)
     ]
     return metrics.compute(functools.reduce(metrics.merge, sums))
@@ -97,7 +117,7 @@ def _eval_chunks(split, batch):
 
 @functools.lru_cache(maxsize=32)
 def _predict_program(network, mean, std):
-    return parallel.predict_loop(
+    return jax.jit(
         make_predict_step(network=network, prepare=lambda images: data.normalise(images, mean, std))
     )
 
@@ -105,14 +125,24 @@ def _predict_program(network, mean, std):
 def predict(
     network: Network, variables: Variables, split: data.Split, dataset: data.Dataset
 ) -> np.ndarray:
-    """The (N, C) float32 logits of a whole split; `dataset` gives the normalisation."""
+    """The logits of a whole split, (E, N, C) float32: the network's, then those of its branches.
+
+    Computed batch by batch, so that one program serves splits of every size.
+
+    Args:
+      network: the network.
+      variables: its variables.
+      split: images and labels, decoded part by part where they are streamed.
+      dataset: gives the normalisation.
+    """
     n = len(split.labels)
     program = _predict_program(network, dataset.mean, dataset.std)
-    logits = [
-        np.asarray(program(variables, chunk.images, chunk.labels, chunk.order, mask))[: chunk.steps]
-        for chunk, mask in _eval_chunks(split, min(EVAL_BATCH, n))
-    ]
-    return np.concatenate(logits).reshape(-1, network.classes)[:n]
+    variables, logits = jax.device_put(variables), []
+    for start in range(0, n, EVAL_BATCH):
+        images = np.asarray(split.images[start : start + EVAL_BATCH])
+        padding = [(0, EVAL_BATCH - len(images))] + [(0, 0)] * 3
+        logits.append(program(variables, np.pad(images, padding)))
+    return np.concatenate(jax.device_get(logits), 1)[:, :n]
 
 
 @functools.lru_cache(maxsize=32)

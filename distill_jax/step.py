@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,21 +22,46 @@ from distill_jax.models import Network, Outputs, Variables
 Objective = Callable[..., tuple[Array, dict[str, Array]]]
 Prepare = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised float images
 DrawKeep = Callable[[Array, Array, "Hyper"], Array]  # (key, step, hyper) -> (K,) booleans
+NOT_FINITE = "not finite: "  # before the name of a cause, among the metrics of a train step
 
 
 @struct.dataclass
 class TrainState:
-    """What a step changes; arrays only."""
+    """What a step changes; arrays only.
+
+    Args:
+      step: () int32, steps done.
+      params: of the network.
+      batch_stats: running statistics of the network.
+      opt_state: of the optimizer.
+      skipped: () int32, steps whose numbers were not finite and whose update was not made.
+    """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    skipped: Array
 
     @property
     def variables(self) -> Variables:
         """What `Network.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Resident(NamedTuple):
+    """A split as the loops hold it on the device.
+
+    Args:
+      images: (N, H, W, channels) uint8.
+      labels: (N,) int32.
+      teacher_logits: (N, K, C) float32, the logit table: what each frozen teacher says of each
+        image; None where the step is to compute it.
+    """
+
+    images: Any
+    labels: Any
+    teacher_logits: Any = None
 
 
 class Batch(NamedTuple):
@@ -46,12 +72,14 @@ class Batch(NamedTuple):
       labels: (B,) int32.
       positions: (B,) int32, places in the whole batch: augmentation draws by them.
       mask: (B,) bool, false where an example only pads; the train step ignores it.
+      teacher_logits: (B, K, C), where a logit table has them.
     """
 
     images: Array
     labels: Array
     positions: Array
     mask: Array
+    teacher_logits: Array | None = None
 
 
 class Hyper(NamedTuple):
@@ -137,9 +165,9 @@ def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> T
     """A fresh state; the parameters are drawn from the stream "init" of `key`."""
     variables = network.init(rng.stream(key, "init"))
     opt_state = jax.jit(optim.transform(optimizer, 0.0, 0.0).init)(variables["params"])
-    return TrainState(
-        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state
-    )
+    # Two arrays, not one twice: a state is donated, and a buffer can be given up only once.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +210,17 @@ def make_train_step(
     draw_keep: DrawKeep | None = None,
     axis_name: str | None = None,
     sync_bn: bool = True,
+    may_skip: int = 0,
 ) -> TrainStep:
     """The body of a training step, to be jitted or pmapped.
 
     Teachers' logits, the student's forward and backward pass and its update are one graph. A
-    teacher that is dropped from a mini-batch is not run for it.
+    teacher that is dropped from a mini-batch is not run for it, and none is where the batch brings
+    their logits from a table.
+
+    A step at which a term of the loss, a teacher's logits, a gradient or a running statistic is not
+    finite changes no weights. `may_skip` of them are passed over; after one more the state stays
+    as it is, at that step, whatever else it is given (see `is_halted`).
 
     Args:
       network: the student.
@@ -199,9 +233,11 @@ def make_train_step(
       axis_name: the devices' axis under pmap; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
         share by itself and the running statistics are averaged.
+      may_skip: steps that are not finite and may be passed over.
 
     Returns:
-      (state, teachers' variables, batch, hyper, key) -> (state, metrics).
+      (state, teachers' variables, batch, hyper, key) -> (state, metrics). Metrics called
+      `NOT_FINITE` and a cause count the steps that it spoilt.
     """
     frozen = Frozen(teachers)
 
@@ -210,8 +246,12 @@ def make_train_step(
         keys = rng.per_example(rng.stream(key, "augment", state.step), batch.positions)
         images = prepare(keys, batch.images)
         drawn = None if draw_keep is None else draw_keep(key, state.step, hyper)
-        teacher_logits = frozen.logits(variables, images, drawn)
         keep = jnp.ones(len(teachers), bool) if drawn is None else drawn
+        if batch.teacher_logits is None:
+            teacher_logits = frozen.logits(variables, images, drawn)
+        else:
+            found = batch.teacher_logits.swapaxes(0, 1)
+            teacher_logits = jnp.where(keep[:, None, None], found, 0.0)
 
         def loss_of(params):
             student = {"params": params, "batch_stats": state.batch_stats}
@@ -226,9 +266,10 @@ def make_train_step(
         grads, (outputs, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         sums = {name: metrics.mean_of(values) for name, values in terms.items()}
         sums |= _accuracies(outputs, batch.labels)
+        spoilt = jnp.sum(~jnp.isfinite(teacher_logits), (1, 2))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
-            sums = lax.psum(sums, axis_name)
+            sums, spoilt = lax.psum((sums, spoilt), axis_name)
             if not sync_bn:
                 batch_stats = lax.pmean(batch_stats, axis_name)
         if drawn is not None:  # the same on every device, so counted once
@@ -238,9 +279,47 @@ def make_train_step(
             grads, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+        causes = {
+            **{f"teacher {k + 1} ({t.name})": spoilt[k] > 0 for k, t in enumerate(teachers)},
+            **{f"term {name}": ~jnp.isfinite(sums[name][0]) for name in terms},
+            "gradients": ~_all_finite(grads),
+            "batch statistics": ~_all_finite(batch_stats),
+        }
+        updated = TrainState(state.step + 1, params, batch_stats, opt_state, state.skipped)
+        return _guarded(state, updated, sums, causes, may_skip)
 
     return train_step
+
+
+def is_halted(state: TrainState, may_skip: int) -> Array:
+    """Whether more steps than `may_skip` were not finite; `state.step` is then the last of them."""
+    return state.skipped > may_skip
+
+
+def _guarded(state, updated, sums, causes, may_skip):
+    """The state after a step, and what to count of it; nothing more where training has halted."""
+    bad = functools.reduce(jnp.logical_or, causes.values())
+    halted = is_halted(state, may_skip)
+    halts = bad & (state.skipped >= may_skip)
+    chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
+    after = chosen.replace(
+        step=jnp.where(halted | halts, state.step, updated.step),
+        skipped=state.skipped + (bad & ~halted),
+    )
+    counted = {
+        name: jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), pair)
+        for name, pair in sums.items()
+    }
+    steps = (~halted).astype(jnp.int32)
+    counted |= {
+        f"{NOT_FINITE}{cause}": ((flag & ~halted).astype(jnp.int32), steps)
+        for cause, flag in causes.items()
+    }
+    return after, counted
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_eval_step(
@@ -271,9 +350,16 @@ def make_eval_step(
     return eval_step
 
 
-def make_predict_step(*, network: Network, prepare: Callable[[Array], Array]) -> EvalStep:
-    """(variables, batch) -> (B, C) logits."""
-    return lambda variables, batch: network.apply(variables, prepare(batch.images))[0].logits
+def make_predict_step(
+    *, network: Network, prepare: Callable[[Array], Array]
+) -> Callable[[Variables, Array], Array]:
+    """(variables, uint8 images) -> (E, B, C) logits of the network and of its E - 1 branches."""
+
+    def predict_step(variables, images):
+        outputs = network.apply(variables, prepare(images))[0]
+        return jnp.stack([exit.logits for exit in (outputs, *outputs.branches)])
+
+    return predict_step
 
 
 def _accuracies(outputs: Outputs, labels: Array, mask: Array | None = None) -> metrics.Metrics:

@@ -251,7 +251,9 @@ def follow(case: Case, step, variables, frozen, hyper, dtype) -> tuple[TrainStat
     meta, steps = case.meta, len(next(iter(case.arrays.values())))
     optimizer = optim.OptimOptions(momentum=meta["momentum"], nesterov=meta.get("nesterov", False))
     opt_state = optim.transform(optimizer, 0.0, 0.0).init(variables["params"])
-    state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], opt_state)
+    state = TrainState(
+        jnp.int32(0), variables["params"], variables["batch_stats"], opt_state, jnp.int32(0)
+    )
     step, key, sums = jax.jit(step), jax.random.key(0), []
     positions = jnp.arange(meta["batch"], dtype=jnp.int32)
     for t in range(steps):

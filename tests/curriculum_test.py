@@ -33,8 +33,8 @@ class Recorder(Reporter):
     def __init__(self, dispatches=10**9):
         self.started, self.ended, self.left = [], [], dispatches
 
-    def stage_started(self, job, step, steps, history):
-        self.started.append((job.network.name, step))
+    def stage_started(self, jobs, step, steps, histories):
+        self.started += [(job.network.name, step) for job in jobs]
 
     def progress(self, step, images_per_second):
         self.left -= 1

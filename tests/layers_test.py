@@ -23,10 +23,12 @@ FLOORS = {
     "preflight": 3,
     "recipe": 4,
     "programs": 5,
-    "training": 6,
-    "config": 7,
-    "curriculum": 7,
-    "main": 8,
+    "scoring": 6,
+    "population": 7,
+    "training": 8,
+    "config": 9,
+    "curriculum": 9,
+    "main": 10,
 }
 BESIDE = {"interop": {"models"}}  # rooms beside the floors, and all that they may import
 NEIGHBOURS = {("curriculum", "config"), ("curriculum", "interop")}

@@ -14,6 +14,7 @@ from distill_jax.step import (
     Batch,
     Frozen,
     Hyper,
+    Resident,
     draw_from,
     init_state,
     make_eval_step,
@@ -83,10 +84,10 @@ def train(topology=parallel.Topology(), cuts=(0, STEPS), hyper=HYPER, **options)
     order = np.random.default_rng(1).permutation(48).astype(np.int32).reshape(STEPS, BATCH)
     frozen = topology.replicate(teachers())
     key = topology.replicate(jax.random.key(0))
-    data = topology.replicate(examples())
+    data = topology.replicate(Resident(*examples()))
     for first, last in zip(cuts, cuts[1:], strict=False):
         bounds = np.int32(first), np.int32(last)
-        state, sums = loop(state, sums, frozen, *data, order, *bounds, hyper, key)
+        state, sums = loop(state, sums, frozen, data, order, *bounds, hyper, key)
     return jax.device_get((state, sums))
 
 
@@ -100,7 +101,7 @@ def test_teachers_are_bitwise_what_they_were():
         state,
         sums,
         frozen,
-        *examples(),
+        Resident(*examples()),
         order,
         np.int32(0),
         np.int32(STEPS),
@@ -238,7 +239,7 @@ def test_evaluation_counts_every_example_once(mode, devices):
         rows = np.zeros(steps * batch, np.int32)
         rows[:37] = np.arange(37)
         mask = (np.arange(steps * batch) < 37).reshape(steps, batch)
-        sums = loop(variables, images, labels, rows.reshape(steps, batch), mask)
+        sums = loop(variables, Resident(images, labels), rows.reshape(steps, batch), mask)
         assert (int(sums["accuracy"][0]), int(sums["accuracy"][1])) == (expected, 37)
 
 

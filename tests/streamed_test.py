@@ -252,10 +252,10 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     resident = data.Split(np.asarray(dataset.test.images), dataset.test.labels)
     seen = dataset.test.images.source.read
     del seen[:]
-    logits = programs.predict(network, variables, dataset.test, dataset)
+    logits = programs.predict(network, variables, dataset.test, dataset)[0]
     # 18 examples fill 4 batches of 4 and half of a fifth, filled up with the first.
     assert sorted(seen) == [0, 0, *range(18)]
-    expected = programs.predict(network, variables, resident, dataset)
+    expected = programs.predict(network, variables, resident, dataset)[0]
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     got, whole = (
         programs.evaluate(network, variables, s, dataset) for s in (dataset.test, resident)

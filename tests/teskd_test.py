@@ -18,6 +18,7 @@ from distill_jax.report import Reporter
 from distill_jax.step import (
     Batch,
     Hyper,
+    Resident,
     TrainState,
     evolving_objective,
     make_train_step,
@@ -320,18 +321,18 @@ def trained(mode, devices):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
     order = np.arange(BATCH * STEPS, dtype=np.int32).reshape(STEPS, BATCH)
     loop = parallel.train_loop(step(topology.axis_name), topology)
-    state, zeros, images, labels, arguments = topology.replicate(
-        (state, zeros, images, labels, arguments)
+    state, zeros, data, arguments = topology.replicate(
+        (state, zeros, Resident(images, labels), arguments)
     )
     bounds = np.int32(0), np.int32(STEPS)
-    return jax.device_get(loop(state, zeros, (), images, labels, order, *bounds, *arguments))
+    return jax.device_get(loop(state, zeros, (), data, order, *bounds, *arguments))
 
 
 def start_of(network):
     variables = filled(network)
     opt_state = optim.transform(SGD, 0.0, 0.0).init(variables["params"])
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, variables["params"], variables["batch_stats"], opt_state)
+    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, jnp.int32(0))
 
 
 @pytest.mark.parametrize(("mode", "devices"), [("pmap", 1), ("pmap", 2), ("pmap", 4)])
@@ -435,8 +436,8 @@ def test_what_is_left_of_an_evolving_network_is_its_backbone_with_the_same_logit
         for name, leaves in modules.items():
             chex.assert_trees_all_equal(leaves, variables[collection][name])
     dataset = data.load(**TINY["dataset"])
-    own = programs.predict(network, deployed, dataset.test, dataset)
-    inside = programs.predict(whole, variables, dataset.test, dataset)
+    own = programs.predict(network, deployed, dataset.test, dataset)[0]
+    inside = programs.predict(whole, variables, dataset.test, dataset)[0]
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
     row = results.rows[0]
     assert row["network"] == "evolving:plane4"
@@ -467,7 +468,7 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
     student, teacher = (
-        programs.predict(*results.networks["dense", name, 0], dataset.test, dataset)
+        programs.predict(*results.networks["dense", name, 0], dataset.test, dataset)[0]
         for name in ("plane2", "evolving:plane4")
     )
     assert row["agreement"] == {"evolving:plane4": fidelity.agreement(student, teacher)}
@@ -477,7 +478,7 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
 
 def test_branch_weights_of_another_number_are_refused_before_anything_starts():
     class Loud(Reporter):
-        def stage_started(self, job, step, steps, history):
+        def stage_started(self, jobs, step, steps, histories):
             raise AssertionError("a stage started")
 
     wrong = {**TINY, "evolve": {"branch_weights": (1.0, 1.0)}}

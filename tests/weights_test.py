@@ -25,13 +25,13 @@ class Recorder(Reporter):
     def __init__(self):
         self.started, self.ended, self.lines = [], [], []
 
-    def stage_started(self, job, step, steps, history):
-        self.started.append(job.network.name)
+    def stage_started(self, jobs, step, steps, histories):
+        self.started += [job.network.name for job in jobs]
 
     def stage_ended(self, job, record):
         self.ended.append((job.network.name, record["epochs"]))
 
-    def preflight(self, lines):
+    def notice(self, lines):
         self.lines += lines
 
 

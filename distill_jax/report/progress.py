@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -24,17 +25,19 @@ LOG_SECONDS = 10.0
 class Reporter:
     """Is told of everything that happens and says nothing; the others build on it."""
 
-    def stage_started(self, job: Any, step: int, steps: int, history: list[dict]) -> None:
-        """A stage of `steps` steps an epoch begins, or goes on, at `step`."""
+    def stage_started(
+        self, jobs: list[Any], step: int, steps: int, histories: list[list[dict]]
+    ) -> None:
+        """A stage of `steps` steps an epoch, or several at once, begin or go on at `step`."""
 
-    def preflight(self, lines: list[str]) -> None:
-        """What was found before the first step."""
+    def notice(self, lines: list[str]) -> None:
+        """Something to know, such as what was found before the first step."""
 
     def progress(self, step: int, images_per_second: float) -> None:
         """`step` steps of the stage are done."""
 
-    def epoch_ended(self, address: str, record: dict[str, Any]) -> None:
-        """An epoch was measured."""
+    def epoch_ended(self, job: Any, record: dict[str, Any]) -> None:
+        """An epoch of a stage was measured."""
 
     def stage_ended(self, job: Any, record: dict[str, Any]) -> None:
         """A stage was trained and its weights are safe."""
@@ -47,33 +50,33 @@ class MetricsFile(Reporter):
     """Appends every epoch to `metrics.jsonl`, one JSON object a line."""
 
     def __init__(self, path: Path):
-        self.path, self.job = path, None
+        self.path = path
 
-    def stage_started(self, job, step, steps, history):
-        """Drops what an interrupted run wrote of this stage after its last checkpoint."""
-        self.job = job
+    def stage_started(self, jobs, step, steps, histories):
+        """Drops what an interrupted run wrote of these stages after their last checkpoint."""
         if not self.path.exists():
             return
+        epochs = {job.address: len(history) for job, history in zip(jobs, histories, strict=True)}
         lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not self._is_ahead(line, job.address, len(history))]
+        kept = [line for line in lines if not self._is_ahead(line, epochs)]
         if kept != lines:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             os.replace(temporary, self.path)
 
-    def epoch_ended(self, address, record):
+    def epoch_ended(self, job, record):
         """One line: the stage, its network and seed, then the epoch's record."""
-        about = {"stage": address, "network": self.job.network.name, "seed": self.job.seed}
+        about = {"stage": job.address, "network": job.network.name, "seed": job.seed}
         with self.path.open("a") as file:
             file.write(json.dumps({**about, **record}) + "\n")
 
     @staticmethod
-    def _is_ahead(line: str, address: str, epochs: int) -> bool:
+    def _is_ahead(line: str, epochs: dict[str, int]) -> bool:
         try:
             row = json.loads(line)
         except ValueError:
             return True  # the torn last line of a killed run
-        return row.get("stage") == address and row.get("epoch", 0) > epochs
+        return row.get("epoch", 0) > epochs.get(row.get("stage"), math.inf)
 
 
 class Several(Reporter):
@@ -82,25 +85,25 @@ class Several(Reporter):
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
 
-    def stage_started(self, job, step, steps, history):
+    def stage_started(self, jobs, step, steps, histories):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.stage_started(job, step, steps, history)
+            reporter.stage_started(jobs, step, steps, histories)
 
-    def preflight(self, lines):
+    def notice(self, lines):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.preflight(lines)
+            reporter.notice(lines)
 
     def progress(self, step, images_per_second):
         """Passed on."""
         for reporter in self.reporters:
             reporter.progress(step, images_per_second)
 
-    def epoch_ended(self, address, record):
+    def epoch_ended(self, job, record):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.epoch_ended(address, record)
+            reporter.epoch_ended(job, record)
 
     def stage_ended(self, job, record):
         """Passed on."""
@@ -119,21 +122,21 @@ class _Lines(Reporter):
     def __init__(self, console: Console):
         self.console, self.last = console, 0.0
 
-    def stage_started(self, job, step, steps, history):
-        total = steps * job.recipe.epochs
-        self.name, self.total, self.last = describe(job), total, time.monotonic()
+    def stage_started(self, jobs, step, steps, histories):
+        epochs = jobs[0].recipe.epochs
+        self.total, self.last = steps * epochs, time.monotonic()
         going_on = f", going on at step {step}" if step else ""
-        self.console.print(f"{self.name}: {job.recipe.epochs} epochs, {total} steps{going_on}")
+        self.console.print(f"{describe(*jobs)}: {epochs} epochs, {self.total} steps{going_on}")
 
-    def preflight(self, lines):
+    def notice(self, lines):
         for line in lines:
             self.console.print(line)
 
-    def epoch_ended(self, address, record):
+    def epoch_ended(self, job, record):
         if time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
             self.console.print(
-                f"{self.name}: step {record['step']}/{self.total}, {brief(record)}, "
+                f"{describe(job)}: step {record['step']}/{self.total}, {brief(record)}, "
                 f"{record['images_per_second']:.0f} images/s"
             )
 
@@ -158,20 +161,20 @@ class _Live(Reporter):
         self.bar.start()
         self.task = None
 
-    def stage_started(self, job, step, steps, history):
+    def stage_started(self, jobs, step, steps, histories):
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.steps, self.epochs = steps, job.recipe.epochs
+        self.steps, self.epochs = steps, jobs[0].recipe.epochs
         self.task = self.bar.add_task(
-            describe(job),
+            describe(*jobs),
             total=steps * self.epochs,
             completed=step,
             epoch="",
-            found=brief(history[-1]) + " " if history else "",
+            found=brief(histories[0][-1]) + " " if histories[0] else "",
             rate="",
         )
 
-    def preflight(self, lines):
+    def notice(self, lines):
         for line in lines:
             self.bar.console.print(line)
 
@@ -184,7 +187,7 @@ class _Live(Reporter):
             rate=f"{images_per_second:.0f} images/s",
         )
 
-    def epoch_ended(self, address, record):
+    def epoch_ended(self, job, record):
         self.bar.update(self.task, found=brief(record) + " ")
 
     def stage_ended(self, job, record):
@@ -206,10 +209,14 @@ def console_reporter(output: Console | None = None) -> Reporter:
     return _Live(output) if output.is_terminal else _Lines(output)
 
 
-def describe(job: Any) -> str:
-    """The stage in words: network, teachers, seed."""
+def describe(*jobs: Any) -> str:
+    """A stage, or several trained at once, in words: network, teachers, seeds."""
+    job = jobs[0]
     teachers = " taught by " + "+".join(t.name for t in job.teachers) if job.teachers else ""
-    return f"{job.network.name}{teachers}, seed {job.seed}"
+    seeds = sorted({other.seed for other in jobs})
+    at_once = "" if len(seeds) == len(jobs) else f" ({len(jobs)} at once)"
+    listed = ", ".join(map(str, seeds))
+    return f"{job.network.name}{teachers}, seed{'s' * (len(seeds) > 1)} {listed}{at_once}"
 
 
 def brief(record: dict[str, Any]) -> str:

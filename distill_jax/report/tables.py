@@ -46,10 +46,15 @@ def summarise(rows: list[Row]) -> list[Row]:
 def _alone(groups: dict, guidance: str, network: str) -> dict[int, float]:
     """Accuracy by seed of the plain training that a group is compared with."""
     backbone = network.removeprefix("evolving:")
-    if (guidance, network) == ("none", backbone):
+    swept = set(guidance.split(", ")[1:])
+    # Plain training under the same swept values, of which some concern only the taught.
+    plain = [label for label, _ in groups if label.split(", ")[0] == "none"]
+    plain = [label for label in plain if set(label.split(", ")[1:]) <= swept]
+    label = max(plain, key=len, default="none")
+    if (guidance, network) == (label, backbone):
         return {}
-    reference = groups.get(("none", backbone), groups.get(("none", network), []))
-    same = (guidance, network) == ("none", network) and ("none", backbone) not in groups
+    reference = groups.get((label, backbone), groups.get((label, network), []))
+    same = (guidance, network) == (label, network) and (label, backbone) not in groups
     return {} if same else {row["seed"]: row["test_accuracy"] for row in reference}
 
 
