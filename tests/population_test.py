@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -219,10 +220,10 @@ def test_a_table_of_images_that_change_is_refused():
 # ------------------------------------------------------------------------ steps that are not finite
 @pytest.fixture
 def spoilt_teacher(tmp_path):
-    """A plane4 of which one weight is not a number, in a file."""
+    """A file of a plane4 whose weights are finite, and whose logits are not."""
     variables = models.build("plane4", 4, (8, 8, 3)).init(jax.random.key(0))
-    layer = variables["params"]["fc_layers.0"]
-    layer["bias"] = layer["bias"].at[2].set(np.nan)
+    layer = variables["params"]["conv_layers.0"]
+    layer["bias"] = jnp.full_like(layer["bias"], 3e38)
     save_variables(tmp_path / "teacher.npz", variables)
     return {"teacher_weights": str(tmp_path / "teacher.npz")}
 
