@@ -222,8 +222,8 @@ def test_a_table_of_images_that_change_is_refused():
 def spoilt_teacher(tmp_path):
     """A file of a plane4 whose weights are finite, and whose logits are not."""
     variables = models.build("plane4", 4, (8, 8, 3)).init(jax.random.key(0))
-    layer = variables["params"]["conv_layers.0"]
-    layer["bias"] = jnp.full_like(layer["bias"], 3e38)
+    layer = variables["params"]["fc_layers.0"]
+    layer["kernel"] = jnp.full_like(layer["kernel"], 3e38)
     save_variables(tmp_path / "teacher.npz", variables)
     return {"teacher_weights": str(tmp_path / "teacher.npz")}
 
