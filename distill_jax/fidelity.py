@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 ECE_BINS = 15
@@ -31,10 +33,14 @@ def kl(teacher_logits: np.ndarray, logits: np.ndarray) -> float:
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     """Σ_bins (n_b/N) |accuracy_b - confidence_b| over 15 equal bins of the largest probability.
 
+    NaN where a logit is not finite.
+
     References:
       Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     probabilities = np.exp(_log_softmax(logits))
+    if not np.isfinite(probabilities).all():
+        return math.nan
     confidence, right = probabilities.max(-1), np.argmax(logits, -1) == labels
     # Bins are (a, b]: a confidence on an edge belongs to the bin below it.
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
@@ -43,5 +49,6 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # NaN out of what is not finite, and no warning
+        shifted = np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True)
+        return shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))
