@@ -46,6 +46,8 @@ class Topology:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"parallel is one of {MODES}, got {self.mode!r}")
+        if self.devices == 1:
+            return  # known to be there: asking would start JAX wherever this module is imported
         there = jax.local_device_count()
         if not 0 <= self.devices <= there:
             raise ValueError(

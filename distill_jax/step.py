@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax import Array, lax
 from distill_jax import losses, metrics, optim, rng
 from distill_jax.dropping import Dropping, keep_mask
 from distill_jax.models import Network, Outputs, Variables
+from distill_jax.models.layers import CPU_CHUNK
 
 # (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper, batch size over all devices)
 # -> the loss (B,), and terms (B,) to report; those called weighted_* add up to the loss.
@@ -170,6 +171,29 @@ def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> T
     return TrainState(step, variables["params"], variables["batch_stats"], opt_state, skipped)
 
 
+def exit_logits(network: Network, variables: Variables, images: Array) -> Array:
+    """(E, B, C) logits of a network that is not trained, and of its E - 1 branches.
+
+    Args:
+      network: the network.
+      variables: its variables.
+      images: (B, H, W, channels), normalised.
+
+    On the CPU some images at a time, so that what is between two layers stays in the cache: 0.87
+    of the time for ResNet-56, 0.97 for plain CNN 10.
+    """
+
+    def run(part):
+        outputs = network.apply(variables, part)[0]
+        return jnp.stack([exit.logits for exit in (outputs, *outputs.branches)])
+
+    parts, rest = divmod(len(images), CPU_CHUNK)
+    if rest or parts < 2 or jax.default_backend() != "cpu":
+        return run(images)
+    logits = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
+    return logits.swapaxes(0, 1).reshape(logits.shape[1], len(images), -1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """The frozen teachers' networks, largest first; their variables travel apart."""
@@ -193,7 +217,7 @@ class Frozen:
         for k, (network, frozen) in enumerate(zip(self.networks, variables, strict=True)):
 
             def forward(frozen=frozen, network=network):
-                return network.apply(frozen, images)[0].logits
+                return exit_logits(network, frozen, images)[0]
 
             logits.append(forward() if keep is None else lax.cond(keep[k], forward, lambda: empty))
         return lax.stop_gradient(jnp.stack(logits) if logits else empty[None][:0])
@@ -265,7 +289,7 @@ def make_train_step(
 
         grads, (outputs, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         sums = {name: metrics.mean_of(values) for name, values in terms.items()}
-        sums |= _accuracies(outputs, batch.labels)
+        sums |= _accuracies([exit.logits for exit in (outputs, *outputs.branches)], batch.labels)
         spoilt = jnp.sum(~jnp.isfinite(teacher_logits), (1, 2))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
@@ -341,9 +365,9 @@ def make_eval_step(
     """
 
     def eval_step(variables, batch):
-        outputs = network.apply(variables, prepare(batch.images))[0]
-        ce = losses.cross_entropy(outputs.logits, batch.labels)
-        sums = _accuracies(outputs, batch.labels, batch.mask)
+        logits = exit_logits(network, variables, prepare(batch.images))
+        ce = losses.cross_entropy(logits[0], batch.labels)
+        sums = _accuracies(logits, batch.labels, batch.mask)
         sums["loss"] = metrics.mean_of(ce, batch.mask)
         return sums if axis_name is None else lax.psum(sums, axis_name)
 
@@ -354,19 +378,14 @@ def make_predict_step(
     *, network: Network, prepare: Callable[[Array], Array]
 ) -> Callable[[Variables, Array], Array]:
     """(variables, uint8 images) -> (E, B, C) logits of the network and of its E - 1 branches."""
-
-    def predict_step(variables, images):
-        outputs = network.apply(variables, prepare(images))[0]
-        return jnp.stack([exit.logits for exit in (outputs, *outputs.branches)])
-
-    return predict_step
+    return lambda variables, images: exit_logits(network, variables, prepare(images))
 
 
-def _accuracies(outputs: Outputs, labels: Array, mask: Array | None = None) -> metrics.Metrics:
-    exits = {"accuracy": outputs.logits}
-    for i, branch in enumerate(outputs.branches, 1):
-        exits[f"branch{i}_accuracy"] = branch.logits
+def _accuracies(
+    exits: Sequence[Array] | Array, labels: Array, mask: Array | None = None
+) -> metrics.Metrics:
+    names = ["accuracy", *(f"branch{i}_accuracy" for i in range(1, len(exits)))]
     return {
         name: metrics.mean_of(jnp.argmax(logits, -1) == labels, mask)
-        for name, logits in exits.items()
+        for name, logits in zip(names, exits, strict=True)
     }

@@ -17,6 +17,8 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
+CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
+
 
 class Mode(NamedTuple):
     """How a network is run: what the layers need to know besides their inputs."""
@@ -87,11 +89,17 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: i
     loop inside `while` and `cond`, 20 to 90 times slower.
     """
     if groups == 1 and jax.default_backend() == "cpu":
+        if not padding and kernel.shape[0] in (1, stride):
+            return _unfused(_conv_patches(x, kernel, stride))
         return _conv_own_vjp(x, kernel, stride, padding)
     return _conv(x, kernel, stride, padding, groups)
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
+    k, inputs, outputs = kernel.shape[1:]
+    few = k > 1 and inputs <= 16 and outputs <= 32  # too few to fill a CPU's vectors
+    if stride == 1 and groups == 1 and few and jax.default_backend() == "cpu":
+        return _conv_pixels(x, kernel, padding, pixels=4 if inputs <= 4 and outputs <= 16 else 2)
     y = lax.conv_general_dilated(
         x,
         kernel,
@@ -101,6 +109,43 @@ def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -
         feature_group_count=groups,
     )
     return _unfused(y)
+
+
+def _conv_patches(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution whose patches do not overlap, as one product: its gradients are products too.
+
+    TESKD's branches consist of these: its training step on ResNet-8 takes 0.7 of the time.
+    """
+    k, _, inputs, outputs = kernel.shape
+    if k == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    b, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
+    patches = x[:, : h * k, : w * k].reshape(b, h, k, w, k, inputs).swapaxes(2, 3)
+    return patches.reshape(b, h, w, k * k * inputs) @ kernel.reshape(-1, outputs)
+
+
+def _conv_pixels(x: Array, kernel: Array, padding: int, pixels: int) -> Array:
+    """A convolution of stride 1 that gives neighbouring `pixels` of a row at once.
+
+    As a kernel wider by pixels - 1, of as many times the outputs, at that stride along the row:
+    more products, in matrices of a better shape. Frozen plain CNN 4 takes 0.65 of the time,
+    ResNet-56 0.8, 16 channels at 32×32 alone 0.64.
+    """
+    k, inputs, outputs = kernel.shape[1:]
+    width = x.shape[2] + 2 * padding - k + 1
+    over = -width % pixels  # pixels computed beyond the right edge, and cut off
+    places = [(j, pixels - 1 - j) for j in range(pixels)]
+    shifted = [jnp.pad(kernel, ((0, 0), place, (0, 0), (0, 0))) for place in places]
+    wide = jnp.stack(shifted, 3).reshape(-1, k + pixels - 1, inputs, pixels * outputs)
+    y = lax.conv_general_dilated(
+        x,
+        wide,
+        (1, pixels),
+        [(padding, padding), (padding, padding + over)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    y = y.reshape(*y.shape[:2], -1, outputs)
+    return _unfused(y[:, :, :width])
 
 
 def _unfused(y: Array) -> Array:
@@ -130,23 +175,40 @@ def _conv_backward(stride, padding, residuals, g):
         reach = (out - 1) * stride + 1  # extent of the output's gradient spread by the stride
         pads_x.append((k - 1 - padding, size - reach + padding))
         pads_w.append((padding, k - 1 + reach - size - padding))
-    dx = lax.conv_general_dilated(
-        g,
-        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
-        (1, 1),
-        pads_x,
-        lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    dw = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),  # channels as batch, the batch as channels
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        pads_w,
-        rhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    ).transpose(1, 2, 0, 3)
-    return _unfused(dx), _unfused(dw)
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    if stride == 1:
+        dx = _conv(g, turned, 1, kernel.shape[0] - 1 - padding)
+    else:
+        dx = lax.conv_general_dilated(
+            g,
+            turned,
+            (1, 1),
+            pads_x,
+            lhs_dilation=(stride, stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def dw_of(x, g):
+        return lax.conv_general_dilated(
+            x.transpose(3, 1, 2, 0),  # channels as batch, the batch as channels
+            g.transpose(1, 2, 0, 3),
+            (1, 1),
+            pads_w,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ).transpose(1, 2, 0, 3)
+
+    return _unfused(dx), _unfused(_sum_over_chunks(dw_of, x, g))
+
+
+def _sum_over_chunks(function: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
+    """function(x, g), a sum over the batch, some images at a time: 0.4 to 0.8 of the time."""
+    parts, rest = divmod(len(x), CPU_CHUNK)
+    if rest or parts < 2 or x.dtype.itemsize < 4:  # half precision is to be summed at once
+        return function(x, g)
+    xs, gs = (a.reshape(parts, CPU_CHUNK, *a.shape[1:]) for a in (x, g))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, x, g))
+    return lax.fori_loop(0, parts, lambda i, total: total + function(xs[i], gs[i]), zeros)
 
 
 _conv_own_vjp.defvjp(_conv_forward, _conv_backward)
