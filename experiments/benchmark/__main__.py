@@ -80,7 +80,7 @@ def benchmark(console: Console) -> dict[str, Any]:
     how = {"rounds": ROUNDS.value, "seconds": SECONDS.value, "cores": cores}
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     about = machine.describe(cores)
-    console.print(machine.one_line(about))
+    console.print(machine.one_line(about), machine.busy(about), sep="\n")
     asked = compared.rows(
         row,
         peer=PEER.value,

@@ -141,7 +141,11 @@ def operations(found: Mapping[str, Measured]) -> dict[str, float]:
 
 def fidelity(found: Mapping[str, Measured]) -> dict[str, float]:
     """The largest relative difference between each peer's first two losses and ours."""
-    ours = {m.case.work: m.losses for m in found.values() if m.case.framework == "jax" and m.losses}
+    ours = {
+        m.case.work: m.losses
+        for m in found.values()
+        if m.case.variant in ("recomputing", "alone") and m.losses
+    }
     return {
         name: max(abs(a - b) / abs(b) for a, b in zip(m.losses, ours[m.case.work], strict=True))
         for name, m in found.items()

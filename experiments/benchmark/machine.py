@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
 
 
-def describe(cores: list[int]) -> dict[str, str | int]:
+def describe(cores: list[int]) -> dict[str, str | int | float]:
     """Processor, cores, memory, system and versions; nothing that names the machine."""
     versions = {}
     for package in PACKAGES:
@@ -24,17 +24,27 @@ def describe(cores: list[int]) -> dict[str, str | int]:
         "cores used": len(cores) or len(os.sched_getaffinity(0)),
         "memory GiB": round(int((_field("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20),
         "system": platform.system(),
+        "load before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **versions,
     }
 
 
-def one_line(machine: dict[str, str | int]) -> str:
+def one_line(machine: dict[str, str | int | float]) -> str:
     """The description as a sentence."""
     return (
         f"{machine['processor']}, {machine['cores used']} of {machine['cores']} cores, "
         f"{machine['memory GiB']} GiB; "
         + ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
+    )
+
+
+def busy(machine: dict[str, str | int | float]) -> str:
+    """What to say where other processes are at work; empty where none are."""
+    if float(machine["load before"]) < 0.5:
+        return ""
+    return (
+        f"the machine is busy (load {machine['load before']}): these figures are not to be quoted"
     )
 
 
