@@ -35,9 +35,10 @@ SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, about.")
 CORES = flags.DEFINE_integer("cores", 2, "To pin every process to; 0 pins none.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch", 128, "Examples of a step.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
-MATRIX = flags.DEFINE_integer("matrix", 4096, "Size of the matrices that give the peak.")
+MATRIX = flags.DEFINE_integer("matrix", 2048, "Size of the matrices that give the peak.")
 STARTS = flags.DEFINE_integer("starts", 3, "Starts with a filled compilation cache; 0 for none.")
 MEMBERS = flags.DEFINE_list("members", "1,2,4,8,16", "Sizes of populations of the student.")
+ONLY = flags.DEFINE_list("only", "", "Rows to measure, by name; all of them where empty.")
 SMOKE = flags.DEFINE_bool("smoke", False, "Small networks, batches and turns: a test.")
 WARM_START = 3.0  # seconds, at most
 
@@ -89,6 +90,8 @@ def benchmark(console: Console) -> dict[str, Any]:
         batch=BATCH.value,
         matrix=MATRIX.value,
     )
+    if ONLY.value:
+        asked = {name: case for name, case in asked.items() if name in ONLY.value}
     found = measure(asked, **how, say=say)
     rows = tables.numbers(found)
     title = (

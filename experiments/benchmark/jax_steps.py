@@ -25,7 +25,7 @@ from distill_jax.step import TrainState
 from experiments.benchmark import cases, flops
 from experiments.benchmark.cases import Case, Unavailable
 
-ROWS = 64  # of the order: the most steps of one dispatch
+ROWS = 256  # of the order: the most steps of one dispatch
 # Without tracing, whose events contain one another.
 COMPILE_EVENTS = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -46,6 +46,11 @@ def set_up(cache: str) -> None:
 def _listen(event: str, seconds: float, **details: Any) -> None:
     if event in COMPILE_EVENTS:
         _compiling.append(seconds)
+
+
+def compiled_seconds() -> float:
+    """Seconds of lowering and compiling so far."""
+    return sum(_compiling)
 
 
 class Ready(NamedTuple):
@@ -130,8 +135,8 @@ class TrainingStep:
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds of lowering and compiling so far."""
-        return sum(_compiling)
+        """Of this process, so far."""
+        return compiled_seconds()
 
     def peak_bytes(self) -> int:
         """The device's own count; 0 on the CPU, where the process's is meant."""

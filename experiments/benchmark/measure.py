@@ -15,7 +15,7 @@ from typing import Any
 from experiments.benchmark.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_STEPS = 64  # of one turn
+MOST_STEPS = 256  # of one turn
 
 
 @dataclasses.dataclass

@@ -101,10 +101,10 @@ def targets_table(verdicts: Sequence[Verdict], applies: bool) -> Table:
     return table
 
 
-def fidelity_lines(differences: Mapping[str, float]) -> list[str]:
+def fidelity_lines(differences: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
     """What the peers' first losses say: the same step is compared, or it is not."""
     return [
-        f"{name}: the first losses {'agree with' if worst <= TOLERANCE else 'DIFFER FROM'} ours, "
+        f"{name}: the first losses {'agree with' if worst <= tolerance else 'DIFFER FROM'} ours, "
         f"{worst:.0e}"
         for name, worst in differences.items()
     ]
