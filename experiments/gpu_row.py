@@ -12,31 +12,27 @@ not at hand; the accuracy then means nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import compared, machine, measure, tables
+from experiments.benchmark import compared, machine, measure, options, tables
 from experiments.benchmark.cases import Case
 from experiments.benchmark.measure import Measured
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of CIFAR-10's archive.")
 DATASET = flags.DEFINE_string("dataset", "cifar10", "Name of the data set.")
-PEER = flags.DEFINE_enum("peer", "torch", ["none", "torch"], "What to compare the step with.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds against one; 1 leaves them out.", lower_bound=1)
 EPOCHS = flags.DEFINE_integer("epochs", 0, "Instead of the recipe's 160, where above 0.")
-ROUNDS = flags.DEFINE_integer("rounds", 11, "Turns of each step.", lower_bound=1)
-JSON = flags.DEFINE_string("json", "", "File for all numbers.")
-SMOKE = flags.DEFINE_bool("smoke", False, "In miniature: a test.")
 STAGE = "jax, {}"
 PUBLISHED = ["plane10", "plane8", "plane6", "plane4", "plane2"]
 MINIATURE = ["plane4", "plane2"]
@@ -49,13 +45,14 @@ class Failed(Exception):
 def steps(networks: list[str], batch: int, matrix: int, peer: str) -> dict[str, Case]:
     """The step of every stage, the peer's of the last, and the matrix product."""
     found = {}
-    for i, network in enumerate(networks):
-        variant = "recomputing" if i else "alone"
-        case = Case("jax", variant, network, tuple(networks[:i]), batch, "bfloat16")
-        found[STAGE.format(network)] = case
+    for i in reversed(range(len(networks))):  # the last stage is what the others are compared with
+        variant, teachers = "recomputing" if i else "alone", tuple(networks[:i])
+        case = Case("jax", variant, networks[i], teachers, batch, "bfloat16")
+        found[STAGE.format(networks[i])] = case
     if peer == "torch":
+        last = found[STAGE.format(networks[-1])]
         for name, variant in ((compared.EAGER, "eager"), (compared.COMPILED, "compiled")):
-            found[name] = Case("torch", variant, case.student, case.teachers, batch, "bfloat16")
+            found[name] = dataclasses.replace(last, framework="torch", variant=variant)
     found[compared.PEAK] = Case("matmul", "square", str(matrix), dtype="bfloat16")
     return found
 
@@ -63,12 +60,12 @@ def steps(networks: list[str], batch: int, matrix: int, peer: str) -> dict[str, 
 def train(seeds: int) -> dict[str, Any]:
     """The whole row in a process of its own: wall-clock seconds, and what it says of them."""
     told = {
-        "smoke": SMOKE.value,
+        "smoke": options.SMOKE.value,
         "dataset": DATASET.value,
         "data_dir": DATA_DIR.value,
         "seeds": list(range(seeds)),
         "epochs": EPOCHS.value,
-        "networks": MINIATURE if SMOKE.value else PUBLISHED,
+        "networks": MINIATURE if options.SMOKE.value else PUBLISHED,
     }
     begun = time.monotonic()
     done = subprocess.run(
@@ -127,7 +124,8 @@ def lines(one: Mapping[str, Any], several: Mapping[str, Any] | None, flops: floa
     accuracies = ", ".join(f"{name} {100 * value:.2f}" for name, value in networks.items())
     rate = flops / one["wall"]
     yield f"row of one seed from a cold start: {one['wall']:.1f} s on {one['device']}"
-    yield f"test accuracy %, on {'made-up images' if SMOKE.value else DATASET.value}: {accuracies}"
+    images = "made-up images" if options.SMOKE.value else DATASET.value
+    yield f"test accuracy %, on {images}: {accuracies}"
     yield (
         f"{flops / 1e15:.3g} PFLOP, {rate / 1e12:.3g} TFLOP/s over all of it, "
         f"{rate / peak:.3f} of the matrix peak of {peak / 1e12:.3g} TFLOP/s"
@@ -150,7 +148,7 @@ def check() -> None:
             f"{error.name} is not installed; python -m pip install -e '.[cuda]' installs "
             "distill_jax and all that it needs"
         ) from error
-    if not SMOKE.value:
+    if not options.SMOKE.value:
         try:
             data.load(name=DATASET.value, data_dir=DATA_DIR.value)
         except data.DataError as error:
@@ -159,15 +157,16 @@ def check() -> None:
 
 def report(console: Console) -> dict[str, Any]:
     """Measures, trains, prints, and returns all numbers."""
-    networks, batch = (MINIATURE, 32) if SMOKE.value else (PUBLISHED, 128)
-    rounds, seconds = (1, 0.0) if SMOKE.value else (ROUNDS.value, 1.0)
-    asked = steps(networks, batch, 64 if SMOKE.value else 8192, PEER.value)
+    networks, batch = (MINIATURE, 32) if options.SMOKE.value else (PUBLISHED, 128)
+    asked = steps(networks, batch, 64 if options.SMOKE.value else 8192, options.PEER.value)
     ours = STAGE.format(networks[-1])
-    asked = {ours: asked.pop(ours), **asked}
-    found = measure.measure(asked, rounds=rounds, seconds=seconds, cores=[])
+    found = measure.measure(asked, **{**options.turns(), "cores": []})
+    for name in (ours, compared.PEAK):
+        if found[name].missing:
+            raise Failed(f"{name}: {found[name].missing}")
     about, rows = machine.describe([]), tables.numbers(found)
     console.print(machine.one_line(about))
-    console.print(f"device: {found[ours].device}", highlight=False)
+    console.print(f"device: {found[ours].device}")
     if not found[ours].device.startswith("gpu"):
         console.print("no GPU: these figures say that the command works, and nothing else")
     console.print(tables.steps_table(rows, "Steps of the row, bfloat16"))
@@ -186,17 +185,14 @@ def report(console: Console) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Runs the command; one line where it cannot be run."""
-    if len(argv) > 1:
-        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
-        return 1
     try:
+        if refused := options.refusal(argv):
+            raise Failed(refused)
         check()
-        written = report(Console(highlight=False) if sys.stdout.isatty() else Console(width=140))
+        options.save(report(options.console()))
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
 

@@ -11,27 +11,17 @@ logarithmic scale: 1 is linear, 0 is flat.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
-from rich.console import Console
+from absl import app
 from rich.table import Table
 
-from experiments.benchmark import cases, machine
+from experiments.benchmark import cases, machine, options
 from experiments.benchmark.cases import Case
-from experiments.benchmark.measure import Measured, measure, pinned
-
-CHAIN = flags.DEFINE_enum("chain", "plain", ["plain", "resnet"], "Which networks.")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each variant.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, about.")
-CORES = flags.DEFINE_integer("cores", 2, "To pin every process to; 0 pins none.", lower_bound=0)
-JSON = flags.DEFINE_string("json", "", "File for all numbers.")
-SMOKE = flags.DEFINE_bool("smoke", False, "Small networks and few sizes: a test.")
+from experiments.benchmark.measure import Measured, measure
 
 
 class Line(NamedTuple):
@@ -118,24 +108,20 @@ def _growth(one: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measures every line and prints the table."""
-    if len(argv) > 1:
-        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
+    if refused := options.refusal(argv):
+        print(f"error: {refused}", file=sys.stderr)
         return 1
-    row = (cases.SMOKE if SMOKE.value else cases.CHAINS)[CHAIN.value]
-    cores = pinned(CORES.value)
-    rounds, seconds = (1, 0.0) if SMOKE.value else (ROUNDS.value, SECONDS.value)
-    about, results = machine.describe(cores), []
-    for line in lines(row, SMOKE.value):
-        print(f"growth with {line.what}", file=sys.stderr)
+    how, results = options.turns(), []
+    about, console = machine.describe(how["cores"]), options.console()
+    for line in lines(options.row(), options.SMOKE.value):
+        options.say(f"growth with {line.what}")
         asked = {str(n): case for n, case in line.cases.items()}
-        found = measure(asked, rounds=rounds, seconds=seconds, cores=cores)
-        results.append(grown(line, found))
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=120)
-    console.print(machine.one_line(about), machine.busy(about), sep="\n")
+        results.append(grown(line, measure(asked, **how)))
+    console.print(machine.one_line(about))
+    if busy := machine.busy(about):
+        console.print(busy)
     console.print(table(results))
-    if JSON.value:
-        written = {"machine": about, "chain": CHAIN.value, "lines": results}
-        Path(JSON.value).write_text(json.dumps(written, indent=1) + "\n")
+    options.save({"machine": about, "chain": options.CHAIN.value, "lines": results})
     return 0
 
 

@@ -12,34 +12,26 @@ matrices, measured in the same turns.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark import cases, compared, machine, tables
+from experiments.benchmark import compared, machine, options, tables
 from experiments.benchmark.cases import Case
-from experiments.benchmark.measure import Worker, measure, pinned
+from experiments.benchmark.measure import Worker, measure
 
-CHAIN = flags.DEFINE_enum("chain", "plain", list(cases.CHAINS), "Which networks.")
-PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "What to compare with.")
 DEVICES = flags.DEFINE_integer("devices", 2, "Of the row on several devices; 1 leaves it out.")
-JSON = flags.DEFINE_string("json", "", "File for all numbers.")
-ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each variant.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, about.")
-CORES = flags.DEFINE_integer("cores", 2, "To pin every process to; 0 pins none.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch", 128, "Examples of a step.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MATRIX = flags.DEFINE_integer("matrix", 2048, "Size of the matrices that give the peak.")
 STARTS = flags.DEFINE_integer("starts", 3, "Starts with a filled compilation cache; 0 for none.")
 MEMBERS = flags.DEFINE_list("members", "1,2,4,8,16", "Sizes of populations of the student.")
 ONLY = flags.DEFINE_list("only", "", "Rows to measure, by name; all of them where empty.")
-SMOKE = flags.DEFINE_bool("smoke", False, "Small networks, batches and turns: a test.")
 WARM_START = 3.0  # seconds, at most
 
 
@@ -66,79 +58,86 @@ def members_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def shrink() -> None:
-    """What --smoke changes."""
-    flags.FLAGS.rounds, flags.FLAGS.seconds, flags.FLAGS.batch = 2, 0.0, 8
-    flags.FLAGS.matrix = 64
+def asked_for() -> dict[str, Case]:
+    """The cases of the flags, by name.
 
-
-def benchmark(console: Console) -> dict[str, Any]:
-    """Measures, prints, and returns all numbers."""
-    if SMOKE.value:
-        shrink()
-    row = (cases.SMOKE if SMOKE.value else cases.CHAINS)[CHAIN.value]
-    cores = pinned(CORES.value)
-    how = {"rounds": ROUNDS.value, "seconds": SECONDS.value, "cores": cores}
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    about = machine.describe(cores)
-    console.print(machine.one_line(about), machine.busy(about), sep="\n")
-    asked = compared.rows(
-        row,
-        peer=PEER.value,
+    Raises:
+      ValueError: --only names a row that there is not.
+    """
+    small = options.SMOKE.value
+    every = compared.rows(
+        options.row(),
+        peer=options.PEER.value,
         devices=DEVICES.value,
         dtype=DTYPE.value,
-        batch=BATCH.value,
-        matrix=MATRIX.value,
+        batch=8 if small else BATCH.value,
+        matrix=64 if small else MATRIX.value,
     )
-    if ONLY.value:
-        asked = {name: case for name, case in asked.items() if name in ONLY.value}
-    found = measure(asked, **how, say=say)
-    rows = tables.numbers(found)
-    title = (
-        f"{CHAIN.value}: {' '.join((*row[0], '->', row[1]))}, batch {BATCH.value}, {DTYPE.value}"
-    )
+    if unknown := set(ONLY.value) - set(every):
+        raise ValueError(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+    return {name: case for name, case in every.items() if not ONLY.value or name in ONLY.value}
+
+
+def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
+    """Measures the rows, prints their tables, and returns the numbers."""
+    chain, case, how = options.CHAIN.value, next(iter(asked.values())), options.turns()
+    found = measure(asked, **how)
+    rows, differences = tables.numbers(found), compared.fidelity(found)
+    names = " ".join((*case.teachers, "->", case.student))
+    title = f"{chain}: {names}, batch {case.batch}, {case.dtype}"
     console.print(tables.steps_table(rows, title))
-    differences = compared.fidelity(found)
     for line in tables.fidelity_lines(differences):
         console.print(line)
-    judged = [compared.judge(one, found) for one in compared.targets(CHAIN.value, DEVICES.value)]
+    judged = [compared.judge(one, found) for one in compared.targets(chain, DEVICES.value)]
     verdicts = [verdict for verdict in judged if verdict]
-    ours = found[compared.OURS]
-    applies = ours.device.startswith("cpu") and len(cores) == 2 and not SMOKE.value
+    on_cpu = any(measured.device.startswith("cpu") for measured in found.values())
+    applies = on_cpu and len(how["cores"]) == 2 and not options.SMOKE.value
     if verdicts:
         console.print(tables.targets_table(verdicts, applies))
-    written = {
-        "machine": about,
-        "chain": CHAIN.value,
-        "rows": rows,
-        "fidelity": differences,
-        "targets": [{**v._asdict(), "target": v.target._asdict()} for v in verdicts],
-    }
+    targets = [{**verdict._asdict(), "target": verdict.target._asdict()} for verdict in verdicts]
+    return {"rows": rows, "fidelity": differences, "targets": targets}
+
+
+def starts_line(starts: list[float]) -> str:
+    """Starts with an empty compilation cache and then with a full one."""
+    said = "met" if max(starts[1:]) < WARM_START else "NOT met"
+    return (
+        f"start to the end of the first step: {starts[0]:.1f} s; with what was compiled before "
+        f"{', '.join(f'{s:.1f}' for s in starts[1:])} s (under {WARM_START:.0f} s: {said})"
+    )
+
+
+def benchmark(asked: dict[str, Case], console: Console) -> dict[str, Any]:
+    """Measures, prints, and returns all numbers."""
+    how = options.turns()
+    about = machine.describe(how["cores"])
+    console.print(machine.one_line(about))
+    if busy := machine.busy(about):
+        console.print(busy)
+    written = {"machine": about, "chain": options.CHAIN.value, **compare(asked, console)}
+    case = next(iter(asked.values()))
     if STARTS.value:
-        starts = warm_starts(ours.case, cores, STARTS.value)
-        said = "met" if max(starts[1:]) < WARM_START else "NOT met"
-        console.print(
-            f"start to the end of the first step: {starts[0]:.1f} s; with what was compiled before "
-            f"{', '.join(f'{s:.1f}' for s in starts[1:])} s (under {WARM_START:.0f} s: {said})"
-        )
-        written["starts"] = starts
+        written["starts"] = warm_starts(case, how["cores"], STARTS.value)
+        console.print(starts_line(written["starts"]))
     if MEMBERS.value:
-        student = Case("jax", "alone", row[1], (), BATCH.value, DTYPE.value)
-        sizes = {n: Case(**{**vars(student), "members": int(n)}) for n in MEMBERS.value}
-        written["members"] = tables.numbers(measure(sizes, **how, say=say))
+        alone = dataclasses.replace(case, variant="alone", teachers=())
+        sizes = {n: dataclasses.replace(alone, members=int(n)) for n in MEMBERS.value}
+        written["members"] = tables.numbers(measure(sizes, **how))
         console.print(members_table(written["members"]))
     return written
 
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark of the flags."""
-    if len(argv) > 1:
-        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
+    refused = options.refusal(argv)
+    try:
+        asked = asked_for()
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        print(f"error: {refused}", file=sys.stderr)
         return 1
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=140)
-    written = benchmark(console)
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(written, indent=1) + "\n")
+    options.save(benchmark(asked, options.console()))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,7 +29,8 @@ class Measured:
       seconds: of a step, one number for each round.
       start_seconds: from the start of the process to the end of its first step.
       compile_seconds: compiling among them; of torch, all of its first step.
-      process_bytes: the process's peak, compilation included; step_bytes: while it steps.
+      process_bytes: the process's peak until then; step_bytes: its peak, or its GPU memory's,
+        while it steps.
       flops: of a step, counted from the shapes; 0 where not known.
       losses: of the first two steps.
       device: what it ran on.
@@ -65,7 +67,7 @@ class Worker:
         if self.found.missing:
             return
         self.found.start_seconds = ready.pop("first_step_done_at") - self.begun
-        for name in ("compile_seconds", "losses", "flops", "device"):
+        for name in ("compile_seconds", "process_bytes", "losses", "flops", "device"):
             setattr(self.found, name, ready[name])
 
     def _answer(self) -> dict[str, Any]:
@@ -77,19 +79,19 @@ class Worker:
     def run(self, steps: int) -> float:
         """Seconds of a step, over `steps` of them; NaN where the worker is gone."""
         assert self.process.stdin
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the missing answer tells of it
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
         return self._answer().get("seconds", float("nan"))
 
     def end(self) -> Measured:
         """Lets the process end, and gives what was found."""
-        if not self.found.missing:
-            assert self.process.stdin
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-            memory = self._answer()
-            self.found.process_bytes = memory.get("process_bytes", 0)
-            self.found.step_bytes = memory.get("step_bytes", 0)
-        self.process.kill()
+        if not self.found.missing:
+            self.found.step_bytes = self._answer().get("step_bytes", 0)
+        self.process.stdout.close()
         self.process.wait()
         return self.found
 

@@ -43,8 +43,10 @@ def get_ready(case: Case, cache: str) -> tuple[Any, dict[str, Any]]:
     losses = [step.run(1)]
     first = time.monotonic()
     losses += [step.run(1)]  # compiled anew where layouts or gradient buffers changed
+    peak = peak_resident()
     forget_peak()
     return step, {
+        "process_bytes": peak,
         "first_step_done_at": first,  # on the clock that all processes share
         "build_seconds": built - begun,
         "first_step_seconds": first - built,
@@ -99,9 +101,7 @@ def main(argument: str) -> None:
         answer(**found)
         for line in sys.stdin:
             answer(seconds=timed(step, int(line)))
-        whole = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        on_device = step.peak_bytes()
-        answer(process_bytes=whole, step_bytes=on_device or peak_resident())
+        answer(step_bytes=step.peak_bytes() or peak_resident())
     except Unavailable as error:
         answer(missing=str(error))
     except Exception as error:
