@@ -189,7 +189,8 @@ def test_ratios_are_those_of_rounds():
 
 
 @pytest.mark.parametrize(
-    ("limit", "at_least", "met"), [(2.0, True, True), (2.1, True, False), (2.0, False, True)]
+    ("limit", "at_least", "met"),
+    [(2.0, True, True), (2.1, True, False), (2.0, False, True), (None, False, None)],
 )
 def test_targets_compare_the_best_of_each_side(limit, at_least, met):
     found = {

@@ -92,11 +92,13 @@ def steps_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 def targets_table(verdicts: Sequence[Verdict], applies: bool) -> Table:
     """The targets, their ratios, and whether they are met; said of nothing but two CPU cores."""
-    table = Table(title="Targets on two CPU cores", title_justify="left")
+    table = Table(title="Ratios, and the targets on two CPU cores", title_justify="left")
     for heading in ("target", "measured", "of", "to", ""):
         table.add_column(heading, no_wrap=heading == "measured")
+    words = {True: "met", False: "NOT met", None: ""}
     for verdict in verdicts:
-        said = ("met" if verdict.met else "NOT met") if applies else "does not apply here"
+        told = applies or verdict.met is None
+        said = words[verdict.met] if told else "does not apply here"
         table.add_row(verdict.target.what, shown(verdict.ratio), verdict.over, verdict.under, said)
     return table
 

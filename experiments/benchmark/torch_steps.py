@@ -115,7 +115,9 @@ class TorchStep:
         self, images: np.ndarray, labels: np.ndarray, layout: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
         pixels = images.astype(np.float32) / 255
-        normalised = (pixels - np.float32(cases.MEAN)) / np.float32(cases.STD)
+        normalised = (pixels - np.asarray(cases.MEAN, np.float32)) / np.asarray(
+            cases.STD, np.float32
+        )
         nchw = torch.from_numpy(normalised).permute(0, 3, 1, 2).contiguous(memory_format=layout)
         return nchw.to(self.place), torch.from_numpy(labels).long().to(self.place)
 
