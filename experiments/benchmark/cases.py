@@ -6,6 +6,7 @@ NumPy alone, so that a worker of one framework does not load the other.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -68,9 +69,19 @@ class Case:
         return self.examples or EXAMPLES * self.batch
 
     @property
-    def work(self) -> tuple[str, tuple[str, ...], int, int]:
+    def drops(self) -> bool:
+        """Whether a teacher is dropped for each mini-batch."""
+        return self.variant == "dropping"
+
+    @property
+    def problem(self) -> tuple[Any, ...]:
+        """What decides the losses, whoever computes them."""
+        return self.student, self.teachers, self.batch, self.members, self.drops
+
+    @property
+    def work(self) -> tuple[Any, ...]:
         """What decides how many operations a step needs, whoever computes it."""
-        return self.student, self.teachers, self.batch, self.members
+        return self.problem, self.variant == "table"
 
 
 def state_dict(entries: list[tuple[str, tuple[int, ...]]], seed: int) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.benchmark.cases import Case, Row
 from experiments.benchmark.measure import Measured
@@ -150,14 +150,19 @@ def operations(found: Mapping[str, Measured]) -> dict[str, float]:
 
 
 def fidelity(found: Mapping[str, Measured]) -> dict[str, float]:
-    """The largest relative difference between each peer's first two losses and ours."""
-    ours = {
-        m.case.work: m.losses
-        for m in found.values()
-        if m.case.variant in ("recomputing", "alone") and m.losses
-    }
-    return {
-        name: max(abs(a - b) / abs(b) for a, b in zip(m.losses, ours[m.case.work], strict=True))
-        for name, m in found.items()
-        if m.case.framework == "torch" and m.losses and m.case.work in ours
-    }
+    """The largest relative difference of a row's first two losses to ours of the same problem.
+
+    Ours is the first row that has them; every later one is compared, of whatever framework.
+    """
+    ours: dict[tuple[Any, ...], list[float]] = {}
+    differences = {}
+    for name, measured in found.items():
+        losses, problem = measured.losses, measured.case.problem
+        if not losses or measured.case.framework == "matmul":
+            continue
+        if problem in ours:
+            pairs = zip(losses, ours[problem], strict=True)
+            differences[name] = max(abs(a - b) / abs(b) for a, b in pairs)
+        elif measured.case.framework == "jax":
+            ours[problem] = losses
+    return differences

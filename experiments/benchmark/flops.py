@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from distill_jax.models import Network
 
 
-def step(network: Network, teachers: tuple[Network, ...], batch: int) -> float:
+def step(network: Network, teachers: tuple[Network, ...], batch: int, kept: float = 1.0) -> float:
     """Operations of one training step: the teachers once, the student three times.
 
-    A backward pass takes twice the forward one: the gradients of inputs and of weights.
+    A backward pass takes twice the forward one: the gradients of inputs and of weights. `kept` is
+    the part of the teachers that is not dropped, on average over steps.
     """
-    frozen = sum(forward(teacher) for teacher in teachers)
+    frozen = kept * sum(forward(teacher) for teacher in teachers)
     return float(batch * (frozen + 3 * forward(network)))
 
 

@@ -72,7 +72,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
         batch_size=case.batch,
         temperature=cases.TEMPERATURE,
         kd_weight=cases.KD_WEIGHT,
-        dropping=Dropping("fixed") if case.variant == "dropping" else Dropping(),
+        dropping=Dropping("fixed") if case.drops else Dropping(),
         optim=OptimOptions(
             learning_rate=cases.LEARNING_RATE,
             momentum=cases.MOMENTUM,
@@ -112,7 +112,9 @@ class TrainingStep:
         )
         network, *teachers = networks
         self.ready = library(case, network, tuple(teachers), student, tuple(frozen))
-        self.flops = flops.step(network, tuple(teachers), case.batch) * case.members
+        kept = 1 - 1 / len(teachers) if case.drops else 1.0
+        computed = () if case.variant == "table" else tuple(teachers)
+        self.flops = flops.step(network, computed, case.batch, kept) * case.members
         self.device = described(jax.devices()[0])
 
     def run(self, steps: int) -> float:

@@ -104,7 +104,7 @@ def targets_table(verdicts: Sequence[Verdict], applies: bool) -> Table:
 
 
 def fidelity_lines(differences: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """What the peers' first losses say: the same step is compared, or it is not."""
+    """What the first losses say: the same step is compared, or it is not."""
     return [
         f"{name}: the first losses {'agree with' if worst <= tolerance else 'DIFFER FROM'} ours, "
         f"{worst:.0e}"
