@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
@@ -24,7 +25,7 @@ def describe(cores: list[int]) -> dict[str, str | int | float]:
         "cores used": len(cores) or len(os.sched_getaffinity(0)),
         "memory GiB": round(int((_field("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20),
         "system": platform.system(),
-        "load before": round(os.getloadavg()[0], 1),
+        "cores busy before": round(busy_cores(), 2),
         "python": platform.python_version(),
         **versions,
     }
@@ -41,11 +42,30 @@ def one_line(machine: dict[str, str | int | float]) -> str:
 
 def busy(machine: dict[str, str | int | float]) -> str:
     """What to say where other processes are at work; empty where none are."""
-    if float(machine["load before"]) < 0.5:
+    others = float(machine["cores busy before"])
+    if others < 0.2:
         return ""
-    return (
-        f"the machine is busy (load {machine['load before']}): these figures are not to be quoted"
-    )
+    return f"other processes use {others:.1f} cores: these figures are not to be quoted"
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many cores the whole machine uses, watched for so long; 0 where it does not say."""
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    if not before or not after:
+        return 0.0
+    passed = [b - a for a, b in zip(before, after, strict=True)]
+    idle = passed[3] + passed[4]  # and waiting for a disk
+    return (os.cpu_count() or 1) * (1 - idle / max(sum(passed), 1))
+
+
+def _ticks() -> list[int]:
+    try:
+        first = Path("/proc/stat").read_text().splitlines()[0]
+    except OSError:
+        return []
+    return [int(number) for number in first.split()[1:9]]
 
 
 def _field(file: str, name: str) -> str:

@@ -97,7 +97,10 @@ class Worker:
 
 
 def environment(case: Case, cores: int) -> dict[str, str]:
-    """The environment of a worker; frameworks read it when they are loaded."""
+    """The environment of a worker; frameworks read it when they are loaded.
+
+    XLA's flags are none but the number of devices, whatever they are here.
+    """
     changed = {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     # Workers share a GPU: none may take all of its memory at the start.
     changed["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -105,7 +108,7 @@ def environment(case: Case, cores: int) -> dict[str, str]:
         changed["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={case.devices}"
     if cores:
         changed["OMP_NUM_THREADS"] = str(cores)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS",)}
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return {**inherited, **changed}
 
 

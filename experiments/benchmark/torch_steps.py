@@ -78,6 +78,7 @@ class TorchStep:
     def __init__(self, case: Case):
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
         self.cuda = torch.cuda.is_available()
         self.place = torch.device("cuda" if self.cuda else "cpu")
         self.device = torch.cuda.get_device_name() if self.cuda else "cpu"
@@ -98,7 +99,8 @@ class TorchStep:
             cases.LEARNING_RATE,
             cases.MOMENTUM,
             weight_decay=cases.WEIGHT_DECAY,
-            foreach=fast or None,
+            foreach=(fast and not self.cuda) or None,
+            fused=(fast and self.cuda) or None,
         )
         resident = cases.images(case.resident), cases.labels(case.resident)
         self.batches = [
