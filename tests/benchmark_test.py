@@ -1,6 +1,7 @@
 """The benchmark runs end to end in miniature, and its arithmetic is right. No test has a clock."""
 
 import json
+import subprocess
 import sys
 
 import jax
@@ -92,6 +93,13 @@ def test_the_row_is_trained_and_its_time_told_apart(monkeypatch):
     assert sum(one["parts"].values()) == pytest.approx(one["wall"])
 
 
+def test_the_commands_themselves_load_no_framework():
+    # One that only imports JAX's arrays may take most of a GPU's memory from the workers.
+    names = "experiments.benchmark.__main__, experiments.growth, experiments.gpu_row"
+    code = f"import sys, {names}; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    assert not subprocess.run([sys.executable, "-c", code], cwd=measure.ROOT).returncode
+
+
 def test_a_worker_that_cannot_says_why():
     found = measure.Worker(Case("torch", "eager", "nobody"), []).end()
     assert found.missing == "torch is not installed" or "nobody" in found.missing
@@ -137,6 +145,7 @@ def test_the_gpu_row_in_words(canned, monkeypatch, tmp_path, capsys):
         found = {"wall": 25.0 * seeds, "device": "cpu cpu", "test_accuracy": accuracies}
         return {**found, "parts": parts, "stages": stages}
 
+    monkeypatch.setattr(gpu_row, "ask", lambda seeds: {})
     monkeypatch.setattr(gpu_row, "train", train)
     file = tmp_path / "found.json"
     assert not command(gpu_row.main, "--peer=torch", "--seeds=3", f"--json={file}")
@@ -160,14 +169,20 @@ def test_a_row_that_there_is_not(capsys):
     assert f"no jacks; there are {OURS}" in capsys.readouterr().err
 
 
-def test_no_package_and_no_data_are_said_in_words(monkeypatch, tmp_path, capsys):
+def test_no_package_and_no_data_are_said_in_words(monkeypatch, tmp_path, capfd):
     with flagsaver.flagsaver():
         argv = flags.FLAGS(["command", f"--data_dir={tmp_path}"])
         assert gpu_row.main(argv) == 1
-        assert "cifar10" in capsys.readouterr().err
-        monkeypatch.setitem(sys.modules, "distill_jax", None)
+        assert "error: cifar10 was not found" in capfd.readouterr().err
+        # A package that fails as a missing one does, found before the real one.
+        (tmp_path / "ml_collections.py").write_text(
+            "raise ModuleNotFoundError('gone', name='ml_collections')"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         assert gpu_row.main(argv) == 1
-        assert "is not installed; python -m pip install" in capsys.readouterr().err
+        said = capfd.readouterr().err
+    assert "error: ml_collections is not installed; python -m pip install" in said
+    assert "Traceback" not in said
 
 
 def test_a_peer_that_is_not_installed(monkeypatch):
