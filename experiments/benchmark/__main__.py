@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from experiments.benchmark import compared, machine, options, tables
 from experiments.benchmark.cases import Case
-from experiments.benchmark.measure import Worker, measure
+from experiments.benchmark.measure import Measured, Worker, measure
 
 DEVICES = flags.DEFINE_integer("devices", 2, "Of the row on several devices; 1 leaves it out.")
 BATCH = flags.DEFINE_integer("batch", 128, "Examples of a step.", lower_bound=1)
@@ -78,6 +79,12 @@ def asked_for() -> dict[str, Case]:
     return {name: case for name, case in every.items() if not ONLY.value or name in ONLY.value}
 
 
+def targets_apply(found: Mapping[str, Measured]) -> bool:
+    """Whether this is what the targets are about: full sizes on two CPU cores."""
+    on_cpu = any(measured.device.startswith("cpu") for measured in found.values())
+    return on_cpu and len(options.turns()["cores"]) == 2 and not options.SMOKE.value
+
+
 def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
     """Measures the rows, prints their tables, and returns the numbers."""
     chain, case, how = options.CHAIN.value, next(iter(asked.values())), options.turns()
@@ -90,10 +97,8 @@ def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
         console.print(line)
     judged = [compared.judge(one, found) for one in compared.targets(chain, DEVICES.value)]
     verdicts = [verdict for verdict in judged if verdict]
-    on_cpu = any(measured.device.startswith("cpu") for measured in found.values())
-    applies = on_cpu and len(how["cores"]) == 2 and not options.SMOKE.value
     if verdicts:
-        console.print(tables.targets_table(verdicts, applies))
+        console.print(tables.targets_table(verdicts, targets_apply(found)))
     targets = [{**verdict._asdict(), "target": verdict.target._asdict()} for verdict in verdicts]
     return {"rows": rows, "fidelity": differences, "targets": targets}
 
@@ -101,6 +106,8 @@ def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
 def starts_line(starts: list[float]) -> str:
     """Starts with an empty compilation cache and then with a full one."""
     said = "met" if max(starts[1:]) < WARM_START else "NOT met"
+    if options.SMOKE.value:
+        said = "does not apply here"
     return (
         f"start to the end of the first step: {starts[0]:.1f} s; with what was compiled before "
         f"{', '.join(f'{s:.1f}' for s in starts[1:])} s (under {WARM_START:.0f} s: {said})"

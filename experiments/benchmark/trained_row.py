@@ -22,7 +22,7 @@ class Timeline(report.Reporter):
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self.stages: list[dict[str, Any]] = []
-        self.since, self.compiled, self.first = time.monotonic(), 0.0, 0
+        self.since, self.compiled, self.steps = time.monotonic(), 0.0, 0
 
     def mark(self, part: str) -> None:
         """What passed since the last mark belongs to `part`."""
@@ -32,7 +32,7 @@ class Timeline(report.Reporter):
         self.since, self.compiled = now, compiled
 
     def stage_started(self, job, step, steps, history):
-        self.first = steps
+        self.steps = steps
         self.mark("set-up")
 
     def preflight(self, lines):
@@ -51,7 +51,7 @@ class Timeline(report.Reporter):
                 "network": job.network.name,
                 "teachers": [teacher.name for teacher in job.teachers],
                 "batch": job.recipe.batch_size,
-                "steps": job.recipe.epochs * self.first,
+                "steps": job.recipe.epochs * self.steps,
                 "seed": job.seed,
                 "test_accuracy": record["test_accuracy"],
             }
