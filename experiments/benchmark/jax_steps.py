@@ -1,0 +1,186 @@
+"""The variants of a step in this library, through its public functions, and the matrix peak.
+
+  recomputing  all teachers in the student's graph
+  dropping     the same, one of the teachers dropped for each mini-batch
+  table        the teachers' logits read from a table, as they are where nothing is augmented
+  alone        no teachers: the student's own training step, or an evolving network's
+
+With more than one device the step runs under pmap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import metrics, models, optim, parallel, programs
+from distill_jax.dropping import Dropping
+from distill_jax.interop import torch_weights
+from distill_jax.optim import OptimOptions
+from distill_jax.recipe import Recipe
+from distill_jax.step import TrainState
+from experiments.benchmark import cases, flops
+from experiments.benchmark.cases import Case, Unavailable
+
+ROWS = 256  # of the order: the most steps of one dispatch
+# Without tracing, whose events contain one another.
+COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+_compiling: list[float] = []
+
+
+def set_up(cache: str) -> None:
+    """Counts the seconds of compilation; keeps what is compiled in `cache` where that is given."""
+    jax.monitoring.register_event_duration_secs_listener(_listen)
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _listen(event: str, seconds: float, **details: Any) -> None:
+    if event in COMPILE_EVENTS:
+        _compiling.append(seconds)
+
+
+def compiled_seconds() -> float:
+    """Seconds of lowering and compiling so far."""
+    return sum(_compiling)
+
+
+class Ready(NamedTuple):
+    """A loop with all that it is called with."""
+
+    loop: Any  # (state, sums, frozen, *resident, order, start, stop, hyper, key) -> state, sums
+    state: Any
+    sums: Any
+    frozen: Any
+    resident: Any
+    order: Any
+    hyper: Any
+    key: Any
+
+
+def library(case: Case, network, teachers, student, frozen) -> Ready:
+    """The library's own train loop on resident data: all that knows its signatures is here."""
+    recipe = Recipe(
+        batch_size=case.batch,
+        temperature=cases.TEMPERATURE,
+        kd_weight=cases.KD_WEIGHT,
+        dropping=Dropping("fixed") if case.drops else Dropping(),
+        optim=OptimOptions(
+            learning_rate=cases.LEARNING_RATE,
+            momentum=cases.MOMENTUM,
+            weight_decay=cases.WEIGHT_DECAY,
+        ),
+    )
+    topology = parallel.Topology("pmap" if case.devices > 1 else "jit", case.devices)
+    loop, body = programs.train_program(
+        network, teachers, recipe.structure, ROWS, cases.MEAN, cases.STD, topology
+    )
+    opt_state = jax.jit(optim.transform(recipe.optim, 0.0, 0.0).init)(student["params"])
+    state = TrainState(jnp.int32(0), student["params"], student["batch_stats"], opt_state)
+    images, labels = cases.images(case.resident), cases.labels(case.resident)
+    order, key = cases.order(case, ROWS), jax.random.key(0)
+    batch = parallel.Topology().batch(None, images, labels, order[0], order[0] >= 0)
+    sums = metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, recipe.hyper, key)[1])
+    state, sums, frozen, key = topology.replicate((state, sums, frozen, key))
+    resident = topology.place((images, labels))
+    return Ready(loop, state, sums, frozen, resident, order, recipe.hyper, key)
+
+
+class TrainingStep:
+    """Training steps of the library, as many as asked in one dispatch."""
+
+    def __init__(self, case: Case):
+        if case.variant == "table" or case.members > 1:
+            raise Unavailable("not in this version of distill_jax")
+        names = (case.student, *case.teachers)
+        networks = [
+            models.build(name, cases.CLASSES, cases.IMAGE_SHAPE, case.dtype) for name in names
+        ]
+        student, *frozen = (
+            torch_weights.from_state_dict(
+                cases.state_dict(torch_weights.entries(network), seed), network
+            )
+            for network, seed in zip(networks, cases.seeds(case), strict=True)
+        )
+        network, *teachers = networks
+        self.ready = library(case, network, tuple(teachers), student, tuple(frozen))
+        self.case, self.networks = case, networks
+        self.device = described(jax.devices()[0])
+
+    def run(self, steps: int) -> float:
+        """The mean loss of `steps` steps."""
+        ready, before = self.ready, jax.device_get(self.ready.sums["loss"])
+        state, sums = ready.loop(
+            ready.state,
+            ready.sums,
+            ready.frozen,
+            *ready.resident,
+            ready.order,
+            np.int32(0),
+            np.int32(steps),
+            ready.hyper,
+            ready.key,
+        )
+        total, count = jax.device_get(jax.block_until_ready(sums)["loss"])
+        self.ready = ready._replace(state=state, sums=sums)
+        return float((total - before[0]) / (count - before[1]))
+
+    @property
+    def flops(self) -> float:
+        """Operations of a step; asked for when the first is done, so that no start pays for it."""
+        case, (network, *teachers) = self.case, self.networks
+        kept = 1 - 1 / len(teachers) if case.drops else 1.0
+        computed = () if case.variant == "table" else tuple(teachers)
+        return flops.step(network, computed, case.batch, kept) * case.members
+
+    @property
+    def compile_seconds(self) -> float:
+        """Of this process, so far."""
+        return compiled_seconds()
+
+    def peak_bytes(self) -> int:
+        """The device's own count; 0 on the CPU, where the process's is meant."""
+        stats = jax.devices()[0].memory_stats() or {}
+        return int(stats.get("peak_bytes_in_use", 0))
+
+
+class MatrixPeak:
+    """Products of two square matrices, as large as `case.student` says: the machine's peak."""
+
+    compile_seconds = 0.0
+
+    def __init__(self, case: Case):
+        n, dtype = int(case.student), jnp.dtype(case.dtype)
+        self.a, self.b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in (0, 1))
+        self.product = jax.jit(lambda a, b: a @ b)
+        self.flops = 2.0 * n**3
+        self.device = described(jax.devices()[0])
+
+    def run(self, steps: int) -> float:
+        """Zero; there is no loss."""
+        for _ in range(steps):
+            out = self.product(self.a, self.b)
+        jax.block_until_ready(out)
+        return 0.0
+
+    def peak_bytes(self) -> int:
+        """Not of interest."""
+        return 0
+
+
+def described(device: jax.Device) -> str:
+    """Platform and kind of a device."""
+    return f"{device.platform} {device.device_kind}"
+
+
+def build(case: Case) -> TrainingStep | MatrixPeak:
+    """The step of a case."""
+    return MatrixPeak(case) if case.framework == "matmul" else TrainingStep(case)
