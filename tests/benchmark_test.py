@@ -261,39 +261,26 @@ def test_operations_are_those_of_what_is_computed():
     assert list(compared.operations(found).values()) == [7.0, 7.0, 5.0, 3.0]
 
 
-def test_operations_of_a_network_by_hand_and_by_the_compiler():
-    network = models.build("plane2", 10, (32, 32, 3))
+def test_operations_of_a_network_by_hand():
+    network, teacher = (models.build(name, 10, (32, 32, 3)) for name in ("plane2", "plane4"))
     by_hand = 2 * (32 * 32 * 16 * 9 * 3 + 16 * 16 * 16 * 9 * 16 + 8 * 8 * 16 * 10)
     assert flops.forward(network) == by_hand
-    variables = jax.eval_shape(network.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    lowered = jax.jit(lambda v, x: network.apply(v, x)[0].logits).lower(variables, images)
-    # It counts no products with the padding, 6 % of them here, and every addition besides.
-    assert lowered.cost_analysis()["flops"] == pytest.approx(by_hand, rel=0.1)
-    teacher = models.build("plane4", 10, (32, 32, 3))
     whole = 8 * (flops.forward(teacher) + 3 * by_hand)
     assert flops.step(network, (teacher,), 8) == whole
     assert flops.step(network, (teacher,), 8, kept=0.0) == flops.step(network, (), 8)
 
 
-def test_operations_inside_loops_and_groups():
-    def loop(x):
-        return jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)[0]
-
-    assert flops.count(jax.make_jaxpr(loop)(jnp.ones((4, 4))).jaxpr) == 5 * 2 * 4**3
-
-    def grouped(x, w):
-        return jax.lax.conv_general_dilated(
-            x,
-            w,
-            (1, 1),
-            "SAME",
-            feature_group_count=2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    traced = jax.make_jaxpr(grouped)(jnp.ones((1, 5, 5, 4)), jnp.ones((3, 3, 2, 6)))
-    assert flops.count(traced.jaxpr) == 2 * (5 * 5 * 6) * (3 * 3 * 2)
+@pytest.mark.parametrize("name", ["plane2", "cifar_resnext50"])  # the second with groups
+def test_operations_as_the_compiler_counts_them(name, monkeypatch):
+    network = models.build(name, 10, (32, 32, 3))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    # Lowered as for a GPU: on the CPU some convolutions are written with more products.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    lowered = jax.jit(lambda v, x: network.apply(v, x)[0].logits).lower(variables, images)
+    # It counts no products with the padding, and every addition besides.
+    counted = lowered.cost_analysis()["flops"]
+    assert counted == pytest.approx(flops.forward(network), rel=0.1)
 
 
 def test_weights_and_images_are_the_same_everywhere():

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import metrics, models, optim, parallel, programs
+from distill_jax import data, metrics, models, optim, parallel, programs
 from distill_jax.dropping import Dropping
 from distill_jax.interop import torch_weights
 from distill_jax.optim import OptimOptions
 from distill_jax.recipe import Recipe
-from distill_jax.step import TrainState
+from distill_jax.step import Resident, TrainState
 from experiments.benchmark import cases, flops
-from experiments.benchmark.cases import Case, Unavailable
+from experiments.benchmark.cases import Case
 
 ROWS = 256  # of the order: the most steps of one dispatch
 # Without tracing, whose events contain one another.
@@ -56,7 +56,7 @@ def compiled_seconds() -> float:
 class Ready(NamedTuple):
     """A loop with all that it is called with."""
 
-    loop: Any  # (state, sums, frozen, *resident, order, start, stop, hyper, key) -> state, sums
+    loop: Any  # (state, sums, frozen, resident, order, start, stop, hyper, key) -> state, sums
     state: Any
     sums: Any
     frozen: Any
@@ -79,27 +79,55 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
             weight_decay=cases.WEIGHT_DECAY,
         ),
     )
+    several = case.members > 1
     topology = parallel.Topology("pmap" if case.devices > 1 else "jit", case.devices)
-    loop, body = programs.train_program(
-        network, teachers, recipe.structure, ROWS, cases.MEAN, cases.STD, topology
+    program = programs.train_program(
+        network,
+        teachers,
+        recipe.structure,
+        ROWS,
+        cases.MEAN,
+        cases.STD,
+        topology,
+        shared_data=True if several else None,
     )
     opt_state = jax.jit(optim.transform(recipe.optim, 0.0, 0.0).init)(student["params"])
-    state = TrainState(jnp.int32(0), student["params"], student["batch_stats"], opt_state)
-    images, labels = cases.images(case.resident), cases.labels(case.resident)
+    state = TrainState(
+        jnp.int32(0), student["params"], student["batch_stats"], opt_state, jnp.int32(0)
+    )
+    resident = Resident(cases.images(case.resident), cases.labels(case.resident))
     order, key = cases.order(case, ROWS), jax.random.key(0)
-    batch = parallel.Topology().batch(None, images, labels, order[0], order[0] >= 0)
-    sums = metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, recipe.hyper, key)[1])
-    state, sums, frozen, key = topology.replicate((state, sums, frozen, key))
-    resident = topology.place((images, labels))
-    return Ready(loop, state, sums, frozen, resident, order, recipe.hyper, key)
+    batch = parallel.Topology().batch(None, resident, order[0], order[0] >= 0)
+    arguments = (state, frozen, batch, recipe.hyper, key)
+    sums = metrics.zeros_like(jax.eval_shape(program.body, *arguments)[1])
+    resident = topology.place(resident)
+    if case.variant == "table":
+        resident, frozen = resident._replace(teacher_logits=table(teachers, frozen, resident)), ()
+    if several:
+        alike = (state, sums, frozen, np.asarray(order), recipe.hyper, key)
+        state, sums, frozen, order, hyper, key = (
+            topology.spread([one] * case.members) for one in alike
+        )
+    else:
+        state, sums, frozen, key = topology.replicate((state, sums, frozen, key))
+        hyper = recipe.hyper
+    return Ready(program.loop, state, sums, frozen, resident, order, hyper, key)
+
+
+def table(teachers, frozen, resident: Resident) -> jax.Array:
+    """(N, K, C) logits of the frozen networks for every resident image."""
+    split = data.Split(np.asarray(resident.images), np.asarray(resident.labels))
+    about = data.from_arrays(
+        split, split, classes=cases.CLASSES, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
+    )
+    pairs = zip(teachers, frozen, strict=True)
+    return jnp.stack([programs.predict(*pair, split, about)[0] for pair in pairs], 1)
 
 
 class TrainingStep:
     """Training steps of the library, as many as asked in one dispatch."""
 
     def __init__(self, case: Case):
-        if case.variant == "table" or case.members > 1:
-            raise Unavailable("not in this version of distill_jax")
         names = (case.student, *case.teachers)
         networks = [
             models.build(name, cases.CLASSES, cases.IMAGE_SHAPE, case.dtype) for name in names
@@ -122,16 +150,17 @@ class TrainingStep:
             ready.state,
             ready.sums,
             ready.frozen,
-            *ready.resident,
+            ready.resident,
             ready.order,
             np.int32(0),
             np.int32(steps),
             ready.hyper,
             ready.key,
         )
-        total, count = jax.device_get(jax.block_until_ready(sums)["loss"])
+        after = jax.device_get(jax.block_until_ready(sums)["loss"])
         self.ready = ready._replace(state=state, sums=sums)
-        return float((total - before[0]) / (count - before[1]))
+        total, count = (np.sum(new) - np.sum(old) for new, old in zip(after, before, strict=True))
+        return float(total / count)
 
     @property
     def flops(self) -> float:

@@ -31,17 +31,17 @@ class Timeline(report.Reporter):
         self.parts[part] = self.parts.get(part, 0.0) + passed
         self.since, self.compiled = now, compiled
 
-    def stage_started(self, job, step, steps, history):
+    def stage_started(self, jobs, step, steps, histories):
         self.steps = steps
         self.mark("set-up")
 
-    def preflight(self, lines):
+    def notice(self, lines):
         self.mark("look at teachers and loss")
 
     def progress(self, step, images_per_second):
         self.mark("training")
 
-    def epoch_ended(self, address, record):
+    def epoch_ended(self, job, record):
         self.mark("evaluation")
 
     def stage_ended(self, job, record):
