@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from distill_jax import config as config_lib
@@ -279,7 +278,7 @@ def _finished(place: Path, job: Job) -> Trained | None:
     result = place / "result.json"
     if not result.exists():
         return None
-    template = jax.eval_shape(job.network.backbone.init, jax.random.key(0))
+    template = job.network.backbone.shapes
     try:
         variables, _ = restore(place / "weights", template)
         found = json.loads(result.read_text())

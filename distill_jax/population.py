@@ -185,9 +185,11 @@ class Group:
     def _zero_sums(self, body, state, key) -> metrics.Metrics:
         images = jnp.zeros((1, *self.dataset.image_shape), jnp.uint8)
         one = jnp.zeros(1, jnp.int32)
-        batch = parallel.Topology().batch(None, Resident(images, one), one, one > 0)
-        arguments = (state, self.members[0].frozen, batch, self.recipe.hyper, key)
-        return metrics.zeros_like(jax.eval_shape(body, *arguments)[1])
+        # With a table, since the metrics are the same and no teacher has to be traced for it.
+        logits = jnp.zeros((1, len(self.members[0].frozen), self.dataset.classes))
+        resident = Resident(images, one, logits)
+        batch = parallel.Topology().batch(None, resident, one, one > 0)
+        return metrics.zeros_like(jax.eval_shape(body, state, (), batch, self.recipe.hyper, key)[1])
 
     # ---------------------------------------------------------------- one member, and all of them
     def _together(self, trees: list[Any]) -> Any:

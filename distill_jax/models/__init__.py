@@ -98,11 +98,12 @@ class Network:
     @property
     def branches(self) -> int:
         """Student branches of an evolving network, 0 of any other."""
-        if self.backbone is self:
-            return 0
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        variables = jax.eval_shape(self.init, jax.random.key(0))
-        return len(jax.eval_shape(self.apply, variables, images)[0].branches)
+        return 0 if self.backbone is self else _branches(self)
+
+    @property
+    def shapes(self) -> Variables:
+        """The shapes and types of what `init` gives, without computing any of it."""
+        return _shapes(self)
 
     def init(self, key: Array) -> Variables:
         """Fresh {"params", "batch_stats"}, float32, in one compiled call."""
@@ -185,17 +186,26 @@ def deploy(network: Network, variables: Variables) -> Variables:
 
     Its logits are those of the whole. Any other network's variables come back as they are.
     """
-    template = jax.eval_shape(network.backbone.init, jax.random.key(0))
     return {
         collection: {name: variables[collection][name] for name in modules}
-        for collection, modules in template.items()
+        for collection, modules in network.backbone.shapes.items()
     }
 
 
 def count_parameters(network: Network) -> int:
     """Trainable parameters, without building any of them."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(network.shapes["params"]))
+
+
+@functools.lru_cache(maxsize=128)  # tracing a deep network takes a second
+def _shapes(network: Network) -> Variables:
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=128)
+def _branches(network: Network) -> int:
+    images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+    return len(jax.eval_shape(network.apply, network.shapes, images)[0].branches)
 
 
 def _init(network: Network, key: Array) -> Variables:

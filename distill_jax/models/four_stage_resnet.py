@@ -70,7 +70,7 @@ class FourStageResNet(nn.Module):
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
         x = max_pool_overlapping(x) if self.large_stem else x
         block = functools.partial(self.block, kernel_init=self.initial.conv)
-        stages = run_stages(x, mode, block, WIDTHS, self.counts)
+        stages = run_stages(self, x, mode, block, WIDTHS, self.counts)
         feature = global_average_pool(stages[-1])
         return Outputs(Linear(self.classes, name="fc")(feature), feature, stages)
 

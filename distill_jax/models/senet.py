@@ -70,6 +70,7 @@ class SENet(nn.Module):
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = nn.relu(conv_norm(images, mode, Conv(WIDTHS[0], name="pre.0"), "pre.1"))
         stages = run_stages(
+            self,
             x,
             mode,
             SEBottleneck if self.bottleneck else SEBlock,

@@ -66,6 +66,7 @@ class WideResNet(nn.Module):
         x = Conv(16, use_bias=False, kernel_init=he_fan_out, name="conv1")(images, mode)
         widths = tuple(width * self.factor for width in (16, 32, 64))
         stages = run_stages(
+            self,
             x,
             mode,
             PreActivationBlock,

@@ -97,8 +97,11 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     )
     resident = Resident(cases.images(case.resident), cases.labels(case.resident))
     order, key = cases.order(case, ROWS), jax.random.key(0)
-    batch = parallel.Topology().batch(None, resident, order[0], order[0] >= 0)
-    arguments = (state, frozen, batch, recipe.hyper, key)
+    taught = resident._replace(
+        teacher_logits=np.zeros((case.resident, len(teachers), cases.CLASSES), np.float32)
+    )
+    batch = parallel.Topology().batch(None, taught, order[0], order[0] >= 0)
+    arguments = (state, (), batch, recipe.hyper, key)
     sums = metrics.zeros_like(jax.eval_shape(program.body, *arguments)[1])
     resident = topology.place(resident)
     if case.variant == "table":
