@@ -29,6 +29,7 @@ REFUSED = (
     CheckpointError,
     DataError,
     FloatingPointError,  # no epoch gave a number to select by
+    OSError,  # a full disk, or a folder that went away
 )
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment; `FILE:smoke` cuts it down to seconds.", lock_config=True

@@ -54,7 +54,8 @@ class MetricsFile(Reporter):
         self.job = job
         if not self.path.exists():
             return
-        lines = self.path.read_text().splitlines(keepends=True)
+        # Bytes that are no text make a line that is no JSON, which is dropped.
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if not self._is_ahead(line, job.address, len(history))]
         if kept != lines:
             temporary = self.path.with_suffix(".tmp")
@@ -71,8 +72,10 @@ class MetricsFile(Reporter):
     def _is_ahead(line: str, address: str, epochs: int) -> bool:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return True  # the torn last line of a killed run
+        if not isinstance(row, dict):
+            return True
         return row.get("stage") == address and row.get("epoch", 0) > epochs
 
 
