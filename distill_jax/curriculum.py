@@ -243,7 +243,7 @@ def _finished(place: Path, job: Job, about: dict[str, Any]) -> Trained | None:
     """What a finished stage gave; None where it is not finished or, loudly, not to be believed."""
     if not (place / "weights").exists() and not (place / "result.json").exists():
         return None
-    template = jax.eval_shape(job.network.backbone.init, jax.random.key(0))
+    template = jax.eval_shape(lambda: job.network.backbone.init(jax.random.key(0)))
     try:
         variables, found = restore(place / "weights", template, about)
         return Trained(variables, found["history"], found["record"])

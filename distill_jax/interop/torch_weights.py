@@ -37,7 +37,7 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
     Raises:
       WeightsError: lists every missing, unexpected and mis-shaped entry.
     """
-    template = jax.eval_shape(network.init, jax.random.key(0))
+    template = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     expected = {_torch_name(path): (path, leaf) for path, leaf in _flat(template).items()}
     state = {k: np.asarray(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
     problems = [f"missing {name}" for name in expected if name not in state]
@@ -61,7 +61,7 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
 
 def entries(network: Network) -> list[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every entry of the network's state dict, in PyTorch's layouts."""
-    template = jax.eval_shape(network.init, jax.random.key(0))
+    template = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     return [
         (_torch_name(path), _to_torch_layout(np.empty(leaf.shape, np.float32)).shape)
         for path, leaf in _flat(template).items()

@@ -101,7 +101,7 @@ class Network:
         if self.backbone is self:
             return 0
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        variables = jax.eval_shape(self.init, jax.random.key(0))
+        variables = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         return len(jax.eval_shape(self.apply, variables, images)[0].branches)
 
     def init(self, key: Array) -> Variables:
@@ -185,7 +185,7 @@ def deploy(network: Network, variables: Variables) -> Variables:
 
     Its logits are those of the whole. Any other network's variables come back as they are.
     """
-    template = jax.eval_shape(network.backbone.init, jax.random.key(0))
+    template = jax.eval_shape(lambda: network.backbone.init(jax.random.key(0)))
     return {
         collection: {name: variables[collection][name] for name in modules}
         for collection, modules in template.items()
@@ -194,7 +194,7 @@ def deploy(network: Network, variables: Variables) -> Variables:
 
 def count_parameters(network: Network) -> int:
     """Trainable parameters, without building any of them."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
