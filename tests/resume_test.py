@@ -116,7 +116,7 @@ def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
 
 def end_somewhere(workdir, process, number, rng, changes):
     """Sends a signal after a random number of changes to the folder, and a random moment more."""
-    wanted, moment = rng.integers(changes // 2), rng.uniform(0, 0.1)
+    wanted, moment = rng.integers(changes // 5), rng.uniform(0, 0.1)
     seen = 0
     for seen, _ in enumerate(changes_of(workdir, process), 1):
         if seen > wanted:
