@@ -33,6 +33,7 @@ def _command(arguments, log, limit):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ["XLA_FLAGS"] = ""
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # the working directory's own is meant
     sys.argv = ["distill_jax", *arguments]
     if limit is not None:
         import resource

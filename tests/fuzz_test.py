@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -220,9 +219,7 @@ def test_one_bit_of_the_data_changes_every_address(part, draws):
 
 
 def test_addresses_are_the_same_in_another_process():
-    code = (
-        "import json; from fuzz_test import *; print(json.dumps(sorted(addresses(BASE).values())))"
-    )
+    code = "import fuzz_test as f; print(*sorted(f.addresses(f.BASE).values()))"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=os.path.dirname(__file__),
@@ -231,7 +228,7 @@ def test_addresses_are_the_same_in_another_process():
         text=True,
         check=True,
     )
-    assert json.loads(found.stdout) == sorted(addresses(BASE).values())
+    assert found.stdout.split() == sorted(addresses(BASE).values())
 
 
 # ---------------------------------------------------------------------------------------- configs
@@ -283,14 +280,14 @@ def mask_of(dropping, key, teachers, survival):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 4), st.integers(0, 3), st.booleans(), st.floats(0, 1), st.integers(0, 2**32 - 1)
+    st.integers(1, 3), st.integers(0, 2), st.booleans(), st.floats(0, 1), st.integers(0, 2**32 - 1)
 )
 def test_masks_drop_as_many_as_they_say_and_spare_whom_they_say(
     teachers, number, droppable, survival, seed
 ):
     key = jax.random.key(seed)
     for kind in ("none", "fixed", "bernoulli"):
-        dropping = Dropping(kind, number, droppable)
+        dropping = Dropping(kind, number if kind == "fixed" else 1, droppable)
         may_go = teachers - (not droppable)
         if kind == "fixed" and number > may_go:
             continue
@@ -303,4 +300,4 @@ def test_masks_drop_as_many_as_they_say_and_spare_whom_they_say(
             assert keep.all()
         if kind == "bernoulli" and survival == 0:
             assert keep.sum() == (not droppable)
-        assert np.array_equal(keep, keep_mask(dropping, key, teachers, survival))
+        assert np.array_equal(keep, mask_of(dropping, key, teachers, survival))
