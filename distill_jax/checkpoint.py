@@ -80,9 +80,7 @@ def restore(
     """
     template = jax.eval_shape(lambda: template) if not _is_abstract(template) else template
     meta = _read(folder, meta=ocp.args.JsonRestore())
-    if not isinstance(meta, dict) or digest_json(
-        {k: v for k, v in meta.items() if k != "digest"}
-    ) != meta.get("digest"):
+    if not isinstance(meta, dict) or meta.pop("digest", None) != digest_json(meta):
         raise Damaged(f"{folder} is damaged: its metadata is not what was saved")
     found = differences(meta["types"], _types(template))
     if wanted is not None:
@@ -96,7 +94,7 @@ def restore(
     if changed := differences(meta["digests"], digests(arrays)):
         names = ", ".join(line.partition(" is ")[0] for line in changed[:5])
         raise Damaged(f"{folder} is damaged: other bytes than were saved in {names}")
-    return arrays, {k: v for k, v in meta.items() if k not in ("digests", "types", "digest")}
+    return arrays, {k: v for k, v in meta.items() if k not in ("digests", "types")}
 
 
 class Checkpoints:
@@ -114,7 +112,7 @@ class Checkpoints:
         """The steps that have a finished checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
         """Writes the checkpoint of `step`, then lets go of those too many."""

@@ -116,6 +116,13 @@ def test_where_none_can_be_believed_it_is_said_with_the_way_out(folder):
     assert Checkpoints(folder / "none", ABOUT).restore(TEMPLATE) is None
 
 
+def test_arrays_of_another_save_are_damage_though_each_file_is_whole(folder):
+    shutil.rmtree(folder / "2" / "arrays")
+    shutil.copytree(folder / "1" / "arrays", folder / "2" / "arrays")
+    assert restored(folder) == 1
+    assert (folder / "2.damaged").is_dir()
+
+
 def test_metadata_that_was_changed_with_care_is_damage_too(folder):
     path = folder / "2" / "meta" / "metadata"
     meta = json.loads(path.read_text())

@@ -282,7 +282,7 @@ def test_the_command_prints_the_table_and_writes_its_files(tmp_path):
     )
 
 
-LONG = ["--config.guidance=none,direct", "--config.recipe.epochs=12", "--config.devices=1"]
+LONG = ["--config.guidance=none,direct", "--config.recipe.epochs=16", "--config.devices=1"]
 
 
 def interrupted(workdir, number, lines):
@@ -307,11 +307,11 @@ def interrupted(workdir, number, lines):
 
 def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tmp_path):
     torn, whole = tmp_path / "torn", tmp_path / "whole"
-    assert interrupted(torn, signal.SIGKILL, 4)[0] == -signal.SIGKILL
+    assert interrupted(torn, signal.SIGKILL, 5)[0] == -signal.SIGKILL
     assert list(torn.glob("stages/*/progress/*"))
-    code, output = interrupted(torn, signal.SIGTERM, 14)
+    code, output = interrupted(torn, signal.SIGTERM, 18)
     assert code == 128 + signal.SIGTERM and "the same command goes on" in output
-    assert interrupted(torn, signal.SIGINT, 20)[0] == 128 + signal.SIGINT
+    assert interrupted(torn, signal.SIGINT, 24)[0] == 128 + signal.SIGINT
     for workdir in (torn, whole):
         done = command(workdir, "--config.checkpoint_every=3 steps", *LONG)
         assert done.returncode == 0, done.stderr
