@@ -1,18 +1,17 @@
 """What is saved, verified and restored: orbax behind one module.
 
 Every array is saved with its digest, and a restore that gives other bytes falls back to the save
-before it, loudly. Orbax renames a finished save into place, so that a half-written one is never
-seen.
+before it, loudly. A save of another network, data or recipe is refused with every difference.
+Orbax renames a finished save into place, so that a half-written one is never seen.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from distill_jax.identity import differences, digest, digest_json, digests, leaves, plain
+
 log = logging.getLogger("distill_jax")
+__all__ = ["CheckpointError", "Checkpoints", "Damaged", "Mismatch", "digest", "restore", "save"]
 KEPT = 2
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save that orbax has not renamed yet
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, or that is not what was asked for."""
 
 
-def digests(tree: Any) -> dict[str, str]:
-    """The sha256 of every array (type, shape and bytes), by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]
-    return {jax.tree_util.keystr(path): _digest(np.asarray(leaf)) for path, leaf in leaves}
+class Damaged(CheckpointError):
+    """Missing, cut short, or other bytes than were saved: the save before it may be whole."""
 
 
-def digest(tree: Any) -> str:
-    """One sha256 of a whole tree; equal for equal names, types, shapes and bytes."""
-    return hashlib.sha256(json.dumps(digests(tree), sort_keys=True).encode()).hexdigest()
+class Mismatch(CheckpointError):
+    """Whole, but of other arrays or of another training: never to be passed over."""
 
 
 def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
@@ -45,64 +45,83 @@ def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
     Raises:
       CheckpointError: it cannot be written; nothing that was there before is touched.
     """
-    meta = {**meta, "digests": digests(arrays)}
+    meta = {**meta, "digests": digests(arrays), "types": _types(arrays)}
     arguments = ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+        arrays=ocp.args.StandardSave(arrays),
+        meta=ocp.args.JsonSave({**meta, "digest": digest_json(meta)}),
     )
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(folder.absolute(), args=arguments, force=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"could not write the checkpoint {folder}: {error}") from error
+    except Exception as error:  # a full disk comes as any of many types
+        _sweep(folder.parent)
+        raise CheckpointError(
+            f"could not write the checkpoint {folder} ({_first_line(error)}): expected room and "
+            "permission to write; earlier checkpoints are as they were"
+        ) from error
 
 
-def restore(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
+def restore(
+    folder: Path, template: Any, wanted: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Reads one checkpoint as `template` (arrays or their shapes) has it.
+
+    Args:
+      folder: where it was saved.
+      template: arrays, or their shapes and types.
+      wanted: what must have been saved as `about`; None asks nothing.
 
     Returns:
       The arrays, and what was saved beside them.
 
     Raises:
-      CheckpointError: unreadable, arrays other than the template's, or bytes other than were saved.
+      Damaged: unreadable, or bytes other than were saved.
+      Mismatch: other arrays than the template's, or another `about` than is wanted.
     """
-    shapes = jax.eval_shape(lambda: template) if not _is_abstract(template) else template
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            meta = checkpointer.restore(
-                folder.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            ).meta
-            arrays = checkpointer.restore(
-                folder.absolute(),
-                args=ocp.args.Composite(arrays=ocp.args.StandardRestore(_on_host(shapes))),
-            ).arrays
-    except Exception as error:  # orbax and tensorstore raise many types for damaged files
-        raise CheckpointError(f"{folder} cannot be read: {_first_line(error)}") from error
-    found, saved = digests(arrays), meta.pop("digests")
-    differing = sorted(set(found.items()) ^ set(saved.items()))
-    if differing:
-        raise CheckpointError(
-            f"{folder} is damaged: other bytes than were saved in "
-            + ", ".join(sorted({name for name, _ in differing})[:5])
+    template = jax.eval_shape(lambda: template) if not _is_abstract(template) else template
+    meta = _read(folder, meta=ocp.args.JsonRestore())
+    if not isinstance(meta, dict) or meta.pop("digest", None) != digest_json(meta):
+        raise Damaged(f"{folder} is damaged: its metadata is not what was saved")
+    found = differences(meta["types"], _types(template))
+    if wanted is not None:
+        found += differences(meta.get("about"), plain(wanted))
+    if found:
+        raise Mismatch(
+            f"{folder} is of another training; remove it, or use another working directory:\n  "
+            + "\n  ".join(found)
         )
-    return arrays, meta
+    arrays = _read(folder, arrays=ocp.args.StandardRestore(_on_host(template)))
+    if changed := differences(meta["digests"], digests(arrays)):
+        names = ", ".join(line.partition(" is ")[0] for line in changed[:5])
+        raise Damaged(f"{folder} is damaged: other bytes than were saved in {names}")
+    return arrays, {k: v for k, v in meta.items() if k not in ("digests", "types")}
 
 
 class Checkpoints:
-    """The checkpoints of one stage in training; the newest `KEPT` are kept."""
+    """The checkpoints of one stage in training; the newest `KEPT` are kept.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+      folder: where they are.
+      about: all that determines the stage, as JSON values; a checkpoint of another is refused.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None):
+        self.folder, self.about = folder, about
 
     def steps(self) -> list[int]:
         """The steps that have a finished checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
         """Writes the checkpoint of `step`, then lets go of those too many."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save(self.folder / str(step), arrays, meta)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"could not make the folder {self.folder}: {error}") from error
+        about = {} if self.about is None else {"about": self.about}
+        save(self.folder / str(step), arrays, {**meta, **about})
         for old in self.steps()[:-KEPT]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
@@ -115,22 +134,35 @@ class Checkpoints:
           The arrays, and what was saved beside them; None where there is no checkpoint at all.
 
         Raises:
+          Mismatch: the newest whole one is of another training.
           CheckpointError: there are some, and none of them can be believed.
         """
+        _sweep(self.folder)
         steps = [step for step in self.steps() if among is None or step in among]
         problems = []
         for step in reversed(steps):
+            folder = self.folder / str(step)
             try:
-                return restore(self.folder / str(step), template)
-            except CheckpointError as error:
+                found = restore(folder, template, self.about)
+            except Damaged as error:
                 problems.append(str(error))
                 log.warning("%s; going back to the one before it", error)
+                continue
+            self._set_aside([s for s in self.steps() if s > step])
+            return found
         if problems:
-            raise CheckpointError(
+            raise Damaged(
                 f"no checkpoint of {self.folder} can be believed; remove it to start this stage "
                 "anew:\n  " + "\n  ".join(problems)
             )
         return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        # So that they do not count among the newest, which are kept.
+        for step in steps:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / str(step), aside)
 
     def remove(self) -> None:
         """Lets go of all of them."""
@@ -138,15 +170,41 @@ class Checkpoints:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Writes JSON whole or not at all.
+
+    Raises:
+      CheckpointError: it cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(value, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"could not write {path}: {error}") from error
 
 
-def _digest(array: np.ndarray) -> str:
-    head = f"{array.dtype} {array.shape} ".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+def _types(tree: Any) -> dict[str, str]:
+    return {path: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}" for path, leaf in leaves(tree)}
+
+
+def _read(folder: Path, **item: Any) -> Any:
+    (name,) = item
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**item))
+            return getattr(found, name)
+    except Exception as error:  # orbax and tensorstore raise many types for damaged files
+        raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed and failed saves left; only the run that holds the folder calls it."""
+    for left in folder.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_abstract(tree: Any) -> bool:
@@ -160,4 +218,6 @@ def _on_host(shapes: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    # tensorstore tells of its whole configuration in that line.
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line[:200]}"

@@ -6,12 +6,11 @@ Stages of different guidances or of earlier runs that agree in all of it are one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,19 @@ import numpy as np
 
 from distill_jax import config as config_lib
 from distill_jax import data, guidance, models, parallel, report, scoring, training
-from distill_jax.checkpoint import CheckpointError, Checkpoints, restore, save, write_json
+from distill_jax.checkpoint import Checkpoints, Damaged, restore, save, write_json
 from distill_jax.config import ConfigError, Experiment, Row
-from distill_jax.interop.files import load_variables
+from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
 from distill_jax.population import Asked, Means, check_table
 from distill_jax.recipe import Job, check
 from distill_jax.report.progress import MetricsFile, Reporter, Several
 from distill_jax.scoring import Trained
+from distill_jax.workdir import WorkdirError, opened
 
+log = logging.getLogger("distill_jax")
 FORMAT = 1  # of the addresses: raised when the same values come to mean another training
-
-
-class WorkdirError(RuntimeError):
-    """A working directory that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +60,7 @@ class _Planned:
     teachers: dict[str, tuple[str, ...]]  # address -> its teachers' addresses
     asked: dict[tuple[str, str, int], str]  # (label, network, seed) -> address
     plain: dict[str, str]  # address -> that of the same network trained alone by the same recipe
+    about: dict[str, dict[str, Any]]  # address -> what it is the digest of
 
 
 def run(
@@ -83,25 +81,31 @@ def run(
       stop: asked now and then; where it says true the run saves and ends.
 
     Raises:
-      ConfigError, data.DataError: before anything is compiled.
+      ConfigError, data.DataError, WorkdirError: before anything is compiled.
+      CheckpointError: something cannot be written, or what was is of another training.
       training.Interrupted: `stop` said so.
     """
     parallel.ask_for_cpu_devices(config.get("devices", 1))
     experiment = config_lib.resolve(config)
     if dataset is None:
         dataset = data.load(**experiment.dataset)
+    data.check(dataset)
     try:
-        plan = _plan(experiment, dataset)
+        about_data = _identity(dataset)
+        plan = _plan(experiment, dataset, about_data)
         for job in plan.jobs.values():
             check(job, dataset, experiment.topology)
             check_table(job, dataset, experiment.teacher_logits)
-        given = {a: load_variables(j.weights, j.network) for a, j in plan.jobs.items() if j.weights}
+        given = {
+            address: load_variables(job.weights, job.network, (dataset.mean, dataset.std))
+            for address, job in plan.jobs.items()
+            if job.weights
+        }
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    with _opened(workdir) as folder:
+    with opened(workdir, _as_json(experiment, about_data)) as folder:
         reporters = [reporter] if reporter else []
         if folder is not None:
-            write_json(folder / "config.json", _as_json(experiment))
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
         several = Several(*reporters)
         trained: dict[str, Trained] = {}
@@ -115,17 +119,19 @@ def run(
     return results
 
 
-def _plan(experiment: Experiment, dataset: data.Dataset) -> _Planned:
-    plan = _Planned({}, {}, {}, {})
-    about_data, given = _identity(dataset), experiment.teacher_weights
+def _plan(experiment: Experiment, dataset: data.Dataset, about_data: str) -> _Planned:
+    plan = _Planned({}, {}, {}, {}, {})
+    given = experiment.teacher_weights
     for seed in experiment.seeds:
         for row in experiment.rows:
             addresses: dict[str, str] = {}
             for stage in guidance.plan(_untaught(row.guidance, given), experiment.students):
                 teachers = tuple(addresses[name] for name in stage.teachers)
                 job = _job(experiment, dataset, row, stage, seed)
-                address = _address(job, about_data, teachers)
-                plan.plain[address] = _address(job, about_data, ())
+                about = _about(job, about_data, teachers)
+                address = _digest(about)
+                plan.about[address] = about
+                plan.plain[address] = _digest(_about(job, about_data, ()))
                 addresses[stage.network] = address
                 plan.jobs[address] = dataclasses.replace(job, address=address)
                 plan.teachers[address] = teachers
@@ -161,10 +167,11 @@ def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: i
     )
 
 
-def _address(job: Job, about_data: str, teachers: tuple[str, ...]) -> str:
+def _about(job: Job, about_data: str, teachers: tuple[str, ...]) -> dict[str, Any]:
+    """All that determines a stage, as JSON values; its address is their digest."""
     if job.weights:
         network = (job.network.name, job.network.dtype)
-        return _digest({"network": network, "data": about_data, "file": _file_digest(job.weights)})
+        return {"network": network, "data": about_data, "file": _file_digest(job.weights)}
     recipe = dataclasses.asdict(job.recipe)
     if not job.network.branches:
         del recipe["evolve"]
@@ -173,14 +180,13 @@ def _address(job: Job, about_data: str, teachers: tuple[str, ...]) -> str:
             del recipe[name]
     elif job.recipe.dropping.kind != "bernoulli":
         del recipe["survival"]
-    about = {
+    return {
         "network": [job.network.name, job.network.dtype],
         "data": about_data,
         "recipe": recipe,
         "seed": job.seed,
         "teachers": teachers,
     }
-    return _digest(about)
 
 
 def _digest(about: dict[str, Any]) -> str:
@@ -190,10 +196,9 @@ def _digest(about: dict[str, Any]) -> str:
 
 def _file_digest(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"teacher_weights {path} cannot be read: {error}") from error
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except WeightsError as error:
+        raise WeightsError(f"teacher_weights cannot be read: {error}") from None
 
 
 def _identity(dataset: data.Dataset) -> str:
@@ -210,10 +215,10 @@ def _identity(dataset: data.Dataset) -> str:
 
 def _train_all(plan, trained, dataset, experiment, folder, reporter, stop) -> None:
     """Adds every stage of the plan to `trained`: found finished, or trained, several at once."""
-    if folder is not None:
-        for address, job in plan.jobs.items():
-            if address not in trained and (found := _finished(_place(folder, job), job)):
-                trained[address] = found
+    for address in plan.jobs if folder is not None else ():
+        if address not in trained and (found := _finished(plan, address, folder)):
+            trained[address] = found
+            _tidy(plan, address, folder, found)
     means = Means(
         topology=experiment.topology,
         teacher_logits=experiment.teacher_logits,
@@ -223,13 +228,16 @@ def _train_all(plan, trained, dataset, experiment, folder, reporter, stop) -> No
         stop=stop,
     )
     while waiting := [address for address in plan.jobs if address not in trained]:
+        if stop():  # between stages there is nothing to save
+            raise training.Interrupted
         addresses = _next_group(plan, waiting, dataset, experiment, folder)
         asked = [_ask(plan, address, trained, folder) for address in addresses]
-        for one, result in zip(asked, training.train(asked, dataset, means), strict=True):
+        results = training.train(asked, dataset, means)
+        for address, result in zip(addresses, results, strict=True):
             if folder is not None:
-                _keep(folder, one.job, result)
-            trained[one.job.address] = result
-            reporter.stage_ended(one.job, result.record)
+                _keep(plan, address, folder, result)
+            trained[address] = result
+            reporter.stage_ended(plan.jobs[address], result.record)
 
 
 def _next_group(plan, waiting, dataset, experiment, folder) -> list[str]:
@@ -250,52 +258,57 @@ def _next_group(plan, waiting, dataset, experiment, folder) -> list[str]:
     if folder is None:
         return group
     # Stages that were saved at steps of their own go on by themselves.
-    saved = [set(_progress(folder, plan.jobs[address]).steps()) for address in group]
+    saved = [set(_progress(plan, address, folder).steps()) for address in group]
     return group if not any(saved) or set.intersection(*saved) else group[:1]
 
 
 def _ask(plan, address, trained, folder) -> Asked:
-    job = plan.jobs[address]
     plain = trained.get(plan.plain.get(address, ""))
     return Asked(
-        job,
+        plan.jobs[address],
         tuple(trained[teacher].variables for teacher in plan.teachers[address]),
-        _progress(folder, job) if folder is not None else None,
+        _progress(plan, address, folder) if folder is not None else None,
         plain.record["valid_accuracy"] if plain else None,
     )
 
 
-def _place(folder: Path, job: Job) -> Path:
-    return folder / "stages" / f"{job.network.name.replace(':', '-')}-{job.address}"
+def _place(plan, address: str, folder: Path) -> Path:
+    return folder / "stages" / f"{plan.jobs[address].network.name.replace(':', '-')}-{address}"
 
 
-def _progress(folder: Path, job: Job) -> Checkpoints:
-    return Checkpoints(_place(folder, job) / "progress")
+def _progress(plan, address: str, folder: Path) -> Checkpoints:
+    return Checkpoints(_place(plan, address, folder) / "progress", plan.about[address])
 
 
-def _finished(place: Path, job: Job) -> Trained | None:
-    """A stage's result from its folder; None where it is not finished there."""
-    result = place / "result.json"
-    if not result.exists():
+def _finished(plan, address: str, folder: Path) -> Trained | None:
+    """What a finished stage gave; None where it is not finished or, loudly, not to be believed."""
+    place = _place(plan, address, folder)
+    if not (place / "weights").exists() and not (place / "result.json").exists():
         return None
-    template = job.network.backbone.shapes
+    template = plan.jobs[address].network.backbone.shapes
     try:
-        variables, _ = restore(place / "weights", template)
-        found = json.loads(result.read_text())
+        variables, found = restore(place / "weights", template, plan.about[address])
         return Trained(variables, found["history"], found["record"])
-    except (CheckpointError, ValueError, KeyError) as error:
-        raise WorkdirError(
-            f"the finished stage {place} is damaged: {error}; remove that folder to train it again"
-        ) from error
+    except (Damaged, KeyError) as error:
+        log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
+        return None
 
 
-def _keep(folder: Path, job: Job, trained: Trained) -> None:
-    place = _place(folder, job)
+def _keep(plan, address: str, folder: Path, trained: Trained) -> None:
+    place = _place(plan, address, folder)
     place.mkdir(parents=True, exist_ok=True)
-    save(place / "weights", trained.variables, {"address": job.address})
-    # Written last: a stage is finished when this file is there.
-    write_json(place / "result.json", {"record": trained.record, "history": trained.history})
-    _progress(folder, job).remove()
+    # In one save, so that the weights and what is said of them cannot part.
+    found = {"record": trained.record, "history": trained.history}
+    save(place / "weights", trained.variables, {"about": plan.about[address], **found})
+    _tidy(plan, address, folder, trained)
+
+
+def _tidy(plan, address: str, folder: Path, trained: Trained) -> None:
+    """What follows the save of a finished stage, done again where a kill came between."""
+    # For people to read: a run reads what was saved with the weights.
+    found = {"record": trained.record, "history": trained.history}
+    write_json(_place(plan, address, folder) / "result.json", found)
+    _progress(plan, address, folder).remove()
 
 
 def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:
@@ -319,28 +332,8 @@ def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment
     return Results(rows, networks, histories)
 
 
-@contextlib.contextmanager
-def _opened(workdir: str | Path | None) -> Iterator[Path | None]:
-    """The working directory, made where it is missing and held by this run alone."""
-    if workdir is None:
-        yield None
-        return
-    folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise WorkdirError(f"cannot write to the working directory {folder}: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise WorkdirError(f"another run is at work in {folder}") from error
-        yield folder
-
-
-def _as_json(experiment: Experiment) -> dict[str, Any]:
-    values = dataclasses.asdict(experiment)
+def _as_json(experiment: Experiment, about_data: str) -> dict[str, Any]:
+    values = {**dataclasses.asdict(experiment), "data": about_data}
     for row, source in zip(values["rows"], experiment.rows, strict=True):
         row["guidance"] = dict(zip(source.guidance.names, source.guidance.teachers, strict=True))
     return values

@@ -23,6 +23,9 @@ from jax import Array, lax
 KL_REDUCTIONS = ("batch_mean", "element_mean")
 CROSS_ENTROPY = ("once", "per_teacher")
 TEACHERS = ("sum", "mean")
+# Far above what any network gives, and far enough below float32's 3.4e38 that the terms of a batch
+# over T = 0.01 can be added up.
+_FAR, _FAR_SQUARE = 1e32, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +248,7 @@ def self_distillation(
     log_probs = jax.nn.log_softmax(_soften(logits[1:], options.temperature))
     kl = options.temperature**2 * jnp.sum(targets * (jnp.log(targets) - log_probs), -1)
     theirs, own = _wide(features[1:]), lax.stop_gradient(_wide(features[:1]))
-    distance = jnp.where((theirs > 0) | (own > 0), jnp.square(theirs - own), 0.0).sum(-1)
+    distance = jnp.where((theirs > 0) | (own > 0), _square(theirs - own), 0.0).sum(-1)
     feature = distance * (batch_size if options.feature_reduction == "sum" else 1)
     terms = {
         "ce": ce[0] + jnp.sum(weights * ce[1:], 0),
@@ -260,8 +263,25 @@ def self_distillation(
     return sum(weighted.values(), jnp.zeros_like(ce[0])), {**terms, **weighted}
 
 
-def _wide(logits: Array) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def _wide(values: Array) -> Array:
+    """In float32 (or wider); finite numbers beyond `_FAR` count as that, with their own gradient.
+
+    The differences and sums of larger ones are not in float32's range. What is not finite stays so,
+    as it is a mistake that has to show.
+    """
+    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if float(jnp.finfo(values.dtype).max) <= _FAR:
+        return wide
+    far = jnp.isfinite(wide) & (jnp.abs(wide) > _FAR)
+    passed = wide - lax.stop_gradient(wide)  # zero, of slope one
+    return jnp.where(far, lax.stop_gradient(jnp.sign(wide) * _FAR) + passed, wide)
+
+
+def _square(values: Array) -> Array:
+    """x², or `_FAR_SQUARE` where it is more, with the gradient 2x everywhere."""
+    fixed = lax.stop_gradient(values)
+    far = jnp.isfinite(fixed) & (jnp.abs(fixed) > _FAR_SQUARE**0.5)
+    return jnp.where(far, _FAR_SQUARE + 2 * fixed * (values - fixed), jnp.square(values))
 
 
 def _soften(logits: Array, temperature: Array | float) -> Array:

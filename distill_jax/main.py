@@ -6,6 +6,7 @@ The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ REFUSED = (
     CheckpointError,
     DataError,
     FloatingPointError,  # no epoch gave a number to select by
+    OSError,  # a full disk, or a folder that went away
 )
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment; `FILE:smoke` cuts it down to seconds.", lock_config=True
@@ -43,7 +45,9 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return _fail(f"unexpected argument {argv[1]!r}; values are given as --config.FIELD=VALUE")
     if not flags.FLAGS["verbosity"].present:
-        absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells of every file
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        # Orbax tells of every file, and prints in its threads what it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         config = CONFIG.value
         workdir = Path(WORKDIR.value or f"runs/{config.name}")

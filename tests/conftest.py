@@ -1,7 +1,27 @@
-"""Four CPU devices for every test, set before JAX is loaded."""
+"""Four CPU devices and one cache of compiled programs for every test, set before JAX is loaded."""
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# What a test compiled, other tests of this process and the commands they start need not compile
+# again. Not shared between processes at work at once: JAX writes its entries in place.
+COMPILED = tempfile.mkdtemp(prefix="distill_jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--kills=N: how often tests/resume_test.py ends a run before it is done."""
+    parser.addoption("--kills", type=int, default=30, help="runs ended by tests/resume_test.py")
+
+
+def pytest_unconfigure() -> None:
+    """Lets go of what was compiled."""
+    shutil.rmtree(COMPILED, ignore_errors=True)

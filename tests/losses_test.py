@@ -280,16 +280,61 @@ def test_extreme_logits_give_finite_and_right_values_and_gradients(dtype, magnit
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_the_largest_numbers_give_no_nan(dtype, temperature):
-    student, teachers = extreme(dtype, float(jnp.finfo(dtype).max))
-    loss, terms, gradient = both(
-        student, np.array([1, 1, 2]), teachers, [1, 1, 1], temperature, 0.3
-    )
-    for values in (loss, terms["ce"], terms["kl"]):
-        assert not np.isnan(values).any()
-    assert np.isfinite(gradient.astype(np.float32)).all()
+LIMITS = [
+    (dtype, float(limit))
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32)
+    for limit in (jnp.finfo(dtype).max, jnp.finfo(dtype).tiny, jnp.finfo(dtype).smallest_subnormal)
+]
+ALL_TEMPERATURES = [0.01, 0.03, 0.5, 1.0, 4.0, 20.0, 100.0]
+
+
+def finite(tree):
+    return all(np.isfinite(np.asarray(x, np.float64)).all() for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("dtype", "magnitude"), LIMITS)
+@pytest.mark.parametrize("options", OPTIONS[::3])
+def test_no_number_of_any_type_makes_a_loss_or_gradient_that_is_not_finite(
+    dtype, magnitude, options
+):
+    student, teachers = extreme(dtype, magnitude)
+    for temperature, kd_weight in itertools.product(ALL_TEMPERATURES, (0.0, 0.3, 1.0)):
+        case = (student, np.array([1, 1, 2]), teachers, [1, 1, 1], temperature, kd_weight, options)
+        assert finite(both(*case)), (temperature, kd_weight)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _evolving(logits, features, options):
+    def total(logits, features):
+        loss, terms = losses.self_distillation(
+            logits, features, jnp.array([1, 1, 2]), batch_size=3, options=options
+        )
+        return jnp.sum(loss), (loss, terms)
+
+    return jax.grad(total, (0, 1), has_aux=True)(logits, features)
+
+
+@pytest.mark.parametrize(("dtype", "magnitude"), LIMITS)
+@pytest.mark.parametrize("temperature", ALL_TEMPERATURES)
+def test_nor_does_one_in_the_loss_of_an_evolving_network(dtype, magnitude, temperature):
+    values = jnp.stack([extreme(dtype, magnitude)[0], *extreme(dtype, magnitude)[1][1:]])
+    options = losses.EvolveOptions(temperature=temperature)
+    assert finite(_evolving(values, values, options))
+
+
+def test_what_is_not_finite_shows_and_far_numbers_keep_their_gradient():
+    far = jnp.array([[3e38, -3e38, 0.0]])
+    loss, gradient = jax.value_and_grad(lambda s: losses.cross_entropy(s, jnp.array([1]))[0])(far)
+    assert 1e32 < loss < np.inf
+    np.testing.assert_array_equal(gradient, [[1.0, -1.0, 0.0]])
+    for value in (np.nan, np.inf):
+        assert not np.isfinite(losses.cross_entropy(far.at[0, 2].set(value), jnp.array([1])))
+        broken = losses.kl_divergence(far.at[0, 2].set(value), far, 4.0)
+        assert not np.isfinite(broken)
+    squared, slope = jax.value_and_grad(losses._square)(jnp.float32(-1e30))
+    assert 1e29 < squared < np.inf and slope == np.float32(-2e30)
+    squared, slope = jax.value_and_grad(losses._square)(jnp.float32(-3.0))
+    assert (squared, slope) == (9.0, -6.0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -276,6 +276,7 @@ def test_halting_of_one_member_leaves_the_others_their_steps(tmp_path):
     recipe = {**TINY["recipe"], "momentum": 0.0}
     with pytest.raises(population.NotFiniteError, match="step 2 of 6"):
         run(**options, recipe=recipe, workdir=tmp_path)
-    good, _ = run(guidance=("none",), recipe={**recipe, "learning_rate": 0.01}, workdir=tmp_path)
-    fresh, _ = run(guidance=("none",), recipe={**recipe, "learning_rate": 0.01})
+    options["sweep"] = {"learning_rate": (0.01,)}
+    good, _ = run(**options, recipe=recipe, workdir=tmp_path)
+    fresh, _ = run(**options, recipe=recipe)
     assert told(good) == told(fresh)

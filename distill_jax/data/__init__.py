@@ -6,7 +6,7 @@ and flip) is a pure function of a seed or of a key. Nothing here downloads.
 """
 
 from distill_jax.data.augment import AUGMENT, crop_flip, normalise
-from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, from_arrays
+from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, check, from_arrays
 from distill_jax.data.order import epoch_order, eval_order
 from distill_jax.data.sources import NAMES, load
 from distill_jax.data.streamed import Streamed, at_epoch, chunks
@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "Streamed",
     "at_epoch",
+    "check",
     "chunks",
     "crop_flip",
     "epoch_order",

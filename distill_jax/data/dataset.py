@@ -113,6 +113,31 @@ def from_arrays(
     )
 
 
+def check(dataset: Any) -> None:
+    """Raises DataError where a data set is not as `from_arrays` makes them, however it was made."""
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"dataset is a {type(dataset).__name__}: expected one of distill_jax.data.from_arrays "
+            "or distill_jax.data.load"
+        )
+    classes = integer("classes", dataset.classes, 2)
+    for part in ("train", "valid", "test"):
+        split = getattr(dataset, part)
+        if part != "valid" or len(split[1]):  # there may be no validation split
+            _split(f"{dataset.name} {part}", tuple(split), classes)
+            _check_shape(dataset, part)
+    _given(dataset.train.images.shape[3], dataset.mean, dataset.std)
+
+
+def _check_shape(dataset: Dataset, part: str) -> None:
+    found = getattr(dataset, part).images.shape[1:]
+    if found != dataset.image_shape:
+        raise DataError(
+            f"{dataset.name} {part} has images of shape {found}: expected {dataset.image_shape}, "
+            "as train has"
+        )
+
+
 def choose_per_class(
     labels: np.ndarray, wanted: np.ndarray, *, seed: int, stream: int
 ) -> np.ndarray:
@@ -178,8 +203,15 @@ def _normalisation(
             average, deviation = NORMALISATION["imagenet"]
             return (average, deviation) if channels == 3 else ((0.449,), (0.226,))
         return _measured(images)
+    return _given(channels, mean, std)
+
+
+def _given(
+    channels: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     for what, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
-        if len(values) != channels or not all(low < value < math.inf for value in values):
+        numeric = all(isinstance(value, numbers.Real) for value in values)
+        if len(values) != channels or not (numeric and all(low < v < math.inf for v in values)):
             raise DataError(
                 f"{what} is {tuple(values)}: expected {channels} finite values"
                 f"{' above 0' if what == 'std' else ''}, one a channel, in units of pixel/255 "

@@ -6,6 +6,7 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Collection
+from typing import IO, cast
 
 from distill_jax.data.checks import DataError
 
@@ -32,15 +33,29 @@ def folders(data_dir: str, *usual: str) -> list[pathlib.Path]:
 def read(path: pathlib.Path) -> bytes:
     """The bytes of a file, unpacked where its name ends in .gz; DataError where it is damaged."""
     try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             raw = stream.read(_MAX_BYTES + 1)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
     if len(raw) > _MAX_BYTES:
-        raise DataError(f"{path} unpacks to over {_MAX_BYTES} bytes: expected the published file")
+        raise DataError(f"{path} holds over {_MAX_BYTES} bytes: expected the published file")
     return raw
+
+
+class _Bounded:
+    """The start of a stream; DataError beyond `_MAX_BYTES`, however much it would unpack to."""
+
+    def __init__(self, path: pathlib.Path, stream: IO[bytes] | gzip.GzipFile) -> None:
+        self.path, self.stream, self.left = path, stream, _MAX_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise DataError(
+                f"{self.path} unpacks to over {_MAX_BYTES} bytes: expected the published file"
+            )
+        return content
 
 
 def read_tar(path: pathlib.Path, names: Collection[str]) -> dict[str, bytes]:
@@ -51,14 +66,18 @@ def read_tar(path: pathlib.Path, names: Collection[str]) -> dict[str, bytes]:
     """
     found = {}
     try:
-        with gzip.open(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with gzip.open(path) as unpacked:
+            stream = _Bounded(path, unpacked)
+            with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
                 for member in archive:
                     name = member.name.removeprefix("./")
                     if name not in names or not member.isreg():
                         continue
                     if member.size > _MAX_BYTES:
-                        raise DataError(f"{path}: {name} claims {member.size} bytes: expected less")
+                        raise DataError(
+                            f"{path}: {name} claims {member.size} bytes: expected at most "
+                            f"{_MAX_BYTES}"
+                        )
                     content = archive.extractfile(member)
                     found[name] = content.read() if content else b""
                     if len(found[name]) != member.size:

@@ -6,19 +6,18 @@ Files come from strangers. Nothing in one is executed, no size that it claims is
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from distill_jax.interop import torch_files
+from distill_jax.interop import array_files, torch_files
+from distill_jax.interop.array_files import NORMALISATION, TYPES
 from distill_jax.interop.torch_weights import WeightsError, from_state_dict, to_state_dict
 from distill_jax.models import Network, Variables
 
@@ -36,44 +35,71 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_SAFETENSORS = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "uint16",  # its bits
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_TYPES = frozenset(_SAFETENSORS.values()) - {"uint16"}  # the types that every format keeps
+MAX_FILE_BYTES = 4 * torch_files.MAX_BYTES  # a checkpoint may hold an optimizer's state too
 
 
-def load_variables(path: str | os.PathLike[str], network: Network) -> Variables:
+def load_variables(
+    path: str | os.PathLike[str],
+    network: Network,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Variables:
     """The variables of `network` from a file of weights.
 
+    Args:
+      path: the file.
+      network: whose weights they are.
+      normalisation: (mean, std) of the images that the network will see, in units of pixel/255.
+
     Raises:
-      WeightsError: as `read_state_dict` and `from_state_dict` do; names the file.
+      WeightsError: as `read_state_dict` and `from_state_dict` do, or the file says that it was
+        trained on images normalised otherwise; names the file.
     """
-    state = read_state_dict(path)
+    state = _read(path)
+    trained_on = state.pop(NORMALISATION, None)
     try:
-        return from_state_dict(state, network)
+        variables = from_state_dict(state, network)
+        if trained_on is not None and normalisation is not None:
+            _check_normalisation(trained_on, np.array(normalisation, np.float64))
+        return variables
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def save_variables(path: str | os.PathLike[str], variables: Variables) -> None:
+def _check_normalisation(found: np.ndarray, wanted: np.ndarray) -> None:
+    # Less than half a gray level is what another split of the same images makes.
+    if found.shape == wanted.shape and (np.abs(found - wanted) < 0.5 / 255).all():
+        return
+    (mean, std), (mean_here, std_here) = found.tolist(), wanted.tolist()
+    raise WeightsError(
+        f"trained on images normalised by mean {mean} and std {std}: expected mean {mean_here} and "
+        f"std {std_here}, as this data is; set dataset.mean and dataset.std to those of the weights"
+    )
+
+
+def save_variables(
+    path: str | os.PathLike[str],
+    variables: Variables,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> None:
     """Writes a network's variables where `load_variables` and PyTorch read them.
 
     PyTorch reads `.pth`, `.pt` and `.bin` with `torch.load(path, weights_only=True)`,
     `.safetensors` with `safetensors.torch.load_file`.
 
+    Args:
+      path: the file.
+      variables: of the network.
+      normalisation: (mean, std) of the images that it was trained on, such as
+        `(dataset.mean, dataset.std)`. `.safetensors` and `.npz` keep it, and `load_variables`
+        refuses them for images normalised otherwise; PyTorch's formats have no place for it.
+
     Raises:
       WeightsError: as `write_state_dict` does.
     """
-    write_state_dict(path, to_state_dict(variables))
+    state: dict[str, Any] = to_state_dict(variables)
+    if normalisation is not None and _format(pathlib.Path(path))[0] in (".safetensors", ".npz"):
+        state[NORMALISATION] = np.array(normalisation, np.float64)
+    write_state_dict(path, state)
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -86,21 +112,50 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       WeightsError: no such file, another kind of file than its name says, damaged, forged, not
         finite as float32, or wanting to run anything.
     """
+    state = _read(path)
+    state.pop(NORMALISATION, None)
+    return state
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """What is in a regular file of at most MAX_FILE_BYTES, and in no other.
+
+    Raises:
+      WeightsError: it is none, or cannot be read.
+    """
     path = pathlib.Path(path)
-    ending, read, _ = _format(path)
     try:
         if not path.is_file():
             what = "is no regular file" if path.exists() else "does not exist"
-            raise WeightsError(f"{what}: expected a file of weights")
-        raw = path.read_bytes()
+            raise WeightsError(f"{path} {what}: expected a file of weights")
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise WeightsError(f"{path} has {size} bytes: at most {MAX_FILE_BYTES} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}): expected a file of weights") from None
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """As `read_state_dict`, and the NORMALISATION where the file has it."""
+    path = pathlib.Path(path)
+    ending, read, _ = _format(path)
+    raw = read_bytes(path)
+    try:
         if not raw:
             raise WeightsError("is empty: expected a file of weights")
         state = read(raw)
+        about = {k: state.pop(k) for k in (NORMALISATION,) if k in state}
         if not state:
             raise WeightsError("holds no tensors: expected a state dict")
         if all(name.startswith("module.") for name in state):
             state = {name.removeprefix("module."): array for name, array in state.items()}
-        _check(state)
+        for found in about.values():
+            if found.dtype != np.float64 or found.ndim != 2 or len(found) != 2:
+                raise WeightsError(
+                    f"says that images were normalised by {found.dtype} {found.shape}: expected "
+                    "float64 (2, channels), mean and std"
+                )
+        _check({**state, **about})
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from None
     except _DAMAGE as error:
@@ -108,7 +163,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"{path} cannot be read, or is damaged or cut short ({type(error).__name__}: "
             f"{str(error)[:200]}): expected a whole {ending} file"
         ) from error
-    return state
+    return {**state, **about}
 
 
 def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -160,81 +215,21 @@ def _write_whole(path: pathlib.Path, write: Callable[[BinaryIO], None]) -> None:
 
 def _check(state: Mapping[str, np.ndarray]) -> None:
     for name, array in state.items():
-        if array.dtype.name not in _TYPES:
+        if array.dtype.name not in TYPES:
             raise WeightsError(
-                f"holds {name} as {array.dtype}: expected one of {', '.join(sorted(_TYPES))}"
+                f"holds {name} as {array.dtype}: expected one of {', '.join(sorted(TYPES))}"
             )
         with np.errstate(over="ignore"):  # a network's variables are float32
             if not np.isfinite(array.astype(np.float32)).all():
                 raise WeightsError(f"holds {name} with values that are not finite in float32")
 
 
-# ----------------------------------------------------------------------------------------- formats
-def _read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
-    import safetensors
-
-    try:
-        entries = safetensors.deserialize(raw)
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
-    # The library keeps the last of two entries of one name; its header is JSON behind a length.
-    header = raw[8 : 8 + int.from_bytes(raw[:8], "little")]
-    json.loads(header, object_pairs_hook=_distinct)
-    state = {}
-    for name, entry in entries:
-        if entry["dtype"] not in _SAFETENSORS:
-            raise WeightsError(f"holds {name} as {entry['dtype']}: expected {set(_SAFETENSORS)}")
-        dtype = np.dtype(_SAFETENSORS[entry["dtype"]]).newbyteorder("<")
-        array = np.ndarray(entry["shape"], dtype, entry["data"])
-        array = array.astype(dtype.newbyteorder("="))
-        state[name] = torch_files.widened(array) if entry["dtype"] == "BF16" else array
-    return state
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise WeightsError(f"holds {name!r} twice")
-        found[name] = value
-    return found
-
-
-def _write_safetensors(stream: BinaryIO, state: Mapping[str, np.ndarray]) -> None:
-    import safetensors.numpy
-
-    stream.write(safetensors.numpy.save(dict(state)))
-
-
-def _read_npz(raw: bytes) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        torch_files.check_members(archive)
-        torch_files.check_size(sum(member.file_size for member in archive.infolist()))
-    state = {}
-    with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-        for name in archive.files:
-            array = archive[name]
-            if not isinstance(array, np.ndarray):
-                raise WeightsError(f"holds {name}, which is no array: expected arrays only")
-            state[name] = array.astype(array.dtype.newbyteorder("="), order="C")
-    return state
-
-
-def _write_npz(stream: BinaryIO, state: Mapping[str, np.ndarray]) -> None:
-    # By hand, because numpy.savez takes names as keywords and some are its own.
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in state.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
-
-
 _Read = Callable[[bytes], dict[str, np.ndarray]]
 _Write = Callable[[BinaryIO, Mapping[str, np.ndarray]], None]
 _TORCH = (torch_files.read, torch_files.write)
 _FORMATS: dict[str, tuple[_Read, _Write]] = {
-    ".safetensors": (_read_safetensors, _write_safetensors),
-    ".npz": (_read_npz, _write_npz),
+    ".safetensors": (array_files.read_safetensors, array_files.write_safetensors),
+    ".npz": (array_files.read_npz, array_files.write_npz),
     **dict.fromkeys((".pth", ".pt", ".pth.tar", ".bin"), _TORCH),
 }
 

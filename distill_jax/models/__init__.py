@@ -199,7 +199,7 @@ def count_parameters(network: Network) -> int:
 
 @functools.lru_cache(maxsize=128)  # tracing a deep network takes a second
 def _shapes(network: Network) -> Variables:
-    return jax.eval_shape(network.init, jax.random.key(0))
+    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
 
 
 @functools.lru_cache(maxsize=128)

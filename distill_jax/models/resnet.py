@@ -101,7 +101,9 @@ class Bottleneck(nn.Module):
 class Block(Protocol):
     """What makes a residual block: its width, its stride and its name."""
 
-    def __call__(self, features: int, stride: int, **options: Any) -> nn.Module: ...
+    def __call__(
+        self, features: int, stride: int, *, name: str | None = None, parent: Any = None
+    ) -> nn.Module: ...
 
 
 def run_stages(
@@ -137,7 +139,11 @@ def _loop(block: nn.Module, variables: Any, names: Sequence[str], x: Array, mode
     """Equal blocks in a row, by the variables that they have under `names`."""
     each = [{kind: tree[name] for kind, tree in variables.items()} for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    return lax.scan(lambda x, own: (block.apply(own, x, mode), None), x, stacked)[0]
+
+    def run(x, own):
+        return block.apply(own, x, mode), None
+
+    return lax.scan(run, x, stacked)[0]
 
 
 class CifarResNet(nn.Module):

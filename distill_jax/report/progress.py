@@ -57,7 +57,8 @@ class MetricsFile(Reporter):
         if not self.path.exists():
             return
         epochs = {job.address: len(history) for job, history in zip(jobs, histories, strict=True)}
-        lines = self.path.read_text().splitlines(keepends=True)
+        # Bytes that are no text make a line that is no JSON, which is dropped.
+        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if not self._is_ahead(line, epochs)]
         if kept != lines:
             temporary = self.path.with_suffix(".tmp")
@@ -74,9 +75,11 @@ class MetricsFile(Reporter):
     def _is_ahead(line: str, epochs: dict[str, int]) -> bool:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return True  # the torn last line of a killed run
-        return row.get("epoch", 0) > epochs.get(row.get("stage"), math.inf)
+        if not isinstance(row, dict):
+            return True
+        return row.get("epoch", 0) > epochs.get(row.get("stage", ""), math.inf)
 
 
 class Several(Reporter):

@@ -1,0 +1,57 @@
+"""Evaluation counts every example once: the same integers for every batch size and device count."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_jax import data, models, parallel, programs
+
+N = 61  # a prime: no batch and no number of devices divides it
+
+
+class Linear(nn.Module):
+    """The smallest network there is, to be compiled for every batch size in little time."""
+
+    @nn.compact
+    def __call__(self, images, mode):
+        x = images.reshape(len(images), -1)
+        return models.layers.Outputs(nn.Dense(3)(x), x, ())
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A network, variables, data, and how many the network has right, counted by hand."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (N, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 3, N).astype(np.int32)
+    dataset = data.from_arrays((images, labels), (images, labels), classes=3, valid_fraction=0)
+    network = models.Network("linear", Linear(), 3, (8, 8, 1))
+    variables = {"batch_stats": {}, **network.init(jax.random.key(1))}
+    outputs = network.apply(variables, data.normalise(images, dataset.mean, dataset.std))[0]
+    right = int((np.argmax(outputs.logits, -1) == labels).sum())
+    assert 0 < right < N
+    return network, variables, dataset, right
+
+
+# Under jit the compiler splits a batch over devices by itself; a few sizes show that it does.
+SIZES = {("jit", 1): range(1, 65), ("pmap", 2): range(1, 65), ("pmap", 4): range(1, 65)}
+SIZES |= {("jit", n): (1, 7, 32, 61, 64) for n in (2, 4)} | {("pmap", 1): (1, 7, 64)}
+
+
+@pytest.mark.parametrize(("mode", "devices"), SIZES)
+def test_counts_are_the_same_for_every_batch_size(case, mode, devices, monkeypatch):
+    network, variables, dataset, right = case
+    counted = []
+    compute = programs.metrics.compute
+    monkeypatch.setattr(
+        programs.metrics, "compute", lambda sums: counted.append(sums) or compute(sums)
+    )
+    topology = parallel.Topology(mode, devices)
+    for size in SIZES[mode, devices]:
+        monkeypatch.setattr(programs, "EVAL_BATCH", size)
+        found = programs.evaluate(network, variables, dataset.test, dataset, topology)
+        hits, count = (int(x) for x in counted[-1]["accuracy"])
+        assert (hits, count) == (right, N), (size, hits, count)
+        assert int(counted[-1]["loss"][1]) == N
+        assert found["accuracy"] == right / N
