@@ -333,7 +333,7 @@ def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tm
 )
 def test_rows_and_guidance_are_given_as_plain_text(tmp_path, networks, guidance, labels):
     given = [f"--config.networks={networks}", f"--config.guidance={guidance}"]
-    given += ["--config.dataset.name=synthetic:8x8x3:10:64:32"]
+    given += ["--config.dataset.name=synthetic:8x8x3:10:128:32"]
     done = command(tmp_path, *given, config="takd_cifar10_plain.py:smoke")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())

@@ -46,10 +46,13 @@ def summarise(rows: list[Row]) -> list[Row]:
 def _alone(groups: dict, guidance: str, network: str) -> dict[int, float]:
     """Accuracy by seed of the plain training that a group is compared with."""
     backbone = network.removeprefix("evolving:")
-    swept = set(guidance.split(", ")[1:])
-    # Plain training under the same swept values, of which some concern only the taught.
-    plain = [label for label, _ in groups if label.split(", ")[0] == "none"]
-    plain = [label for label in plain if set(label.split(", ")[1:]) <= swept]
+    # Plain training under the same swept values (name=value), of which some concern only the taught.
+    swept = {part for part in guidance.split(", ")[1:] if "=" in part}
+    plain = [
+        label
+        for label, _ in groups
+        if label.split(", ")[0] == "none" and set(label.split(", ")[1:]) <= swept
+    ]
     label = max(plain, key=len, default="none")
     if (guidance, network) == (label, backbone):
         return {}
