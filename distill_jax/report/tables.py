@@ -46,7 +46,7 @@ def summarise(rows: list[Row]) -> list[Row]:
 def _alone(groups: dict, guidance: str, network: str) -> dict[int, float]:
     """Accuracy by seed of the plain training that a group is compared with."""
     backbone = network.removeprefix("evolving:")
-    # Plain training under the same swept values (name=value), of which some concern only the taught.
+    # Plain training under the same swept values (name=value); some concern only the taught.
     swept = {part for part in guidance.split(", ")[1:] if "=" in part}
     plain = [
         label
