@@ -17,7 +17,7 @@ import ml_collections
 from distill_jax import guidance, losses, models
 from distill_jax.dropping import Dropping
 from distill_jax.optim import OptimOptions
-from distill_jax.parallel import Topology
+from distill_jax.parallel import Topology, ask_for_cpu_devices
 from distill_jax.population import TEACHER_LOGITS
 from distill_jax.recipe import Recipe
 
@@ -209,6 +209,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     students = _words("students", values["students"]) or networks[-1:]
     for student in students:
         _one_of("students", student, networks)
+    ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
     experiment = Experiment(
         name=values["name"],
         dataset=values["dataset"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from distill_jax import config as config_lib
-from distill_jax import data, guidance, models, parallel, report, scoring, training
+from distill_jax import data, guidance, models, report, scoring, training
 from distill_jax.checkpoint import Checkpoints, Damaged, restore, save, write_json
 from distill_jax.config import ConfigError, Experiment, Row
+from distill_jax.identity import digest_json
 from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
@@ -85,7 +85,6 @@ def run(
       CheckpointError: something cannot be written, or what was is of another training.
       training.Interrupted: `stop` said so.
     """
-    parallel.ask_for_cpu_devices(config.get("devices", 1))
     experiment = config_lib.resolve(config)
     if dataset is None:
         dataset = data.load(**experiment.dataset)
@@ -190,8 +189,7 @@ def _about(job: Job, about_data: str, teachers: tuple[str, ...]) -> dict[str, An
 
 
 def _digest(about: dict[str, Any]) -> str:
-    text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_json({"format": FORMAT, **about})[:16]
 
 
 def _file_digest(path: str) -> str:

@@ -29,7 +29,7 @@ REFUSED = (
     curriculum.WorkdirError,
     CheckpointError,
     DataError,
-    FloatingPointError,  # no epoch gave a number to select by
+    FloatingPointError,  # a step that is not finite, or no epoch to select by
     OSError,  # a full disk, or a folder that went away
 )
 CONFIG = config_flags.DEFINE_config_file(

@@ -77,6 +77,19 @@ def test_a_population_is_to_the_bit_its_members_trained_alone(changes, together)
             assert {**mine, "images_per_second": 0} == {**theirs, "images_per_second": 0}
 
 
+def test_members_under_vmap_train_as_they_would_alone(monkeypatch):
+    # Networks of no other test here, whose compiled programs must not be shared.
+    options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
+    alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which is where there is vmap
+    at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
+    assert [len(jobs) for jobs, _ in recorder.started] == [2, 2]
+    for key, history in alone.histories.items():
+        for mine, theirs in zip(at_once.histories[key], history, strict=True):
+            for name in ("train_loss", "train_kl", "valid_loss"):
+                assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
+
+
 def test_members_left_over_train_by_themselves():
     _, recorder = run(seeds=(0, 1, 2), devices=2, guidance=("none",))
     assert [len(jobs) for jobs, _ in recorder.started] == [2, 1]

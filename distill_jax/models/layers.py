@@ -207,7 +207,8 @@ def _sum_over_chunks(function: Callable[[Array, Array], Array], x: Array, g: Arr
     if rest or parts < 2 or x.dtype.itemsize < 4:  # half precision is to be summed at once
         return function(x, g)
     xs, gs = (a.reshape(parts, CPU_CHUNK, *a.shape[1:]) for a in (x, g))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, x, g))
+    whole = jax.eval_shape(function, x, g)
+    zeros = jnp.zeros(whole.shape, whole.dtype)
     return lax.fori_loop(0, parts, lambda i, total: total + function(xs[i], gs[i]), zeros)
 
 
