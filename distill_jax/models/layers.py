@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
+CPU_CHUNK = 16
 
 
 class Mode(NamedTuple):
@@ -136,7 +136,7 @@ def _conv_patches(x: Array, kernel: Array, stride: int) -> Array:
 def _few_channels(kernel: Array) -> bool:
     """Too few to fill a CPU's vectors."""
     k, inputs, outputs = kernel.shape[1:]
-    return k > 1 and inputs <= 16 and outputs <= 32
+    return k > 1 and inputs <= 16 and outputs <= 32 and inputs * outputs <= 256
 
 
 def _conv_pixels(x: Array, kernel: Array, padding: int, pixels: int) -> Array:
@@ -173,11 +173,14 @@ def _conv_winograd(x: Array, kernel: Array) -> Array:
     """
     b, h, w, inputs = x.shape
     rows, columns = -(-h // 2), -(-w // 2)
-    turned = jnp.einsum("ai,bj,ijco->abco", *[jnp.asarray(_FILTER, x.dtype)] * 2, kernel)
     padded = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
 
     def every_second(x, axis, size):
         return [lax.slice_in_dim(x, i, i + 2 * size - 1, 2, axis) for i in range(4)]
+
+    def filters(w):
+        ends = w[0] + w[2]
+        return w[0], 0.5 * (ends + w[1]), 0.5 * (ends - w[1]), w[2]
 
     def input_tiles(d):
         return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
@@ -185,19 +188,19 @@ def _conv_winograd(x: Array, kernel: Array) -> Array:
     def output_tiles(m):
         return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
+    taps = [filters(column) for column in filters(kernel)]
+    tiles = [
+        input_tiles(every_second(line, 2, columns))
+        for line in input_tiles(every_second(padded, 1, rows))
+    ]
     products = [
-        [(tile.reshape(-1, inputs) @ turned[i, j]) for j, tile in enumerate(line)]
-        for i, part in enumerate(input_tiles(every_second(padded, 1, rows)))
-        for line in [input_tiles(every_second(part, 2, columns))]
+        [tile.reshape(-1, inputs) @ tap for tile, tap in zip(*pair, strict=True)]
+        for pair in zip(tiles, taps, strict=True)
     ]
     half = [output_tiles(column) for column in zip(*products, strict=True)]
-    tiles = jnp.stack([jnp.stack(output_tiles(row), 1) for row in zip(*half, strict=True)], 1)
-    tiles = tiles.reshape(b, rows, columns, 2, 2, -1).swapaxes(2, 3)
-    return tiles.reshape(b, 2 * rows, 2 * columns, -1)[:, :h, :w]
-
-
-# A filter's three taps as the four factors of its products.
-_FILTER = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+    y = jnp.stack([jnp.stack(output_tiles(row), 1) for row in zip(*half, strict=True)], 1)
+    y = y.reshape(b, rows, columns, 2, 2, -1).swapaxes(2, 3)
+    return y.reshape(b, 2 * rows, 2 * columns, -1)[:, :h, :w]
 
 
 def _unfused(y: Array) -> Array:
