@@ -88,7 +88,7 @@ class Topology:
 
     def replicate(self, tree: Any) -> Any:
         """The arrays on every device, as fresh copies: donating these spares the originals."""
-        return jax.tree.map(jnp.copy, self.place(tree))
+        return _copied(self.place(tree))
 
     def spread(self, members: Sequence[Any]) -> Any:
         """The trees of several members as one with a leading axis, spread over the devices."""
@@ -134,6 +134,11 @@ class Topology:
             sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
             batch = jax.tree.map(lambda x: lax.with_sharding_constraint(x, sharding), batch)
         return batch
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def ask_for_cpu_devices(count: int) -> None:
