@@ -1,4 +1,4 @@
-"""The same step body on one device or many: under jit (over a mesh) or under pmap.
+"""The same step body on one device or many: under jit (and shard_map) or under pmap.
 
 A state has the same shape in every mode, so that checkpoints move between them: it is replicated,
 and what is split is the batch. Many steps are one dispatch: a loop whose bounds are traced, so that
@@ -33,7 +33,7 @@ class Topology:
     """Over which devices a batch is split, and how.
 
     Args:
-      mode: "jit" (one program, split by the compiler over a mesh) or "pmap".
+      mode: "jit" (one program over a mesh, by `shard_map` where it has several devices) or "pmap".
       devices: how many; 0 takes all there are.
 
     Raises:
@@ -63,7 +63,7 @@ class Topology:
     @property
     def axis_name(self) -> str | None:
         """The axis that the step body has to know of."""
-        return AXIS if self.mode == "pmap" else None
+        return AXIS if self.mode == "pmap" or self.count > 1 else None
 
     @property
     def mesh(self) -> Mesh:
@@ -102,10 +102,20 @@ class Topology:
     def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
 
-        `device` is this device's index under "pmap" and None under "jit".
+        `device` is this device's index, None where there is but one and no axis. A device picks its
+        own examples: left to the compiler, a loop over parts of a batch has each fetch all of them.
         """
-        if self.mode == "jit":
+        if self.axis_name is None:
             return jax.jit(lambda *args: function(None, *args), donate_argnums=range(donated))
+        if self.mode == "jit":
+            over_mesh = jax.shard_map(
+                lambda *args: function(lax.axis_index(AXIS), *args),
+                mesh=self.mesh,
+                in_specs=PartitionSpec(),
+                out_specs=PartitionSpec(),
+                check_vma=False,
+            )
+            return jax.jit(over_mesh, donate_argnums=range(donated))
         mapped = jax.pmap(
             function,
             AXIS,
@@ -129,11 +139,7 @@ class Topology:
                 lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, mask, positions)
             )
         images, labels, logits = jax.tree.map(lambda x: x[rows], data)
-        batch = Batch(images, labels, positions, mask, logits)
-        if device is None and self.count > 1:
-            sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-            batch = jax.tree.map(lambda x: lax.with_sharding_constraint(x, sharding), batch)
-        return batch
+        return Batch(images, labels, positions, mask, logits)
 
 
 @jax.jit

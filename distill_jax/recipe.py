@@ -137,8 +137,6 @@ def check(job: Job, dataset: data.Dataset, topology: parallel.Topology) -> None:
     topology.check_batch(recipe.batch_size)
     if recipe.last_batch == "keep":
         topology.check_batch(examples % recipe.batch_size)
-    if topology.mode == "jit" and topology.count > 1 and not recipe.sync_bn:
-        raise ValueError("sync_bn=False needs parallel='pmap': one program sees the whole batch")
     if recipe.selection == "validation" and not len(dataset.valid.labels):
         raise ValueError(
             "selection 'validation' needs a validation split, and valid_fraction is 0; choose "

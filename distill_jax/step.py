@@ -16,7 +16,7 @@ from jax import Array, lax
 from distill_jax import losses, metrics, optim, rng
 from distill_jax.dropping import Dropping, keep_mask
 from distill_jax.models import Network, Outputs, Variables
-from distill_jax.models.layers import CPU_CHUNK
+from distill_jax.models.convolution import CPU_CHUNK
 
 # (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper, batch size over all devices)
 # -> the loss (B,), and terms (B,) to report; those called weighted_* add up to the loss.

@@ -217,7 +217,6 @@ def test_a_teacher_helps_with_few_labels():
         ({"recipe": {"batch_size": 1000}}, "1000 is larger than the 72"),
         ({"devices": 3, "recipe": {"batch_size": 32}}, "32 is not divisible by 3"),
         ({"dataset": {**TINY["dataset"], "valid_fraction": 0.0}}, "needs a validation split"),
-        ({"devices": 2, "recipe": {"batch_size": 24, "sync_bn": False}}, "sync_bn=False needs"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_starts(change, message):

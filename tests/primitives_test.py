@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.models.layers import BatchNorm, Mode, conv2d, max_pool
+from distill_jax.models.convolution import conv2d
+from distill_jax.models.layers import BatchNorm, Mode, max_pool
 
 
 def draw(*shape, seed=0):

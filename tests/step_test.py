@@ -149,9 +149,10 @@ def test_every_mode_and_device_count_gives_the_same_training(mode, devices):
     chex.assert_trees_all_close(state, expected_state, rtol=2e-4, atol=2e-5)
 
 
-def test_unsynchronised_batchnorm_is_another_training_and_stays_replicated():
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_unsynchronised_batchnorm_is_another_training_and_stays_replicated(mode):
     (synced, _), (alone, _) = (
-        train(parallel.Topology("pmap", 2), sync_bn=sync) for sync in (True, False)
+        train(parallel.Topology(mode, 2), sync_bn=sync) for sync in (True, False)
     )
     gap = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), synced.params, alone.params)
     assert max(jax.tree.leaves(gap)) > 1e-3

@@ -26,7 +26,7 @@ from experiments.benchmark import compared, machine, options, tables
 from experiments.benchmark.cases import Case
 from experiments.benchmark.measure import Measured, Worker, measure
 
-DEVICES = flags.DEFINE_integer("devices", 2, "Of the row on several devices; 1 leaves it out.")
+DEVICES = flags.DEFINE_integer("devices", 2, "Of the steps on several devices; 1 leaves them out.")
 BATCH = flags.DEFINE_integer("batch", 128, "Examples of a step.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MATRIX = flags.DEFINE_integer("matrix", 2048, "Size of the matrices that give the peak.")

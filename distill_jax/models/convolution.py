@@ -1,0 +1,235 @@
+"""One convolution, in the form that suits the backend and the shapes.
+
+On a GPU or TPU it is XLA's. On the CPU, XLA's gradient is slow inside loops and its forward pass
+where channels are few; here these are written as the sums and products that it does well, each with
+the share of the time that it takes (float32 on one core).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: int = 1) -> Array:
+    """2-D cross-correlation, x (B, H, W, I) and kernel (k, k, I/groups, O) -> (B, H', W', O).
+
+    On the CPU its gradient is written as two forward convolutions: XLA's own falls back to a naive
+    loop inside `while` and `cond`, 20 to 90 times slower. Compiled as a function, it is traced once
+    for all layers of a shape.
+    """
+    if groups == 1 and jax.default_backend() == "cpu":
+        if not padding and kernel.shape[0] in (1, stride):
+            return _unfused(_conv_patches(x, kernel, stride))
+        return _conv_own_vjp(x, kernel, stride, padding)
+    return _conv(x, kernel, stride, padding, groups)
+
+
+def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
+    if stride == 1 and groups == 1 and jax.default_backend() == "cpu":
+        if _few_channels(kernel):
+            inputs, outputs = kernel.shape[2:]
+            pixels = 4 if inputs <= 4 and outputs <= 16 else 2
+            return _conv_pixels(x, kernel, padding, pixels)
+        if _suits_winograd(x, kernel, padding):
+            return _conv_winograd(x, kernel)
+    return _unfused(_lax_conv(x, kernel, (stride, stride), [(padding, padding)] * 2, groups=groups))
+
+
+def _lax_conv(x, kernel, strides, pads, dilation=(1, 1), groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        pads,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _conv_patches(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution whose patches do not overlap, as one product: its gradients are products too.
+
+    TESKD's branches consist of these: its training step on ResNet-8 takes 0.7 of the time.
+    """
+    k, _, inputs, outputs = kernel.shape
+    if k == 1:
+        patches = x[:, ::stride, ::stride]
+        b, h, w = patches.shape[:3]
+    else:
+        b, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
+        patches = x[:, : h * k, : w * k].reshape(b, h, k, w, k, inputs).swapaxes(2, 3)
+    return (patches.reshape(-1, k * k * inputs) @ kernel.reshape(-1, outputs)).reshape(b, h, w, -1)
+
+
+def _few_channels(kernel: Array) -> bool:
+    """Too few to fill a CPU's vectors."""
+    k, inputs, outputs = kernel.shape[1:]
+    return k > 1 and inputs <= 16 and outputs <= 32 and inputs * outputs <= 256
+
+
+def _conv_pixels(x: Array, kernel: Array, padding: int, pixels: int) -> Array:
+    """A convolution of stride 1 that gives neighbouring `pixels` of a row at once.
+
+    As a kernel wider by pixels - 1, of as many times the outputs, at that stride along the row:
+    more products, in matrices of a better shape. Frozen plain CNN 4 takes 0.65 of the time,
+    ResNet-56 0.8, 16 channels at 32×32 alone 0.64.
+    """
+    k, inputs, outputs = kernel.shape[1:]
+    width = x.shape[2] + 2 * padding - k + 1
+    over = -width % pixels  # pixels computed beyond the right edge, and cut off
+    places = [(j, pixels - 1 - j) for j in range(pixels)]
+    shifted = [jnp.pad(kernel, ((0, 0), place, (0, 0), (0, 0))) for place in places]
+    wide = jnp.stack(shifted, 3).reshape(-1, k + pixels - 1, inputs, pixels * outputs)
+    y = _lax_conv(x, wide, (1, pixels), [(padding, padding), (padding, padding + over)])
+    y = y.reshape(*y.shape[:2], -1, outputs)
+    return _unfused(y[:, :, :width])
+
+
+def _suits_winograd(x: Array, kernel: Array, padding: int) -> bool:
+    """Where its products are of matrices tall enough, and the maps stay in the cache."""
+    b, h, w, inputs = x.shape
+    few = min(kernel.shape[2:]) < 32 or b * h * w // 4 < 2 * inputs
+    large = x.size > CPU_CHUNK * 32 * 32 * 32
+    return kernel.shape[0] == 3 and padding == 1 and x.dtype.itemsize == 4 and not (few or large)
+
+
+def _conv_winograd(x: Array, kernel: Array) -> Array:
+    """A 3×3 convolution of stride 1 and padding 1, by Winograd's minimal filtering F(2×2, 3×3).
+
+    Each 2×2 tile of the output takes 16 products where the sum takes 36, at 1 to 2 float32 units
+    more of rounding: 0.7 of the time of plain CNN 10's layers (Lavin and Gray 2015, 1509.09308).
+    """
+    b, h, w, inputs = x.shape
+    rows, columns = -(-h // 2), -(-w // 2)
+    padded = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+
+    def every_second(x, axis, size):
+        return [lax.slice_in_dim(x, i, i + 2 * size - 1, 2, axis) for i in range(4)]
+
+    def filters(w):
+        ends = w[0] + w[2]
+        return w[0], 0.5 * (ends + w[1]), 0.5 * (ends - w[1]), w[2]
+
+    def input_tiles(d):
+        return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+
+    def output_tiles(m):
+        return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+
+    taps = [filters(column) for column in filters(kernel)]
+    tiles = [
+        input_tiles(every_second(line, 2, columns))
+        for line in input_tiles(every_second(padded, 1, rows))
+    ]
+    products = [
+        [tile.reshape(-1, inputs) @ tap for tile, tap in zip(*pair, strict=True)]
+        for pair in zip(tiles, taps, strict=True)
+    ]
+    half = [output_tiles(column) for column in zip(*products, strict=True)]
+    y = jnp.stack([jnp.stack(output_tiles(row), 1) for row in zip(*half, strict=True)], 1)
+    y = y.reshape(b, rows, columns, 2, 2, -1).swapaxes(2, 3)
+    return y.reshape(b, 2 * rows, 2 * columns, -1)[:, :h, :w]
+
+
+def _unfused(y: Array) -> Array:
+    """`y`, kept out of the CPU's fusions in half precision.
+
+    What jaxlib 0.11 makes of a bfloat16 convolution and the operations around it reads memory that
+    nothing has written: NaN here and there, other ones each time.
+    """
+    if y.dtype.itemsize < 4 and jax.default_backend() == "cpu":
+        return lax.optimization_barrier(y)
+    return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_own_vjp(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return _conv(x, kernel, stride, padding)
+
+
+def _conv_forward(x, kernel, stride, padding):
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(stride, padding, residuals, g):
+    x, kernel = residuals
+    return _conv_dx(g, kernel, stride, padding, x.shape), _conv_dw(x, g, kernel, stride, padding)
+
+
+def _conv_dx(g: Array, kernel: Array, stride: int, padding: int, shape: tuple[int, ...]) -> Array:
+    """The gradient at the input (B, H, W, I), a convolution of that at the output.
+
+    Pixels that lie alike between the strides are told by the same taps: the output's gradient is
+    convolved once, with the taps of all stride² of them as more channels. With the gradient spread
+    out by zeros instead, three of four products would be by zero.
+    """
+    k, inputs, outputs = kernel.shape[1:]
+    if stride == 1:
+        return _conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, k - 1 - padding)
+    b, height, width, _ = shape
+    phase, first = np.arange(stride), -((k - 1 - padding) // stride)
+    offsets = np.arange(first, (stride - 1 + padding) // stride + 1)
+    taps = phase + padding - stride * offsets[:, None]  # (offsets, phases)
+    taps = np.where((taps >= 0) & (taps < k), taps, k)  # k: a tap that is not there
+    there = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+    wide = there[taps][:, :, taps].transpose(0, 2, 5, 1, 3, 4)
+    rows, columns = -(-height // stride), -(-width // stride)
+    pads = [
+        (-first, int(offsets[-1]) + size - out)
+        for size, out in zip((rows, columns), g.shape[1:3], strict=True)
+    ]
+    y = _lax_conv(g, wide.reshape(*wide.shape[:3], -1), (1, 1), pads)
+    y = y.reshape(b, rows, columns, stride, stride, inputs).swapaxes(2, 3)
+    return _unfused(y.reshape(b, rows * stride, columns * stride, inputs)[:, :height, :width])
+
+
+def _conv_dw(x: Array, g: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The gradient at the kernel (k, k, I, O), a convolution over the batch as channels.
+
+    A few images at a time (0.4 to 0.9 of the time), and of few channels by pairs of pixels, as
+    `_conv_pixels` gives them (0.7 of the time).
+    """
+    k, inputs, outputs = kernel.shape[1:]
+    pixels = 2 if stride == 1 and _few_channels(kernel) and g.shape[2] % 2 == 0 else 1
+    strides, sizes = (stride, stride * pixels), (k, k + pixels - 1)
+    outs = g.shape[1], g.shape[2] // pixels
+    pads = []
+    for size, taps, out, step in zip(x.shape[1:3], sizes, outs, strides, strict=True):
+        pads.append((padding, taps - 1 + (out - 1) * step + 1 - size - padding))
+
+    def dw_of(x, g):
+        paired = g.reshape(len(g), *outs, pixels * outputs)
+        x, g = x.transpose(3, 1, 2, 0), paired.transpose(1, 2, 0, 3)  # batch as channels
+        return _lax_conv(x, g, (1, 1), pads, dilation=strides).transpose(1, 2, 0, 3)
+
+    wide = _sum_over_chunks(dw_of, x, g).reshape(*sizes, inputs, pixels, outputs)
+    return _unfused(jnp.stack([wide[:, j : j + k, :, j] for j in range(pixels)]).sum(0))
+
+
+def _sum_over_chunks(function: Callable[[Array, Array], Array], x: Array, g: Array) -> Array:
+    """function(x, g), a sum over the batch, computed some images at a time."""
+    size = CPU_CHUNK // 2
+    parts, rest = divmod(len(x), size)
+    if rest or parts < 2 or x.dtype.itemsize < 4:  # half precision is to be summed at once
+        return function(x, g)
+
+    def add(i, total):
+        # Slices, not rows of a reshaped array: that is made once more by what computes the array.
+        part = [lax.dynamic_slice_in_dim(array, i * size, size) for array in (x, g)]
+        return total + function(*part)
+
+    whole = jax.eval_shape(function, x, g)
+    return lax.fori_loop(0, parts, add, jnp.zeros(whole.shape, whole.dtype))
+
+
+_conv_own_vjp.defvjp(_conv_forward, _conv_backward)
