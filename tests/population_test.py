@@ -254,7 +254,7 @@ LARGE = {**TINY["recipe"], "learning_rate": 1e30, "momentum": 0.0}
 
 
 def test_halting_keeps_the_last_good_state_and_goes_on_from_it(tmp_path):
-    options = {"guidance": ("none",), "recipe": LARGE}
+    options = {"guidance": ("none",), "recipe": LARGE, "selection": "last"}
     with pytest.raises(population.NotFiniteError, match="step 2 of 6.*gradients"):
         run(**options, workdir=tmp_path)
     (saved,) = tmp_path.glob("stages/plane2-*/progress/*")
