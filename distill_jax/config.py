@@ -145,7 +145,7 @@ def default_config() -> ml_collections.ConfigDict:
             "controls": {},
             # {recipe field or "survival": values}: every row once for each of them, trained at once
             # where they are numbers of the loss or the optimizer.
-            "sweep": {},
+            "sweep": ml_collections.FieldReference({}, field_type=object),
             "dtype": "float32",
             "parallel": "jit",  # or pmap
             "devices": 1,  # 0 takes all; on a CPU as many as are asked for

@@ -34,9 +34,8 @@ def case():
     return network, variables, dataset, right
 
 
-# Under jit the compiler splits a batch over devices by itself; a few sizes show that it does.
-SIZES = {("jit", 1): range(1, 65), ("pmap", 2): range(1, 65), ("pmap", 4): range(1, 65)}
-SIZES |= {("jit", n): (1, 7, 32, 61, 64) for n in (2, 4)} | {("pmap", 1): (1, 7, 64)}
+SIZES = {("jit", devices): range(1, 65) for devices in (1, 2, 4)}
+SIZES |= {("pmap", devices): (1, 7, 32, 61, 64) for devices in (1, 2, 4)}
 
 
 @pytest.mark.parametrize(("mode", "devices"), SIZES)

@@ -18,30 +18,34 @@ from jax import Array, lax
 CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: int = 1) -> Array:
     """2-D cross-correlation, x (B, H, W, I) and kernel (k, k, I/groups, O) -> (B, H', W', O).
 
     On the CPU its gradient is written as two forward convolutions: XLA's own falls back to a naive
-    loop inside `while` and `cond`, 20 to 90 times slower. Compiled as a function, it is traced once
-    for all layers of a shape.
+    loop inside `while` and `cond`, 20 to 90 times slower.
     """
-    if groups == 1 and jax.default_backend() == "cpu":
-        if not padding and kernel.shape[0] in (1, stride):
-            return _unfused(_conv_patches(x, kernel, stride))
-        return _conv_own_vjp(x, kernel, stride, padding)
-    return _conv(x, kernel, stride, padding, groups)
+    return _conv2d(x, kernel, stride, padding, groups, jax.default_backend() == "cpu")
 
 
-def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
-    if stride == 1 and groups == 1 and jax.default_backend() == "cpu":
-        if _few_channels(kernel):
-            inputs, outputs = kernel.shape[2:]
-            pixels = 4 if inputs <= 4 and outputs <= 16 else 2
-            return _conv_pixels(x, kernel, padding, pixels)
-        if _suits_winograd(x, kernel, padding):
-            return _conv_winograd(x, kernel)
-    return _unfused(_lax_conv(x, kernel, (stride, stride), [(padding, padding)] * 2, groups=groups))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # traced once for all layers of a shape
+def _conv2d(x, kernel, stride, padding, groups, on_cpu):
+    if groups > 1 or not on_cpu:
+        pads = [(padding, padding)] * 2
+        return _unfused(_lax_conv(x, kernel, (stride, stride), pads, groups=groups))
+    if not padding and kernel.shape[0] in (1, stride):
+        return _unfused(_conv_patches(x, kernel, stride))
+    return _conv_own_vjp(x, kernel, stride, padding)
+
+
+def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The form that suits a CPU and the shapes best."""
+    if stride == 1 and _few_channels(kernel):
+        inputs, outputs = kernel.shape[2:]
+        pixels = 4 if inputs <= 4 and outputs <= 16 else 2
+        return _conv_pixels(x, kernel, padding, pixels)
+    if stride == 1 and _suits_winograd(x, kernel, padding):
+        return _conv_winograd(x, kernel)
+    return _unfused(_lax_conv(x, kernel, (stride, stride), [(padding, padding)] * 2))
 
 
 def _lax_conv(x, kernel, strides, pads, dilation=(1, 1), groups=1):
