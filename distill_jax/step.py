@@ -343,7 +343,8 @@ def _guarded(state, updated, sums, causes, may_skip):
 
 
 def _all_finite(tree: Any) -> Array:
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
+    # As one vector: a test for each leaf would be joined anew in the update of every parameter.
+    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])))
 
 
 def make_eval_step(

@@ -19,8 +19,6 @@ from jax import Array, lax
 
 from distill_jax.models.convolution import conv2d
 
-CPU_CHUNK = 16
-
 
 class Mode(NamedTuple):
     """How a network is run: what the layers need to know besides their inputs."""
