@@ -105,17 +105,22 @@ class Topology:
         `device` is this device's index, None where there is but one and no axis. A device picks its
         own examples: left to the compiler, a loop over parts of a batch has each fetch all of them.
         """
-        if self.axis_name is None:
-            return jax.jit(lambda *args: function(None, *args), donate_argnums=range(donated))
         if self.mode == "jit":
-            over_mesh = jax.shard_map(
-                lambda *args: function(lax.axis_index(AXIS), *args),
-                mesh=self.mesh,
-                in_specs=PartitionSpec(),
-                out_specs=PartitionSpec(),
-                check_vma=False,
-            )
-            return jax.jit(over_mesh, donate_argnums=range(donated))
+
+            def on_this_device(*args):
+                device = None if self.axis_name is None else lax.axis_index(AXIS)
+                return function(device, *args)
+
+            on_this_device.__name__ = function.__name__  # what logs and profiles call it
+            if self.axis_name is not None:
+                on_this_device = jax.shard_map(
+                    on_this_device,
+                    mesh=self.mesh,
+                    in_specs=PartitionSpec(),
+                    out_specs=PartitionSpec(),
+                    check_vma=False,
+                )
+            return jax.jit(on_this_device, donate_argnums=range(donated))
         mapped = jax.pmap(
             function,
             AXIS,
@@ -166,7 +171,7 @@ def train_loop(step: TrainStep, topology: Topology) -> Callable:
 
 
 def _steps(step: TrainStep, topology: Topology) -> Callable:
-    def run(device, state, sums, variables, data, order, start, stop, hyper, key):
+    def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
         def body(t, carry):
             state, sums = carry
             everything = jnp.ones(order.shape[1:], bool)
@@ -176,7 +181,7 @@ def _steps(step: TrainStep, topology: Topology) -> Callable:
 
         return lax.fori_loop(start, stop, body, (state, sums))
 
-    return run
+    return train_steps
 
 
 def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -> Callable:
@@ -230,7 +235,7 @@ def eval_loop(step: EvalStep, topology: Topology) -> Callable:
       (variables, data, order (S, B), mask (S, B)) -> metrics, with `data` as in `train_loop`.
     """
 
-    def run(device, variables, data, order, mask):
+    def evaluation(device, variables, data, order, mask):
         def sums_of(t):
             return step(variables, topology.batch(device, data, order[t], mask[t]))
 
@@ -239,4 +244,4 @@ def eval_loop(step: EvalStep, topology: Topology) -> Callable:
             1, order.shape[0], lambda t, sums: metrics.merge(sums, sums_of(t)), sums_of(0)
         )
 
-    return topology.compile(run, arguments=4, donated=0)
+    return topology.compile(evaluation, arguments=4, donated=0)

@@ -183,10 +183,10 @@ class Group:
         return images._replace(teacher_logits=self._together(logits))
 
     def _zero_sums(self, body, state, key) -> metrics.Metrics:
-        images = jnp.zeros((1, *self.dataset.image_shape), jnp.uint8)
-        one = jnp.zeros(1, jnp.int32)
+        images = np.zeros((1, *self.dataset.image_shape), np.uint8)
+        one: Any = np.zeros(1, np.int32)
         # With a table, since the metrics are the same and no teacher has to be traced for it.
-        logits = jnp.zeros((1, len(self.members[0].frozen), self.dataset.classes))
+        logits = np.zeros((1, len(self.members[0].frozen), self.dataset.classes), np.float32)
         resident = Resident(images, one, logits)
         batch = parallel.Topology().batch(None, resident, one, one > 0)
         return metrics.zeros_like(jax.eval_shape(body, state, (), batch, self.recipe.hyper, key)[1])

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from distill_jax import fidelity
 from distill_jax.models import Outputs
+from distill_jax.models.layers import at_least_float32
 from distill_jax.step import Hyper, Objective
 
 DROWNED = 30.0  # ratio of gradient norms from which a term is said to drown another
@@ -71,10 +73,10 @@ def look_at_teachers(
     return teachers
 
 
-def look_at_terms(
+def weighted_terms(
     objective: Objective, outputs: Outputs, labels: Array, teacher_logits: Array, hyper: Hyper
-) -> list[Term]:
-    """The weighted terms of the loss on one batch, with all teachers kept.
+) -> dict[str, tuple[Array, Array]]:
+    """Value and gradient norm of each weighted term of the loss, with all teachers kept.
 
     The norm is that of the gradient of the batch's mean loss by the network's logits and features:
     what reaches the network, before its own Jacobian.
@@ -86,14 +88,19 @@ def look_at_terms(
         return {k: jnp.mean(v) for k, v in terms.items() if k.startswith("weighted_")}
 
     values, pullback = jax.vjp(weighted, outputs)
-    terms = []
-    for name in values:
+    found = {}
+    for name, value in values.items():
         chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
         (gradient,) = pullback(chosen)
-        leaves = [np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(gradient)]
-        norm = float(np.linalg.norm(np.concatenate(leaves)))
-        terms.append(Term(name.removeprefix("weighted_"), float(values[name]), norm))
-    return terms
+        norm = optax.tree.norm(jax.tree.map(at_least_float32, gradient))
+        found[name.removeprefix("weighted_")] = value, norm
+    return found
+
+
+def look_at_terms(found: dict[str, tuple[Array, Array]]) -> list[Term]:
+    """What `weighted_terms` gave, fetched from the device."""
+    fetched = jax.device_get(found)
+    return [Term(name, float(value), float(norm)) for name, (value, norm) in fetched.items()]
 
 
 def worry(teachers: list[Teacher], terms: list[Term], plain_accuracy: float | None) -> list[str]:

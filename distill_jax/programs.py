@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from distill_jax import data, metrics, models, optim, parallel
+from distill_jax import data, metrics, models, optim, parallel, preflight
 from distill_jax.models import Network, Variables
 from distill_jax.recipe import Recipe
 from distill_jax.step import (
@@ -117,9 +117,10 @@ def _eval_chunks(split, batch):
 
 @functools.lru_cache(maxsize=32)
 def _predict_program(network, mean, std):
-    return jax.jit(
-        make_predict_step(network=network, prepare=lambda images: data.normalise(images, mean, std))
+    step = make_predict_step(
+        network=network, prepare=lambda images: data.normalise(images, mean, std)
     )
+    return jax.jit(step)
 
 
 def predict(
@@ -146,11 +147,13 @@ def predict(
 
 
 @functools.lru_cache(maxsize=32)
-def outputs_program(network, mean, std):
-    """(variables, uint8 images) -> outputs in training mode."""
-    # By the batch's own statistics: an untrained network has no others.
-    return jax.jit(
-        lambda variables, images: network.apply(
-            variables, data.normalise(images, mean, std), train=True
-        )[0]
-    )
+def terms_program(network, structure, mean, std):
+    """(variables, uint8 images, labels, teachers' logits, hyper) -> `preflight.weighted_terms`."""
+    objective = objective_of(network, structure)
+
+    def first_terms(variables, images, labels, teacher_logits, hyper):
+        # By the batch's own statistics: an untrained network has no others.
+        outputs = network.apply(variables, data.normalise(images, mean, std), train=True)[0]
+        return preflight.weighted_terms(objective, outputs, labels, teacher_logits, hyper)
+
+    return jax.jit(first_terms)

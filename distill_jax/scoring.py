@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, fidelity, models, preflight, programs
@@ -49,15 +48,14 @@ def look_before(
         for network, variables in zip(job.teachers, frozen, strict=True)
     ]
     some = slice(0, programs.EVAL_BATCH)
-    program = programs.outputs_program(job.network, dataset.mean, dataset.std)
-    outputs = program(jax.device_get(fresh), np.asarray(split.images[some]))
-    taught = jnp.stack([x[some] for x in logits]) if logits else outputs.logits[None][:0]
+    images, labels = np.asarray(split.images[some]), np.asarray(split.labels[some])
+    taught = [x[some] for x in logits] or np.zeros((0, len(labels), dataset.classes), np.float32)
+    program = programs.terms_program(job.network, job.recipe.structure, dataset.mean, dataset.std)
+    found = program(jax.device_get(fresh), images, labels, np.asarray(taught), job.recipe.hyper)
     teachers = preflight.look_at_teachers(
         tuple(network.name for network in job.teachers), logits, split.labels
     )
-    objective = programs.objective_of(job.network, job.recipe)
-    labels = jnp.asarray(split.labels[some])
-    terms = preflight.look_at_terms(objective, outputs, labels, taught, job.recipe.hyper)
+    terms = preflight.look_at_terms(found)
     warnings = preflight.worry(teachers, terms, plain_accuracy)
     where = "validation" if split is dataset.valid else "training images"
     return preflight.Preflight(teachers, terms, warnings, where)

@@ -9,10 +9,11 @@ import pytest
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What a test compiled, other tests of this process and the commands they start need not compile
-# again. Not shared between processes at work at once: JAX writes its entries in place.
-COMPILED = tempfile.mkdtemp(prefix="distill_jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+# What one test compiled, the others and the commands they start need not compile again. JAX writes
+# its entries in place: a process that meets half of one warns, and compiles for itself.
+STARTED_HERE = "PYTEST_XDIST_WORKER" not in os.environ  # else it was, and the folder is inherited
+if STARTED_HERE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="distill_jax-compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -24,4 +25,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_unconfigure() -> None:
     """Lets go of what was compiled."""
-    shutil.rmtree(COMPILED, ignore_errors=True)
+    if STARTED_HERE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -368,8 +368,16 @@ def test_bad_arguments_end_with_one_clear_line(tmp_path, arguments, message):
     assert not (tmp_path / "stages").exists()
 
 
+@pytest.fixture
+def quickly_compiled():
+    """Programs that take less time to compile and more to run: right where they run but once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
-def test_every_config_resolves_whole_and_runs_with_smoke(path):
+def test_every_config_resolves_whole_and_runs_with_smoke(path, quickly_compiled):
     scope: dict = {}
     exec(compile(path.read_text(), str(path), "exec"), scope)
     distill_jax.resolve(scope["get_config"]())

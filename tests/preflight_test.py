@@ -40,6 +40,10 @@ def norm_of(function, *arguments):
     return np.sqrt(sum(np.sum(np.square(np.float64(g))) for g in jax.tree.leaves(gradients)))
 
 
+def terms_of(*arguments):
+    return preflight.look_at_terms(preflight.weighted_terms(*arguments))
+
+
 # ----------------------------------------------------------------------------------------- teachers
 def test_each_teacher_has_its_accuracy_and_its_mean_agreement_with_the_others():
     labels = np.array([0, 1, 2, 0])
@@ -60,9 +64,7 @@ def test_each_teacher_has_its_accuracy_and_its_mean_agreement_with_the_others():
     [LossOptions(), LossOptions("element_mean", "per_teacher"), LossOptions(teachers="mean")],
 )
 def test_terms_are_those_of_the_loss_with_all_teachers_and_their_gradients(options):
-    found = preflight.look_at_terms(
-        multi_teacher_objective(options), outputs_of(STUDENT), LABELS, TEACHERS, HYPER
-    )
+    found = terms_of(multi_teacher_objective(options), outputs_of(STUDENT), LABELS, TEACHERS, HYPER)
     assert [t.name for t in found] == ["ce", "kl"]
 
     def weighted(name, logits):
@@ -88,7 +90,7 @@ def test_the_gradients_of_cross_entropy_and_kl_by_hand():
         e = np.exp(np.float64(x) - np.max(x, -1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
 
-    ce, kl = preflight.look_at_terms(
+    ce, kl = terms_of(
         multi_teacher_objective(LossOptions()), outputs_of(STUDENT), LABELS, TEACHERS[:1], HYPER
     )
     by_ce = 0.3 * (softmax(STUDENT) - np.eye(C)[LABELS]) / B
@@ -98,7 +100,7 @@ def test_the_gradients_of_cross_entropy_and_kl_by_hand():
 
 
 def test_without_teachers_there_is_the_cross_entropy_alone():
-    (term,) = preflight.look_at_terms(
+    (term,) = terms_of(
         multi_teacher_objective(LossOptions()), outputs_of(STUDENT), LABELS, TEACHERS[:0], HYPER
     )
     ce = losses.cross_entropy(STUDENT, LABELS).mean()
@@ -109,7 +111,7 @@ def test_without_teachers_there_is_the_cross_entropy_alone():
 def test_terms_of_an_evolving_network_see_every_exit(teachers):
     options = EvolveOptions(feature_weight=1e-3)
     outputs = outputs_of(STUDENT, branches=2)
-    found = preflight.look_at_terms(
+    found = terms_of(
         evolving_objective(options, LossOptions()), outputs, LABELS, TEACHERS[:teachers], HYPER
     )
     assert {t.name for t in found} == {"ce", "kl", "feature", "frozen_kl"[: 9 * teachers]} - {""}
@@ -135,8 +137,7 @@ def test_the_norm_of_a_half_precision_gradient_is_taken_in_float32():
     rounded = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
     objective = evolving_objective(EvolveOptions(feature_weight=1.0), LossOptions())
     found, expected = (
-        preflight.look_at_terms(objective, outputs, LABELS, TEACHERS[:0], HYPER)
-        for outputs in (narrow, rounded)
+        terms_of(objective, outputs, LABELS, TEACHERS[:0], HYPER) for outputs in (narrow, rounded)
     )
     for mine, theirs in zip(found, expected, strict=True):
         # Each entry of the gradient is rounded to bfloat16, by half a place at most; its norm not.
@@ -148,7 +149,7 @@ def drowned(temperature=4.0, kd_weight=0.5, classes=10, scale=2.0, options=LossO
     """(the drowning term, the drowned one) that are warned of; None where none is."""
     rng = np.random.RandomState(1)
     student, teacher = jnp.asarray(scale * rng.standard_normal((2, 8, classes)), jnp.float32)
-    terms = preflight.look_at_terms(
+    terms = terms_of(
         multi_teacher_objective(options),
         outputs_of(student),
         jnp.asarray(rng.randint(0, classes, 8)),
@@ -241,7 +242,7 @@ def test_plain_training_has_no_lines_and_an_evolving_one_has_its_terms():
 def test_the_record_survives_json():
     found = Preflight(
         preflight.look_at_teachers(("a",), [np.asarray(TEACHERS[0])], np.asarray(LABELS)),
-        preflight.look_at_terms(
+        terms_of(
             multi_teacher_objective(LossOptions()), outputs_of(STUDENT), LABELS, TEACHERS, HYPER
         ),
         ["a warning"],
