@@ -18,9 +18,9 @@ from distill_jax.models import Variables
 from distill_jax.recipe import Job, steps_per_epoch
 from distill_jax.report import Reporter
 from distill_jax.scoring import Trained
-from distill_jax.step import NOT_FINITE, Resident, init_state, is_halted
+from distill_jax.step import NOT_FINITE, Batch, Resident, init_state, is_halted
 
-DISPATCH_SECONDS = 0.5  # how long the machine works before it looks up: signals, saves, progress
+DISPATCH_SECONDS = 1.0  # how long the machine works before it looks up: signals, saves, progress
 TABLE_BYTES = 2**30  # the largest logit table that is made unasked
 TEACHER_LOGITS = ("auto", "graph", "table")
 
@@ -169,7 +169,7 @@ class Group:
         states = [init_state(self.network, self.recipe.optim, key) for key in keys]
         self.state = self._together(states)
         self.best = [self.topology.replicate(state.variables) for state in states]
-        self.zeros = self._zero_sums(program.body, states[0], keys[0])
+        self.zeros = self._zero_sums(program.body, states[0], keys[0], table)
         self.sums = self._together([self.zeros for _ in states])
 
     def _resident(self, table: bool) -> Resident:
@@ -182,14 +182,28 @@ class Group:
         images = self.topology.place(Resident(*self.members[0].dataset.train))
         return images._replace(teacher_logits=self._together(logits))
 
-    def _zero_sums(self, body, state, key) -> metrics.Metrics:
-        images = np.zeros((1, *self.dataset.image_shape), np.uint8)
-        one: Any = np.zeros(1, np.int32)
-        # With a table, since the metrics are the same and no teacher has to be traced for it.
-        logits = np.zeros((1, len(self.members[0].frozen), self.dataset.classes), np.float32)
-        resident = Resident(images, one, logits)
-        batch = parallel.Topology().batch(None, resident, one, one > 0)
-        return metrics.zeros_like(jax.eval_shape(body, state, (), batch, self.recipe.hyper, key)[1])
+    def _zero_sums(self, body, state, key, table: bool) -> metrics.Metrics:
+        """By the step's shapes; no teacher is traced for it, except where the loop needs that too.
+
+        On one device the loop's step is `body` itself: asked with just the types that the loop
+        gives it, it is traced but once.
+        """
+        n, classes, teachers = self.recipe.batch_size, self.dataset.classes, self.members[0].frozen
+        data: Any = Resident(
+            np.zeros((n, *self.dataset.image_shape), np.uint8), np.zeros(n, np.int32)
+        )
+        told = state, (), self.recipe.hyper, key
+        alike = self.alone and self.topology.count == 1
+        if table or not alike:
+            logits = np.zeros((n, len(teachers), classes), np.float32)
+            data = data._replace(teacher_logits=logits)
+        if alike:
+            data = self.topology.place(data)
+            told = self.state, self.frozen, self.hyper, self.key
+        positions: Any = np.arange(n, dtype=np.int32)
+        batch = Batch(data.images, data.labels, positions, positions >= 0, data.teacher_logits)
+        state, frozen, hyper, key = told
+        return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
 
     # ---------------------------------------------------------------- one member, and all of them
     def _together(self, trees: list[Any]) -> Any:

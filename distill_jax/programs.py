@@ -35,7 +35,10 @@ def objective_of(network: models.Network, recipe: Recipe) -> Objective:
 
 
 class TrainProgram(NamedTuple):
-    """A compiled train loop, and its step for shapes alone."""
+    """A compiled train loop, and its step on one device.
+
+    On one device the loop's step is that one: what asked it for shapes has traced it for the loop.
+    """
 
     loop: Callable
     body: TrainStep
@@ -62,11 +65,13 @@ def train_program(
             may_skip=may_skip,
         )
 
-    if shared_data is None:
-        loop = parallel.train_loop(step(topology.axis_name), topology)
+    body = jax.jit(step(None))
+    if shared_data is not None:
+        loop = parallel.population_loop(body, topology, shared_data=shared_data)
     else:
-        loop = parallel.population_loop(step(None), topology, shared_data=shared_data)
-    return TrainProgram(loop, step(None))
+        each = body if topology.axis_name is None else step(topology.axis_name)
+        loop = parallel.train_loop(each, topology)
+    return TrainProgram(loop, body)
 
 
 @functools.lru_cache(maxsize=32)
