@@ -70,6 +70,11 @@ class Topology:
         """The devices in a row; its axis is "auto", as linen's layers need it."""
         return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
 
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of an array that every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def check_batch(self, batch_size: int) -> None:
         """Raises ValueError where `batch_size` is not divisible by the devices."""
         if batch_size % self.count:
@@ -97,7 +102,7 @@ class Topology:
 
     def place(self, tree: Any) -> Any:
         """The arrays on every device; not to be donated, nor the originals to be changed."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, self.replicated)
 
     def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.

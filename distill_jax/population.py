@@ -188,20 +188,25 @@ class Group:
         On one device the loop's step is `body` itself: asked with just the types that the loop
         gives it, it is traced but once.
         """
-        n, classes, teachers = self.recipe.batch_size, self.dataset.classes, self.members[0].frozen
-        data: Any = Resident(
-            np.zeros((n, *self.dataset.image_shape), np.uint8), np.zeros(n, np.int32)
-        )
-        told = state, (), self.recipe.hyper, key
         alike = self.alone and self.topology.count == 1
-        if table or not alike:
-            logits = np.zeros((n, len(teachers), classes), np.float32)
-            data = data._replace(teacher_logits=logits)
+        told = state, (), self.recipe.hyper, key
         if alike:
-            data = self.topology.place(data)
             told = self.state, self.frozen, self.hyper, self.key
-        positions: Any = np.arange(n, dtype=np.int32)
-        batch = Batch(data.images, data.labels, positions, positions >= 0, data.teacher_logits)
+        n, teachers = self.recipe.batch_size, len(self.members[0].frozen)
+
+        def per_example(*shape, dtype=jnp.int32, placed=alike) -> Any:
+            where = self.topology.replicated if placed else None
+            return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=where)
+
+        batch = Batch(
+            images=per_example(*self.dataset.image_shape, dtype=jnp.uint8),
+            labels=per_example(),
+            positions=per_example(placed=False),
+            mask=per_example(dtype=bool, placed=False),
+            teacher_logits=per_example(teachers, self.dataset.classes, dtype=jnp.float32)
+            if table or not alike
+            else None,
+        )
         state, frozen, hyper, key = told
         return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
 
