@@ -21,7 +21,7 @@ from distill_jax.dropping import Dropping
 from distill_jax.interop import torch_weights
 from distill_jax.optim import OptimOptions
 from distill_jax.recipe import Recipe
-from distill_jax.step import Batch, Resident, TrainState
+from distill_jax.step import Resident, TrainState
 from experiments.benchmark import cases, flops
 from experiments.benchmark.cases import Case
 
@@ -101,13 +101,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     if case.variant == "table":
         resident, frozen = resident._replace(teacher_logits=table(teachers, frozen, resident)), ()
     state, frozen, key = topology.place((state, frozen, key))
-    one = Batch(
-        resident.images[: case.batch],
-        resident.labels[: case.batch],
-        order[0],
-        order[0] >= 0,
-        None if resident.teacher_logits is None else resident.teacher_logits[: case.batch],
-    )
+    one = parallel.Topology().batch(None, resident, order[0], order[0] >= 0)
     # Where the loop's step is this one too, on one device, it is traced but once.
     _, sums = jax.eval_shape(program.body, state, frozen, one, recipe.hyper, key)
     sums = metrics.zeros_like(sums)
