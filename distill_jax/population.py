@@ -114,9 +114,8 @@ class Member:
 
     def table(self) -> np.ndarray:
         """(N, K, C) logits of the teachers for every training image."""
-        pairs = zip(self.job.teachers, self.frozen, strict=True)
-        split = self.dataset.train
-        return np.stack([programs.predict(*pair, split, self.dataset)[0] for pair in pairs], 1)
+        said = programs.teach(self.job.teachers, self.frozen, self.dataset.train, self.dataset)
+        return said.swapaxes(0, 1)
 
 
 class _Chunk(NamedTuple):
@@ -150,7 +149,11 @@ class Group:
         split = getattr(dataset, self.watched)
         streamed = isinstance(split.images, data.Streamed)
         self.split = split if streamed else self.topology.place(split)
-        self.frozen = self._together([() if table else m.frozen for m in self.members])
+        frozen = [
+            () if table else programs.prepare(job.teachers, m.frozen, self.topology)
+            for m in self.members
+        ]
+        self.frozen = frozen[0] if self.alone else self.topology.spread(frozen)
         keys = [jax.random.key(m.job.seed) for m in self.members]
         self.key = self._together(keys)
         self.hyper = self._together([m.job.recipe.hyper for m in self.members])
@@ -189,7 +192,7 @@ class Group:
         gives it, it is traced but once.
         """
         alike = self.alone and self.topology.count == 1
-        told = state, (), self.recipe.hyper, key
+        told: tuple[Any, ...] = state, (), self.recipe.hyper, key
         if alike:
             told = self.state, self.frozen, self.hyper, self.key
         n, teachers = self.recipe.batch_size, len(self.members[0].frozen)

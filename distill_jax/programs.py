@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from distill_jax import data, metrics, models, optim, parallel, preflight
-from distill_jax.models import Network, Variables
+from distill_jax.frozen import Frozen, Prepared, exit_logits
+from distill_jax.models import Network, Variables, run_once
 from distill_jax.recipe import Recipe
 from distill_jax.step import (
     Objective,
@@ -19,7 +20,6 @@ from distill_jax.step import (
     draw_from,
     evolving_objective,
     make_eval_step,
-    make_predict_step,
     make_train_step,
     multi_teacher_objective,
 )
@@ -74,6 +74,26 @@ def train_program(
     return TrainProgram(loop, body)
 
 
+def prepare(
+    teachers: tuple[Network, ...], variables: Sequence[Variables], topology: parallel.Topology
+) -> Prepared:
+    """What frozen networks make of their variables, in one program, on every device."""
+    placed = topology.place(tuple(variables))
+    return _prepare_program(teachers, topology, jax.default_backend())(placed)
+
+
+@functools.lru_cache(maxsize=32)
+def _prepare_program(teachers, topology, backend):
+    def prepare_teachers(variables):
+        return Frozen(teachers).prepare(variables)
+
+    return jax.jit(
+        prepare_teachers,
+        out_shardings=topology.replicated,
+        compiler_options=run_once(backend),
+    )
+
+
 @functools.lru_cache(maxsize=32)
 def _eval_program(network, mean, std, topology):
     step = make_eval_step(
@@ -122,10 +142,10 @@ def _eval_chunks(split, batch):
 
 @functools.lru_cache(maxsize=32)
 def _predict_program(network, mean, std):
-    step = make_predict_step(
-        network=network, prepare=lambda images: data.normalise(images, mean, std)
-    )
-    return jax.jit(step)
+    def predict(variables, images):
+        return exit_logits(network, variables, data.normalise(images, mean, std))
+
+    return jax.jit(predict)
 
 
 def predict(
@@ -133,17 +153,47 @@ def predict(
 ) -> np.ndarray:
     """The logits of a whole split, (E, N, C) float32: the network's, then those of its branches.
 
-    Computed batch by batch, so that one program serves splits of every size.
-
     Args:
       network: the network.
       variables: its variables.
       split: images and labels, decoded part by part where they are streamed.
       dataset: gives the normalisation.
     """
-    n = len(split.labels)
     program = _predict_program(network, dataset.mean, dataset.std)
-    variables, logits = jax.device_put(variables), []
+    return _over_batches(program, jax.device_put(variables), split)
+
+
+@functools.lru_cache(maxsize=32)
+def _teach_program(teachers, mean, std):
+    def teach(frozen, images):
+        return Frozen(teachers).logits(frozen, data.normalise(images, mean, std), None)
+
+    return jax.jit(teach)
+
+
+def teach(
+    teachers: tuple[Network, ...],
+    variables: Sequence[Variables],
+    split: data.Split,
+    dataset: data.Dataset,
+) -> np.ndarray:
+    """What frozen networks say of a whole split, (K, N, C) float32; as `predict`, but of several.
+
+    Args:
+      teachers: the networks.
+      variables: of each.
+      split: images and labels.
+      dataset: gives the normalisation.
+    """
+    if not teachers:
+        return np.zeros((0, len(split.labels), dataset.classes), np.float32)
+    program = _teach_program(teachers, dataset.mean, dataset.std)
+    return _over_batches(program, prepare(teachers, variables, parallel.Topology()), split)
+
+
+def _over_batches(program: Callable, variables: Any, split: data.Split) -> np.ndarray:
+    """program(variables, images) (..., N, C), batch by batch: one serves splits of every size."""
+    n, logits = len(split.labels), []
     for start in range(0, n, EVAL_BATCH):
         images = np.asarray(split.images[start : start + EVAL_BATCH])
         padding = [(0, EVAL_BATCH - len(images))] + [(0, 0)] * 3

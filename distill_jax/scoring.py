@@ -43,17 +43,13 @@ def look_before(
       plain_accuracy: see `preflight.worry`.
     """
     split = dataset.valid if len(dataset.valid.labels) else dataset.train
-    logits = [
-        programs.predict(network, variables, split, dataset)[0]
-        for network, variables in zip(job.teachers, frozen, strict=True)
-    ]
+    logits = programs.teach(job.teachers, frozen, split, dataset)
     some = slice(0, programs.EVAL_BATCH)
     images, labels = np.asarray(split.images[some]), np.asarray(split.labels[some])
-    taught = [x[some] for x in logits] or np.zeros((0, len(labels), dataset.classes), np.float32)
     program = programs.terms_program(job.network, job.recipe.structure, dataset.mean, dataset.std)
-    found = program(jax.device_get(fresh), images, labels, np.asarray(taught), job.recipe.hyper)
+    found = program(jax.device_get(fresh), images, labels, logits[:, some], job.recipe.hyper)
     teachers = preflight.look_at_teachers(
-        tuple(network.name for network in job.teachers), logits, split.labels
+        tuple(network.name for network in job.teachers), list(logits), split.labels
     )
     terms = preflight.look_at_terms(found)
     warnings = preflight.worry(teachers, terms, plain_accuracy)
@@ -89,8 +85,8 @@ def score(
         "ece": fidelity.expected_calibration_error(own, labels),
     }
     agreement, kl = {}, {}
-    for network, variables in zip(job.teachers, frozen, strict=True):
-        theirs = programs.predict(network, variables, dataset.test, dataset)[0]
+    said = programs.teach(job.teachers, frozen, dataset.test, dataset)
+    for network, theirs in zip(job.teachers, said, strict=True):
         agreement[network.name] = fidelity.agreement(own, theirs)
         kl[network.name] = fidelity.kl(theirs, own)
     return deployed, {**record, "agreement": agreement, "kl": kl}

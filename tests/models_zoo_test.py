@@ -161,7 +161,7 @@ def test_names_and_shapes_are_those_of_the_pytorch_state_dict(name, entries):
 
 
 def test_sizes_by_rule():
-    assert models.build("wrn_10_3", 10, (32, 32, 3)).module.blocks == 1
+    assert models.build("wrn_10_3", 10, (32, 32, 3)).module.blocks == (1, 1, 1)
     assert models.build("resnet14x2", 10, (32, 32, 3)).module.widths == (32, 32, 64, 128)
     models.check_name("wrn_22_4")
     models.check_name("evolving:wrn_22_4")

@@ -127,7 +127,7 @@ def test_no_gradient_reaches_a_teacher():
 def test_kept_teachers_give_their_own_logits_and_dropped_ones_zeros():
     frozen, variables = Frozen((build("plane4"),) * 2), teachers(2)
     images = jnp.asarray(examples(4)[0], jnp.float32) / 255
-    kept = frozen.logits(variables, images, jnp.array([False, True]))
+    kept = jax.jit(frozen.logits)(variables, images, jnp.array([False, True]))
     # Compiled, as what is kept is: one operation after another rounds otherwise.
     alone = jax.jit(build("plane4").apply)(variables[1], images)[0].logits
     np.testing.assert_allclose(kept[1], alone, rtol=1e-6)

@@ -23,9 +23,9 @@ from distill_jax.models import (
     vgg,
     wide_resnet,
 )
-from distill_jax.models.layers import Mode, Outputs
+from distill_jax.models.layers import FROZEN, Mode, Outputs
+from distill_jax.models.stages import BLOCKS, Variables, repeat_blocks, shallowest, stack_blocks
 
-Variables = dict[str, Any]
 Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)
 
 
@@ -109,6 +109,26 @@ class Network:
         """Fresh {"params", "batch_stats"}, float32, in one compiled call."""
         return _init(self, key)
 
+    def freeze(self, variables: Variables, size: tuple[int, int] | None = None) -> Variables:
+        """`variables` with what running the network untrained makes of them, for `apply`.
+
+        BatchNorms are folded into the convolutions, kernels brought into the form in which they are
+        fastest, equal blocks stacked. Where it is run often, do this once, before.
+
+        Args:
+          variables: {"params", "batch_stats"}, or what was made of them: returned as it is, as far
+            as it is there.
+          size: of the images, where it is not that of `image_shape`.
+        """
+        if FROZEN in variables:
+            return variables
+        if BLOCKS not in variables:
+            variables = stack_blocks(self.backbone.module, variables)
+        mode = Mode(dtype=DTYPES[self.dtype], freezing=True)
+        nothing = jnp.zeros((1, *(size or self.image_shape[:2]), self.image_shape[2]), mode.dtype)
+        made = self.module.apply(variables, nothing, mode, mutable=(FROZEN, BLOCKS))[1]
+        return {**variables, FROZEN: {}, **made}
+
     def apply(
         self,
         variables: Variables,
@@ -120,7 +140,7 @@ class Network:
         """Runs the network.
 
         Args:
-          variables: {"params", "batch_stats"}.
+          variables: {"params", "batch_stats"}, or what `freeze` made of them.
           images: (B, H, W, channels), normalised.
           train: normalise by the batch and update the running statistics; else by these.
           axis_name: the devices' axis over which the batch's statistics are shared.
@@ -130,7 +150,8 @@ class Network:
         """
         mode = Mode(train, axis_name, DTYPES[self.dtype])
         if not train:
-            outputs = cast(Outputs, self.module.apply(variables, images, mode))
+            frozen = self.freeze(variables, (images.shape[1], images.shape[2]))
+            outputs = cast(Outputs, self.module.apply(frozen, images, mode))
             return outputs, variables["batch_stats"]
         outputs, updated = self.module.apply(variables, images, mode, mutable=["batch_stats"])
         return cast(Outputs, outputs), updated["batch_stats"]
@@ -197,9 +218,12 @@ def count_parameters(network: Network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(network.shapes["params"]))
 
 
-@functools.lru_cache(maxsize=128)  # tracing a deep network takes a second
+@functools.lru_cache(maxsize=128)
 def _shapes(network: Network) -> Variables:
-    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    # Of two blocks a stage: tracing a hundred that are alike takes a while.
+    shallow = dataclasses.replace(network, module=shallowest(network.module))
+    shapes = jax.eval_shape(lambda: shallow.init(jax.random.key(0)))
+    return repeat_blocks(network.module, shapes)
 
 
 @functools.lru_cache(maxsize=128)
@@ -221,6 +245,10 @@ def _draw(network: Network, key: Array) -> Variables:
 
 @functools.cache
 def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
-    # Run once and made of many random draws: on the CPU compiling it costs a fourth unoptimised.
-    options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
-    return jax.jit(_draw, static_argnums=0, compiler_options=options)
+    return jax.jit(_draw, static_argnums=0, compiler_options=run_once(backend))
+
+
+def run_once(backend: str) -> dict[str, Any] | None:
+    """How to compile what runs once and is made of many parts: on a CPU not optimised, for a fourth
+    of the time."""
+    return {"xla_backend_optimization_level": 0} if backend == "cpu" else None

@@ -114,7 +114,7 @@ class Evolving(nn.Module):
             bias_init=self.initial.linear_bias,
             name=f"fc_b{b}",
         )
-        return Outputs(classifier(feature), feature, (x, y))
+        return Outputs(classifier(feature, mode), feature, (x, y))
 
 
 def build(backbone: nn.Module, classes: int) -> Evolving:

@@ -24,7 +24,8 @@ from distill_jax.models.layers import (
     global_average_pool,
     max_pool_overlapping,
 )
-from distill_jax.models.resnet import BasicBlock, Bottleneck, run_stages
+from distill_jax.models.resnet import BasicBlock, Bottleneck
+from distill_jax.models.stages import run_stages
 
 WIDTHS = (64, 128, 256, 512)
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -44,17 +45,21 @@ class NextBottleneck(Bottleneck):
 
 
 class FourStageResNet(nn.Module):
-    """A stem, four stages of `counts` residual blocks, average pool and classifier.
+    """A stem, four stages of `blocks` residual blocks, average pool and classifier.
 
     `large_stem` is ImageNet's 7×7 convolution of stride 2 and 3×3 max pool, otherwise one 3×3.
     """
 
     block: Any  # the class of its residual blocks
-    counts: tuple[int, ...]
+    blocks: tuple[int, ...]
     classes: int
     initial: Init
     large_stem: bool = False
     stem_name: str = "conv1"
+
+    @staticmethod
+    def block_name(stage: int, index: int) -> str:
+        return f"layer{stage}.{index}"
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
@@ -70,9 +75,9 @@ class FourStageResNet(nn.Module):
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
         x = max_pool_overlapping(x) if self.large_stem else x
         block = functools.partial(self.block, kernel_init=self.initial.conv)
-        stages = run_stages(self, x, mode, block, WIDTHS, self.counts)
+        stages = run_stages(self, x, mode, block, WIDTHS)
         feature = global_average_pool(stages[-1])
-        return Outputs(Linear(self.classes, name="fc")(feature), feature, stages)
+        return Outputs(Linear(self.classes, name="fc")(feature, mode), feature, stages)
 
 
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> FourStageResNet:

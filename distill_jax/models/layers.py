@@ -8,6 +8,7 @@ so that the path of a leaf joined by dots is its PyTorch name (`interop.torch_we
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-from distill_jax.models.convolution import conv2d
+from distill_jax.models.convolution import CPU_CHUNK, conv2d, form_of
+
+FROZEN = "frozen"  # the collection of what layers make of their weights for a frozen network
 
 
 class Mode(NamedTuple):
@@ -26,6 +29,7 @@ class Mode(NamedTuple):
     train: bool = False
     axis_name: str | None = None  # devices over which BatchNorm shares its statistics
     dtype: Any = jnp.float32
+    freezing: bool = False  # make what a network that is not trained needs, and look at no image
 
 
 class Outputs(NamedTuple):
@@ -81,6 +85,16 @@ def _bias_uniform(fan_in: int) -> nn.initializers.Initializer:
     )
 
 
+def frozen(module: nn.Module, make: Callable[[], Any]) -> Any:
+    """What `make` makes of the weights of `module`, or made of them when its network was frozen."""
+    if module.has_variable(FROZEN, "made"):
+        return module.get_variable(FROZEN, "made")
+    made = make()
+    if module.is_mutable_collection(FROZEN):
+        module.put_variable(FROZEN, "made", made)
+    return made
+
+
 # ------------------------------------------------------------------------------------ convolution
 class Conv(nn.Module):
     """Convolution with PyTorch's default initialisation, or the given one for its kernel."""
@@ -96,26 +110,52 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mode: Mode, scale: Array | None = None, shift: Array | None = None
+        self, x: Array, mode: Mode, affine: Callable[[], tuple[Array, Array]] | None = None
     ) -> Array:
-        """x (B, H, W, I) -> (B, H', W', features); `scale` and `shift` are folded into it."""
-        k, inputs = self.kernel_size, x.shape[-1] // self.groups
+        """x (B, H, W, I) -> (B, H', W', features).
+
+        What `affine` gives, a scale and a shift of each channel, is folded into it outside
+        training.
+        """
+        k = self.kernel_size
         padding = k // 2 if self.padding is None else self.padding
-        kernel = self.param("kernel", self.kernel_init, (k, k, inputs, self.features))
-        bias = None
-        if self.use_bias:
-            bias_init = self.bias_init or _bias_uniform(k * k * inputs)
-            bias = self.param("bias", bias_init, (self.features,))
-        if self.is_initializing():  # the weights alone are asked for, not what they make of images
-            height, width = ((n + 2 * padding - k) // self.stride + 1 for n in x.shape[1:3])
-            return jnp.zeros((len(x), height, width, self.features), mode.dtype)
-        if scale is not None and shift is not None:
-            kernel = kernel * per_channel(scale, kernel)
-            bias = shift if bias is None else bias * scale + shift
-        y = conv2d(
-            x.astype(mode.dtype), kernel.astype(mode.dtype), self.stride, padding, self.groups
-        )
-        return y if bias is None else y + per_channel(bias.astype(mode.dtype), y)
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        x = x.astype(mode.dtype)
+        if mode.train:
+            kernel, bias = self._weights(shape)
+            if self.is_initializing():  # the weights alone are asked for
+                return self._no_output(x, padding)
+            y = conv2d(x, kernel.astype(x.dtype), self.stride, padding, self.groups)
+        else:
+            # However many images there are: weights are frozen before that is known.
+            few = (CPU_CHUNK, *x.shape[1:])
+            form = form_of(few, shape, x.dtype, self.stride, padding, self.groups)
+
+            def fold():
+                kernel, bias = self._weights(shape)
+                if affine is not None:
+                    scale, shift = affine()
+                    kernel = kernel * per_channel(scale, kernel)
+                    bias = shift if bias is None else bias * scale + shift
+                return form.prepare(kernel.astype(x.dtype)), bias
+
+            prepared, bias = frozen(self, fold)
+            if mode.freezing:
+                return self._no_output(x, padding)
+            y = form.run(x, prepared)
+        return y if bias is None else y + per_channel(bias.astype(y.dtype), y)
+
+    def _weights(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+        kernel = self.param("kernel", self.kernel_init, shape)
+        if not self.use_bias:
+            return kernel, None
+        bias_init = self.bias_init or _bias_uniform(math.prod(shape[:-1]))
+        return kernel, self.param("bias", bias_init, shape[-1:])
+
+    def _no_output(self, x: Array, padding: int) -> Array:
+        over = 2 * padding - self.kernel_size
+        height, width = ((n + over) // self.stride + 1 for n in x.shape[1:3])
+        return jnp.zeros((len(x), height, width, self.features), x.dtype)
 
 
 # -------------------------------------------------------------------------------------- BatchNorm
@@ -132,6 +172,8 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     def setup(self) -> None:
+        if self.has_variable(FROZEN, "made"):
+            return
         shape = (self.features,)
         self.scale = self.param("scale", nn.initializers.ones, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape)
@@ -148,7 +190,7 @@ class BatchNorm(nn.Module):
         if self.is_initializing():
             return x
         if not mode.train:
-            scale, shift = self.running_affine()
+            scale, shift = frozen(self, self.running_affine)
             return (x * per_channel(scale, x) + per_channel(shift, x)).astype(x.dtype)
         y, mean, var = _normalise_once(x, self.scale, self.bias, self.epsilon, mode.axis_name)
         devices = 1 if mode.axis_name is None else lax.axis_size(mode.axis_name)
@@ -226,7 +268,7 @@ def conv_norm(
     batch_norm = BatchNorm(conv.features, name=norm)
     if mode.train:
         return batch_norm(between(conv(x, mode)), mode)
-    return between(conv(x, mode, *batch_norm.running_affine()))
+    return between(conv(x, mode, batch_norm.running_affine))
 
 
 # ------------------------------------------------------------------------------- pools, classifier
@@ -316,10 +358,14 @@ class Linear(nn.Module):
     bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> Array:
         """(B, I) -> (B, features)."""
-        inputs = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
-        bias = self.param("bias", self.bias_init or _bias_uniform(inputs), (self.features,))
+
+        def weights():
+            kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+            bias_init = self.bias_init or _bias_uniform(x.shape[-1])
+            return kernel, self.param("bias", bias_init, (self.features,))
+
+        kernel, bias = weights() if mode.train else frozen(self, weights)
         y = at_least_float32(x) @ kernel
         return y + per_channel(bias, y)

@@ -66,8 +66,8 @@ class PlainCNN(nn.Module):
                 stages.append(x)
         x = flatten_channels_first(x)
         for position, width in enumerate(self.hidden):
-            x = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(x))
-        logits = Linear(self.classes, name=f"fc_layers.{2 * len(self.hidden)}")(x)
+            x = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(x, mode))
+        logits = Linear(self.classes, name=f"fc_layers.{2 * len(self.hidden)}")(x, mode)
         return Outputs(logits, x, tuple(stages))
 
 

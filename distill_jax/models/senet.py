@@ -20,7 +20,7 @@ from distill_jax.models.layers import (
     conv_norm,
     global_average_pool,
 )
-from distill_jax.models.resnet import run_stages
+from distill_jax.models.stages import run_stages
 
 REDUCTION = 16
 
@@ -48,8 +48,8 @@ class SEBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != outputs:
             shortcut = Conv(outputs, 1, self.stride, name="shortcut.0")
             x = conv_norm(x, mode, shortcut, "shortcut.1")
-        excited = nn.relu(Linear(outputs // REDUCTION, name="excitation.0")(global_average_pool(y)))
-        scale = nn.sigmoid(Linear(outputs, name="excitation.2")(excited))
+        squeezed = Linear(outputs // REDUCTION, name="excitation.0")(global_average_pool(y), mode)
+        scale = nn.sigmoid(Linear(outputs, name="excitation.2")(nn.relu(squeezed), mode))
         return nn.relu(y * scale[:, None, None].astype(y.dtype) + x)
 
 
@@ -60,26 +60,23 @@ class SEBottleneck(SEBlock):
 
 
 class SENet(nn.Module):
-    """A 3×3 stem of 64, four stages of `counts` blocks, average pool and classifier."""
+    """A 3×3 stem of 64, four stages of `blocks` blocks, average pool and classifier."""
 
     bottleneck: bool
-    counts: tuple[int, ...]
+    blocks: tuple[int, ...]
     classes: int
+
+    @staticmethod
+    def block_name(stage: int, index: int) -> str:
+        return f"stage{stage}.{index}"
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = nn.relu(conv_norm(images, mode, Conv(WIDTHS[0], name="pre.0"), "pre.1"))
-        stages = run_stages(
-            self,
-            x,
-            mode,
-            SEBottleneck if self.bottleneck else SEBlock,
-            WIDTHS,
-            self.counts,
-            lambda stage, index: f"stage{stage}.{index}",
-        )
+        block = SEBottleneck if self.bottleneck else SEBlock
+        stages = run_stages(self, x, mode, block, WIDTHS)
         feature = global_average_pool(stages[-1])
-        return Outputs(Linear(self.classes, name="linear")(feature), feature, stages)
+        return Outputs(Linear(self.classes, name="linear")(feature, mode), feature, stages)
 
 
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> SENet:

@@ -61,7 +61,7 @@ class VGG(nn.Module):
             stages.append(x)
             x = max_pool(x) if block < pools else x
         feature = global_average_pool(x)
-        return Outputs(_linear(self.classes, "classifier")(feature), feature, tuple(stages))
+        return Outputs(_linear(self.classes, "classifier")(feature, mode), feature, tuple(stages))
 
 
 class CifarVGG(nn.Module):
@@ -88,9 +88,9 @@ class CifarVGG(nn.Module):
             x = max_pool(x)
             stages.append(x)
         feature = global_average_pool(x)
-        y = nn.relu(_linear(512, "classifier.0")(feature))
-        y = nn.relu(_linear(512, "classifier.2")(y))
-        return Outputs(_linear(self.classes, "classifier.4")(y), feature, tuple(stages))
+        y = nn.relu(_linear(512, "classifier.0")(feature, mode))
+        y = nn.relu(_linear(512, "classifier.2")(y, mode))
+        return Outputs(_linear(self.classes, "classifier.4")(y, mode), feature, tuple(stages))
 
 
 def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> VGG:

@@ -18,7 +18,7 @@ from distill_jax.models.layers import (
     global_average_pool,
     he_fan_out,
 )
-from distill_jax.models.resnet import run_stages
+from distill_jax.models.stages import run_stages
 
 
 class PreActivationBlock(nn.Module):
@@ -57,26 +57,22 @@ class WideResNet(nn.Module):
     The stages end before the next BatchNorm, where the field's feature losses take them.
     """
 
-    blocks: int
+    blocks: tuple[int, int, int]
     factor: int
     classes: int
+
+    @staticmethod
+    def block_name(stage: int, index: int) -> str:
+        return f"block{stage}.layer.{index}"
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = Conv(16, use_bias=False, kernel_init=he_fan_out, name="conv1")(images, mode)
         widths = tuple(width * self.factor for width in (16, 32, 64))
-        stages = run_stages(
-            self,
-            x,
-            mode,
-            PreActivationBlock,
-            widths,
-            (self.blocks,) * 3,
-            lambda stage, index: f"block{stage}.layer.{index}",
-        )
+        stages = run_stages(self, x, mode, PreActivationBlock, widths)
         x = nn.relu(BatchNorm(widths[-1], name="bn1")(stages[-1], mode))
         feature = global_average_pool(x)
-        logits = Linear(self.classes, bias_init=nn.initializers.zeros, name="fc")(feature)
+        logits = Linear(self.classes, bias_init=nn.initializers.zeros, name="fc")(feature, mode)
         return Outputs(logits, feature, stages)
 
 
@@ -91,4 +87,4 @@ def build(depth: int, factor: int, classes: int, image_shape: tuple[int, int, in
         raise ValueError(f"a WideResNet has 6n+4 layers (10, 16, 22, ...), got {depth}")
     if factor < 1:
         raise ValueError(f"wrn_{depth}_{factor}: the factor is one or more")
-    return WideResNet(blocks, factor, classes)
+    return WideResNet((blocks,) * 3, factor, classes)

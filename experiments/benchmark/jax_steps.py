@@ -100,7 +100,9 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     resident = topology.place(resident)
     if case.variant == "table":
         resident, frozen = resident._replace(teacher_logits=table(teachers, frozen, resident)), ()
-    state, frozen, key = topology.place((state, frozen, key))
+    else:
+        frozen = programs.prepare(teachers, frozen, topology)
+    state, key = topology.place((state, key))
     one = parallel.Topology().batch(None, resident, order[0], order[0] >= 0)
     # Where the loop's step is this one too, on one device, it is traced but once.
     _, sums = jax.eval_shape(program.body, state, frozen, one, recipe.hyper, key)
@@ -111,7 +113,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
             topology.spread([one] * case.members) for one in alike
         )
     else:
-        state, sums, frozen, key = topology.replicate((state, sums, frozen, key))
+        state, sums, key = topology.replicate((state, sums, key))
         hyper = recipe.hyper
     return Ready(program.loop, state, sums, frozen, resident, order, hyper, key)
 
@@ -122,8 +124,7 @@ def table(teachers, frozen, resident: Resident) -> jax.Array:
     about = data.from_arrays(
         split, split, classes=cases.CLASSES, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
     )
-    pairs = zip(teachers, frozen, strict=True)
-    return jnp.stack([programs.predict(*pair, split, about)[0] for pair in pairs], 1)
+    return jnp.asarray(programs.teach(teachers, frozen, split, about).swapaxes(0, 1))
 
 
 class TrainingStep:

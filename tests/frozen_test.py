@@ -1,0 +1,125 @@
+"""Networks that are not trained: what is made of their weights, and rows of them as one body."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import models, programs
+from distill_jax.frozen import Frozen
+from distill_jax.parallel import Topology
+
+SIZE = 8
+ROWS = {
+    "resnet20 resnet14 resnet14": [3],
+    "wrn_22_1 wrn_16_1": [2],
+    "cifar_senet34 cifar_senet18": [2],
+    "resnet20 resnet8": [1, 1],  # the last has no equal blocks
+    "resnet20 wrn_16_1 resnet14": [1, 1, 1],  # not side by side
+    "resnet20 resnet14x2": [1, 1],  # of other widths
+    "evolving:resnet14 plane4 vgg8": [1, 1, 1],
+}
+
+
+def build(name, **options):
+    return models.build(name, 5, (SIZE, SIZE, 3), **options)
+
+
+def weights(network, seed):
+    """Weights and statistics away from those of a fresh network."""
+    rng = np.random.default_rng(seed)
+    fresh = network.init(jax.random.key(seed))
+    return jax.tree.map(lambda x: x * rng.uniform(0.8, 1.2, x.shape).astype(np.float32), fresh)
+
+
+def images(n, seed=0):
+    return jax.random.normal(jax.random.key(seed), (n, SIZE, SIZE, 3))
+
+
+def row_of(text):
+    networks = tuple(build(name) for name in text.split())
+    return networks, tuple(weights(network, i) for i, network in enumerate(networks))
+
+
+@pytest.mark.parametrize("text", ROWS)
+@pytest.mark.parametrize("batch", [3, 32])
+def test_a_row_gives_what_its_networks_give_alone(text, batch):
+    networks, variables = row_of(text)
+    frozen = Frozen(networks)
+    assert [len(row) for row in frozen.rows] == ROWS[text]
+    x = images(batch)
+    logits = jax.jit(lambda v: frozen.logits(v, x, None))(variables)
+    prepared = programs.prepare(networks, variables, Topology())
+    np.testing.assert_allclose(
+        jax.jit(lambda v: frozen.logits(v, x, None))(prepared), logits, rtol=1e-4, atol=1e-5
+    )
+    for network, own, found in zip(networks, variables, logits, strict=True):
+        alone = jax.jit(lambda v, network=network: network.apply(v, x)[0].logits)(own)
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
+        assert np.abs(alone).max() > 1e-2
+
+
+@pytest.mark.parametrize("keep", [(True, False, True), (False, True, False), (False,) * 3])
+def test_those_of_a_row_that_are_dropped_give_zeros(keep):
+    networks, variables = row_of("resnet20 resnet14 plane4")
+    logits = jax.jit(Frozen(networks).logits)
+    everyone = logits(variables, images(4), jnp.ones(3, bool))
+    some = logits(variables, images(4), jnp.array(keep))
+    np.testing.assert_array_equal(some, everyone * np.array(keep)[:, None, None])
+
+
+def test_a_dropped_one_is_not_computed():
+    networks, variables = row_of("resnet20 resnet14")
+    broken = jax.tree.map(lambda x: x * np.nan, variables[0])
+    logits = jax.jit(Frozen(networks).logits)
+    kept = jnp.array([False, True])
+    assert np.isfinite(logits((broken, variables[1]), images(4), kept)).all()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet32", "wrn_22_1", "cifar_senet34"])
+def test_shapes_are_those_of_a_fresh_network(name):
+    network = build(name)
+    fresh = network.init(jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), network.shapes
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_1", "plane4", "evolving:resnet14"])
+def test_frozen_weights_serve_every_batch(name):
+    network = build(name)
+    variables = weights(network, 0)
+    frozen = jax.jit(network.freeze)(variables)
+    assert network.freeze(frozen) is frozen
+    x = images(40)
+    whole = network.apply(variables, x)[0].logits
+    for part in (slice(0, 1), slice(0, 16), slice(3, 20), slice(0, 40)):
+        np.testing.assert_allclose(
+            network.apply(frozen, x[part])[0].logits, whole[part], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_other_weights_are_another_network():
+    """What a row is made of is its own: no network takes another's blocks."""
+    networks, variables = row_of("resnet20 resnet14 resnet14")
+    logits = jax.jit(lambda v: Frozen(networks).logits(v, images(4), None))
+    before = logits(variables)
+    changed = jax.tree.map(lambda x: 1.1 * x, variables[1])
+    after = logits((variables[0], changed, variables[2]))
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[2], before[2])
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+
+
+def test_half_precision_joins_only_its_own():
+    pair = (build("resnet20"), build("resnet14", dtype="bfloat16"))
+    assert len(Frozen(pair).rows) == 2
+    half = tuple(dataclasses.replace(network, dtype="bfloat16") for network in pair)
+    assert len(Frozen(half).rows) == 1
+    variables = tuple(weights(network, i) for i, network in enumerate(half))
+    logits = jax.jit(lambda v: Frozen(half).logits(v, images(16), None))(variables)
+    for network, own, found in zip(half, variables, logits, strict=True):
+        alone = jax.jit(lambda v, network=network: network.apply(v, images(16))[0].logits)(own)
+        np.testing.assert_allclose(found, alone, rtol=0.1, atol=0.1 * np.abs(alone).max())
