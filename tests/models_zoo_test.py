@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filling import filled
 from flax import linen as nn
 
 from distill_jax import models
@@ -197,23 +198,6 @@ def test_networks_are_equal_and_hash_alike_when_built_twice():
     for name in ("wrn_16_1", "cifar_resnet18", "evolving:cifar_vgg16"):
         one, two = (models.build(name, 10, (32, 32, 3)) for _ in range(2))
         assert one == two and hash(one) == hash(two)
-
-
-def filled(shapes, seed=0):
-    """Variables of these shapes from NumPy, with BatchNorm entries unlike a fresh network's.
-
-    Compiling the initialisation of a whole network takes seconds.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name in ("var", "scale"):
-            return jnp.asarray(rng.uniform(0.5, 2, leaf.shape), leaf.dtype)
-        std = 0.3 if leaf.ndim == 1 else np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return jnp.asarray(rng.normal(0, std, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filling import filled
 
 import distill_jax
 from distill_jax import ConfigError, data, fidelity, losses, models, optim, parallel, programs
@@ -236,20 +237,6 @@ SGD = optim.OptimOptions(learning_rate=0.05)
 SUMMED = EvolveOptions(feature_weight=1e-2)  # enough for a wrong sum to show
 
 
-def filled(network, seed=0):
-    """Variables of `network` from NumPy; far quicker than compiling its init."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        positive = path[-1].key in ("var", "scale")
-        std = 0.3 if leaf.ndim == 1 else np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        array = rng.uniform(0.5, 2, leaf.shape) if positive else rng.normal(0, std, leaf.shape)
-        return jnp.asarray(array, leaf.dtype)
-
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def examples(n=BATCH * STEPS):
     rng = np.random.default_rng(1)
     return (
@@ -264,7 +251,7 @@ def prepare(keys, images):
 
 def test_the_kl_reaches_the_backbones_classifier_and_the_feature_term_its_stages_alone():
     network = models.build("evolving:plane2", CLASSES, SHAPE)
-    variables = filled(network)
+    variables = filled(network.shapes)
     images, labels = examples(BATCH)
 
     @jax.jit
@@ -329,7 +316,7 @@ def trained(mode, devices):
 
 
 def start_of(network):
-    variables = filled(network)
+    variables = filled(network.shapes)
     opt_state = optim.transform(SGD, 0.0, 0.0).init(variables["params"])
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, variables["params"], variables["batch_stats"], opt_state, jnp.int32(0))
@@ -348,7 +335,7 @@ def test_every_mode_and_device_count_gives_the_same_loss_and_parameters(mode, de
 
 
 def filled_kernel(name):
-    variables = filled(models.build("evolving:plane2", CLASSES, SHAPE))
+    variables = filled(models.build("evolving:plane2", CLASSES, SHAPE).shapes)
     return np.asarray(variables["params"][name]["kernel"])
 
 
@@ -467,10 +454,9 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     dataset = data.load(**TINY["dataset"])
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
-    student, teacher = (
-        programs.predict(*results.networks["dense", name, 0], dataset.test, dataset)[0]
-        for name in ("plane2", "evolving:plane4")
-    )
+    pairs = [results.networks["dense", name, 0] for name in ("plane2", "evolving:plane4")]
+    student = programs.predict(*pairs[0], dataset.test, dataset)[0]
+    teacher = programs.teach((pairs[1][0],), (pairs[1][1],), dataset.test, dataset)[0]
     assert row["agreement"] == {"evolving:plane4": fidelity.agreement(student, teacher)}
     assert row["kl"] == {"evolving:plane4": fidelity.kl(teacher, student)}
     assert all(record["train_kl"] > 0 for record in results.histories["dense", "plane2", 0])

@@ -24,7 +24,7 @@ from distill_jax.models import (
     wide_resnet,
 )
 from distill_jax.models.layers import FROZEN, Mode, Outputs
-from distill_jax.models.stages import BLOCKS, Variables, repeat_blocks, shallowest, stack_blocks
+from distill_jax.models.stages import BLOCKS, Variables, draw_stages, stack_blocks
 
 Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)
 
@@ -220,10 +220,7 @@ def count_parameters(network: Network) -> int:
 
 @functools.lru_cache(maxsize=128)
 def _shapes(network: Network) -> Variables:
-    # Of two blocks a stage: tracing a hundred that are alike takes a while.
-    shallow = dataclasses.replace(network, module=shallowest(network.module))
-    shapes = jax.eval_shape(lambda: shallow.init(jax.random.key(0)))
-    return repeat_blocks(network.module, shapes)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
 
 
 @functools.lru_cache(maxsize=128)
@@ -240,7 +237,9 @@ def _init(network: Network, key: Array) -> Variables:
 
 def _draw(network: Network, key: Array) -> Variables:
     images = jnp.zeros((1, *network.image_shape))
-    return dict(network.module.init(key, images, Mode(train=True)))
+    return draw_stages(
+        network.module, key, lambda module, key: dict(module.init(key, images, Mode(train=True)))
+    )
 
 
 @functools.cache

@@ -9,7 +9,8 @@ A module of such stages has `blocks`, their number in each stage, and `block_nam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -95,19 +96,20 @@ def stack_blocks(module: Any, variables: Variables) -> Variables:
     return {**alone, BLOCKS: stacked}
 
 
-def shallowest(module: Any) -> Any:
-    """`module` with two blocks a stage at most: one of each that it has."""
+def draw_stages(module: Any, key: Array, draw: Callable[[Any, Array], Variables]) -> Variables:
+    """What `draw` draws of `module`, equal blocks at once: compiling a hundred takes seconds."""
     blocks = _blocks(module)
-    return module.clone(blocks=tuple(min(count, 2) for count in blocks)) if blocks else module
-
-
-def repeat_blocks(module: Any, variables: Variables) -> Variables:
-    """Those of `module`, of which `variables` has no more than `shallowest` has."""
-    names = {name: names[0] for names in _loops(module) for name in names}
-    return {
-        kind: tree | {name: tree[first] for name, first in names.items() if first in tree}
-        for kind, tree in variables.items()
-    }
+    if max(blocks, default=1) == 1:
+        return draw(module, key)
+    keys = jax.random.split(jax.random.fold_in(key, 1), max(blocks) - 1)
+    short, longer = (module.clone(blocks=tuple(min(n, c) for c in blocks)) for n in (1, 2))
+    variables, equal = draw(short, key), jax.vmap(functools.partial(draw, longer))(keys)
+    for names in _loops(module):
+        for kind, tree in variables.items():
+            if names[0] in equal[kind]:
+                for i, name in enumerate(names):
+                    tree[name] = jax.tree.map(lambda leaf, i=i: leaf[i], equal[kind][names[0]])
+    return variables
 
 
 def _blocks(module: Any) -> tuple[int, ...]:
