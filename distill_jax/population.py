@@ -18,7 +18,7 @@ from distill_jax.models import Variables
 from distill_jax.recipe import Job, steps_per_epoch
 from distill_jax.report import Reporter
 from distill_jax.scoring import Trained
-from distill_jax.step import NOT_FINITE, Batch, Resident, init_state, is_halted
+from distill_jax.step import NOT_FINITE, Resident, init_state, is_halted
 
 DISPATCH_SECONDS = 1.0  # how long the machine works before it looks up: signals, saves, progress
 TABLE_BYTES = 2**30  # the largest logit table that is made unasked
@@ -172,7 +172,18 @@ class Group:
         states = [init_state(self.network, self.recipe.optim, key) for key in keys]
         self.state = self._together(states)
         self.best = [self.topology.replicate(state.variables) for state in states]
-        self.zeros = self._zero_sums(program.body, states[0], keys[0], table)
+        # On one device the loop's step is the body: told the same, it is traced but once. Elsewhere
+        # no teacher need be traced for it.
+        alike = self.alone and self.topology.count == 1
+        told = (states[0], (), self.recipe.hyper, keys[0])
+        self.zeros = programs.zero_sums(
+            program.body,
+            *((self.state, self.frozen, self.hyper, self.key) if alike else told),
+            batch_size=self.recipe.batch_size,
+            image_shape=dataset.image_shape,
+            table=(len(job.teachers), dataset.classes) if table or not alike else None,
+            where=self.topology.replicated if alike else None,
+        )
         self.sums = self._together([self.zeros for _ in states])
 
     def _resident(self, table: bool) -> Resident:
@@ -184,34 +195,6 @@ class Group:
             )
         images = self.topology.place(Resident(*self.members[0].dataset.train))
         return images._replace(teacher_logits=self._together(logits))
-
-    def _zero_sums(self, body, state, key, table: bool) -> metrics.Metrics:
-        """By the step's shapes; no teacher is traced for it, except where the loop needs that too.
-
-        On one device the loop's step is `body` itself: asked with just the types that the loop
-        gives it, it is traced but once.
-        """
-        alike = self.alone and self.topology.count == 1
-        told: tuple[Any, ...] = state, (), self.recipe.hyper, key
-        if alike:
-            told = self.state, self.frozen, self.hyper, self.key
-        n, teachers = self.recipe.batch_size, len(self.members[0].frozen)
-
-        def per_example(*shape, dtype=jnp.int32, placed=alike) -> Any:
-            where = self.topology.replicated if placed else None
-            return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=where)
-
-        batch = Batch(
-            images=per_example(*self.dataset.image_shape, dtype=jnp.uint8),
-            labels=per_example(),
-            positions=per_example(placed=False),
-            mask=per_example(dtype=bool, placed=False),
-            teacher_logits=per_example(teachers, self.dataset.classes, dtype=jnp.float32)
-            if table or not alike
-            else None,
-        )
-        state, frozen, hyper, key = told
-        return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
 
     # ---------------------------------------------------------------- one member, and all of them
     def _together(self, trees: list[Any]) -> Any:

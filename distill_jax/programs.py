@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from distill_jax import data, metrics, models, optim, parallel, preflight
 from distill_jax.frozen import Frozen, Prepared, exit_logits
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.recipe import Recipe
 from distill_jax.step import (
+    Batch,
+    Hyper,
     Objective,
     Resident,
+    TrainState,
     TrainStep,
     draw_from,
     evolving_objective,
@@ -72,6 +77,41 @@ def train_program(
         each = body if topology.axis_name is None else step(topology.axis_name)
         loop = parallel.train_loop(each, topology)
     return TrainProgram(loop, body)
+
+
+def zero_sums(
+    body: TrainStep,
+    state: TrainState,
+    frozen: Any,
+    hyper: Hyper,
+    key: Array,
+    *,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    table: tuple[int, int] | None,
+    where: jax.sharding.Sharding | None,
+) -> metrics.Metrics:
+    """Where the sums of a step's metrics start, by its shapes alone.
+
+    Args:
+      body: the step; traced, once for all that tell it the same.
+      state: and frozen, hyper, key: what it is given.
+      batch_size: and image_shape: of its batch.
+      table: teachers and classes of a logit table, where the batch brings their logits.
+      where: the images are, as the type of what a step is told has it.
+    """
+
+    def per_example(*shape, dtype=jnp.int32, where=None):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
+
+    batch = Batch(
+        images=per_example(*image_shape, dtype=jnp.uint8, where=where),
+        labels=per_example(where=where),
+        positions=per_example(),
+        mask=per_example(dtype=bool),
+        teacher_logits=per_example(*table, dtype=jnp.float32, where=where) if table else None,
+    )
+    return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
 
 
 def prepare(

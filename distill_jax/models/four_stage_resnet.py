@@ -25,7 +25,7 @@ from distill_jax.models.layers import (
     max_pool_overlapping,
 )
 from distill_jax.models.resnet import BasicBlock, Bottleneck
-from distill_jax.models.stages import run_stages
+from distill_jax.models.stages import Staged
 
 WIDTHS = (64, 128, 256, 512)
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -44,22 +44,17 @@ class NextBottleneck(Bottleneck):
     groups: int = 32
 
 
-class FourStageResNet(nn.Module):
+class FourStageResNet(Staged):
     """A stem, four stages of `blocks` residual blocks, average pool and classifier.
 
     `large_stem` is ImageNet's 7×7 convolution of stride 2 and 3×3 max pool, otherwise one 3×3.
     """
 
     block: Any  # the class of its residual blocks
-    blocks: tuple[int, ...]
     classes: int
     initial: Init
     large_stem: bool = False
     stem_name: str = "conv1"
-
-    @staticmethod
-    def block_name(stage: int, index: int) -> str:
-        return f"layer{stage}.{index}"
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
@@ -75,7 +70,7 @@ class FourStageResNet(nn.Module):
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
         x = max_pool_overlapping(x) if self.large_stem else x
         block = functools.partial(self.block, kernel_init=self.initial.conv)
-        stages = run_stages(self, x, mode, block, WIDTHS)
+        stages = self.run_stages(x, mode, block, WIDTHS)
         feature = global_average_pool(stages[-1])
         return Outputs(Linear(self.classes, name="fc")(feature, mode), feature, stages)
 
@@ -83,7 +78,7 @@ class FourStageResNet(nn.Module):
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> FourStageResNet:
     """TESKD's ResNet of 18, 34 or 50 layers for small images, with PyTorch's initialisation."""
     block = Bottleneck if depth >= 50 else BasicBlock
-    return FourStageResNet(block, COUNTS[depth], classes, TORCH)
+    return FourStageResNet(COUNTS[depth], block, classes, TORCH)
 
 
 def build_cifar_next(
@@ -91,10 +86,10 @@ def build_cifar_next(
 ) -> FourStageResNet:
     """TESKD's ResNeXt of 18, 34 or 50 layers for small images."""
     block = NextBottleneck if depth >= 50 else NextBasicBlock
-    return FourStageResNet(block, COUNTS[depth], classes, HE, stem_name="conv1.0")
+    return FourStageResNet(COUNTS[depth], block, classes, HE, stem_name="conv1.0")
 
 
 def build_imagenet(depth: int, classes: int, image_shape: tuple[int, int, int]) -> FourStageResNet:
     """ImageNet's ResNet of 18, 34 or 50 layers, names and arithmetic of torchvision's."""
     block = Bottleneck if depth >= 50 else BasicBlock
-    return FourStageResNet(block, COUNTS[depth], classes, HE, large_stem=True)
+    return FourStageResNet(COUNTS[depth], block, classes, HE, large_stem=True)

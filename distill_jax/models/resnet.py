@@ -18,7 +18,7 @@ from distill_jax.models.layers import (
     global_average_pool,
     he_fan_out,
 )
-from distill_jax.models.stages import run_stages
+from distill_jax.models.stages import Staged
 
 DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)
 
@@ -94,22 +94,17 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Staged):
     """ResNet of 6n+2 layers: a 3×3 stem of `widths[0]`, three stages of `blocks` basic blocks."""
 
-    blocks: tuple[int, int, int]
     widths: tuple[int, int, int, int]
     classes: int
-
-    @staticmethod
-    def block_name(stage: int, index: int) -> str:
-        return f"layer{stage}.{index}"
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         stem = Conv(self.widths[0], use_bias=False, kernel_init=he_fan_out, name="conv1")
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
-        stages = run_stages(self, x, mode, BasicBlock, self.widths[1:])
+        stages = self.run_stages(x, mode, BasicBlock, self.widths[1:])
         feature = global_average_pool(stages[-1])
         return Outputs(Linear(self.classes, name="fc")(feature, mode), feature, stages)
 

@@ -20,7 +20,7 @@ from distill_jax.models.layers import (
     conv_norm,
     global_average_pool,
 )
-from distill_jax.models.stages import run_stages
+from distill_jax.models.stages import Staged
 
 REDUCTION = 16
 
@@ -59,11 +59,10 @@ class SEBottleneck(SEBlock):
     layers = ((1, 1, False), (3, 1, True), (1, 4, False))
 
 
-class SENet(nn.Module):
+class SENet(Staged):
     """A 3×3 stem of 64, four stages of `blocks` blocks, average pool and classifier."""
 
     bottleneck: bool
-    blocks: tuple[int, ...]
     classes: int
 
     @staticmethod
@@ -74,11 +73,11 @@ class SENet(nn.Module):
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = nn.relu(conv_norm(images, mode, Conv(WIDTHS[0], name="pre.0"), "pre.1"))
         block = SEBottleneck if self.bottleneck else SEBlock
-        stages = run_stages(self, x, mode, block, WIDTHS)
+        stages = self.run_stages(x, mode, block, WIDTHS)
         feature = global_average_pool(stages[-1])
         return Outputs(Linear(self.classes, name="linear")(feature, mode), feature, stages)
 
 
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> SENet:
     """TESKD's SE-ResNet of 18, 34 or 50 layers."""
-    return SENet(depth >= 50, COUNTS[depth], classes)
+    return SENet(COUNTS[depth], depth >= 50, classes)

@@ -18,7 +18,7 @@ from distill_jax.models.layers import (
     global_average_pool,
     he_fan_out,
 )
-from distill_jax.models.stages import run_stages
+from distill_jax.models.stages import Staged
 
 
 class PreActivationBlock(nn.Module):
@@ -51,13 +51,12 @@ class PreActivationBlock(nn.Module):
         return x + y
 
 
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """A 3×3 stem of 16, three stages of `blocks` blocks, BatchNorm, ReLU, pool and classifier.
 
     The stages end before the next BatchNorm, where the field's feature losses take them.
     """
 
-    blocks: tuple[int, int, int]
     factor: int
     classes: int
 
@@ -69,7 +68,7 @@ class WideResNet(nn.Module):
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = Conv(16, use_bias=False, kernel_init=he_fan_out, name="conv1")(images, mode)
         widths = tuple(width * self.factor for width in (16, 32, 64))
-        stages = run_stages(self, x, mode, PreActivationBlock, widths)
+        stages = self.run_stages(x, mode, PreActivationBlock, widths)
         x = nn.relu(BatchNorm(widths[-1], name="bn1")(stages[-1], mode))
         feature = global_average_pool(x)
         logits = Linear(self.classes, bias_init=nn.initializers.zeros, name="fc")(feature, mode)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data, metrics, models, optim, parallel, programs
+from distill_jax import data, models, optim, parallel, programs
 from distill_jax.dropping import Dropping
 from distill_jax.interop import torch_weights
 from distill_jax.optim import OptimOptions
@@ -103,10 +103,14 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     else:
         frozen = programs.prepare(teachers, frozen, topology)
     state, key = topology.place((state, key))
-    one = parallel.Topology().batch(None, resident, order[0], order[0] >= 0)
-    # Where the loop's step is this one too, on one device, it is traced but once.
-    _, sums = jax.eval_shape(program.body, state, frozen, one, recipe.hyper, key)
-    sums = metrics.zeros_like(sums)
+    sums = programs.zero_sums(
+        program.body,
+        *(state, frozen, recipe.hyper, key),
+        batch_size=case.batch,
+        image_shape=cases.IMAGE_SHAPE,
+        table=(len(teachers), cases.CLASSES) if case.variant == "table" else None,
+        where=topology.replicated,
+    )
     if several:
         alike = (state, sums, frozen, np.asarray(order), recipe.hyper, key)
         state, sums, frozen, order, hyper, key = (
