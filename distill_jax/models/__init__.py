@@ -116,8 +116,7 @@ class Network:
         fastest, equal blocks stacked. Where it is run often, do this once, before.
 
         Args:
-          variables: {"params", "batch_stats"}, or what was made of them: returned as it is, as far
-            as it is there.
+          variables: {"params", "batch_stats"}; what was made of such comes back as it is.
           size: of the images, where it is not that of `image_shape`.
         """
         if FROZEN in variables:
