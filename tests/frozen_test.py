@@ -128,6 +128,17 @@ def test_other_weights_are_another_network():
     assert np.abs(after[1] - before[1]).max() > 1e-3
 
 
+def test_elsewhere_than_on_a_cpu_each_is_a_body_of_its_own(monkeypatch):
+    networks, variables = row_of("resnet20 resnet14 evolving:resnet14 plane4")
+    here = jax.jit(lambda v: Frozen(networks).logits(v, images(32), None))(variables)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    frozen = Frozen(networks)
+    assert [len(row) for row in frozen.rows] == [1, 1, 1, 1]
+    prepared = jax.jit(lambda v: frozen.prepare(v))(variables)
+    there = jax.jit(lambda v: frozen.logits(v, images(32), None))(prepared)
+    np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-5 * np.abs(here).max())
+
+
 def test_half_precision_joins_only_its_own():
     pair = (build("resnet20"), build("resnet14", dtype="bfloat16"))
     assert len(Frozen(pair).rows) == 2
