@@ -400,9 +400,9 @@ class Group:
                 f"{member.history[-1]}"
             )
         state = self._of(i, self.state)
-        deployed, scored = scoring.score(
-            member.job, member.frozen, self.best[i], state.variables, self.dataset
-        )
+        best, newest = self.best[i], member.best_epoch + 1 == self.epochs_done
+        last = best if newest else state.variables
+        deployed, scored = scoring.score(member.job, member.frozen, best, last, self.dataset)
         record = {
             **scored,
             "valid_accuracy": member.history[member.best_epoch].get("valid_accuracy"),
@@ -410,7 +410,7 @@ class Group:
             "epochs": self.recipe.epochs,
             "seconds": round(member.seconds, 2),
             "skipped_steps": int(state.skipped),
-            "state_digest": digest({"best": self.best[i], "last": state}),
+            "state_digest": digest({"best": best, "last": state}),
             "preflight": member.preflight,
         }
         return Trained(deployed, member.history, record)

@@ -64,16 +64,17 @@ def score(
     last: Variables,
     dataset: data.Dataset,
 ) -> tuple[Variables, dict[str, Any]]:
-    """Scores the test set with a stage's best and last weights, once each.
+    """Scores the test set with a stage's best and last weights, once each; once if they are one.
 
     Returns:
       The weights to deploy, and for the record: accuracies (those of the branches too), calibration
       error, agreement with each teacher and KL from it.
     """
+    same = last is best
     best, last = jax.device_get((best, last))
     deployed, labels = models.deploy(job.network, best), dataset.test.labels
     own, *branches = programs.predict(job.network, best, dataset.test, dataset)
-    final = programs.predict(job.network, last, dataset.test, dataset)[0]
+    final = own if same else programs.predict(job.network, last, dataset.test, dataset)[0]
     record = {
         "parameters": _size(deployed),
         "test_accuracy": fidelity.accuracy(own, labels),
