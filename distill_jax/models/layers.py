@@ -20,6 +20,7 @@ from jax import Array, lax
 
 from distill_jax.models.convolution import CPU_CHUNK, conv2d, form_of
 
+Variables = dict[str, Any]  # {"params", "batch_stats"} of a network
 FROZEN = "frozen"  # the collection of what layers make of their weights for a frozen network
 
 

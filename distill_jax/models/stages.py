@@ -16,9 +16,8 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-from distill_jax.models.layers import FROZEN, Mode
+from distill_jax.models.layers import FROZEN, Mode, Variables
 
-Variables = dict[str, Any]
 BLOCKS = "blocks"  # the collection of the variables of equal blocks, stacked; one entry a loop
 BOUNDS = "bounds"  # that of the first and after the last block that is a network's own
 
@@ -104,7 +103,6 @@ def stack_blocks(module: nn.Module, variables: Variables) -> Variables:
         names[0]: {
             kind: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[name] for name in names))
             for kind, tree in variables.items()
-            if names[0] in tree
         }
         for names in loops
     }
@@ -126,12 +124,15 @@ def draw_stages(
     keys = jax.random.split(jax.random.fold_in(key, 1), max(map(len, loops)))
     one, two = (module.clone(blocks=tuple(min(n, c) for c in module.blocks)) for n in (1, 2))
     variables, equal = draw(one, key), jax.vmap(functools.partial(draw, two))(keys)
-    for names in loops:
-        for kind, tree in variables.items():
-            if names[0] in equal[kind]:
-                for i, name in enumerate(names):
-                    tree[name] = jax.tree.map(lambda leaf, i=i: leaf[i], equal[kind][names[0]])
-    return variables
+    places = {name: (names[0], i) for names in loops for i, name in enumerate(names)}
+    return {
+        kind: tree
+        | {
+            name: jax.tree.map(lambda leaf, i=i: leaf[i], equal[kind][first])
+            for name, (first, i) in places.items()
+        }
+        for kind, tree in variables.items()
+    }
 
 
 def alike_but_for_depth(one: nn.Module, other: nn.Module) -> bool:
