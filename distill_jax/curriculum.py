@@ -109,7 +109,9 @@ def run(
         several = Several(*reporters)
         trained: dict[str, Trained] = {}
         for address, variables in given.items():  # first, so that a wrong file shows at once
-            trained[address] = scoring.adopt(plan.jobs[address], dataset, variables)
+            trained[address] = scoring.adopt(
+                plan.jobs[address], dataset, variables, experiment.topology
+            )
             several.stage_ended(plan.jobs[address], trained[address].record)
         _train_all(plan, trained, dataset, experiment, folder, several, stop)
         results = _results(plan, trained, experiment)

@@ -14,6 +14,11 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label), in nats; logits (N, C), labels (N,). NaN where a logit is not."""
+    return float(np.mean(-_log_softmax(logits)[np.arange(len(labels)), labels]))
+
+
 def agreement(logits: np.ndarray, others: np.ndarray) -> float:
     """Top-1 agreement: the fraction of examples to which both give the same class; (N, C) each.
 

@@ -9,14 +9,12 @@ from jax import Array
 Metrics = dict[str, tuple[Array, Array]]
 
 
-def mean_of(values: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """(sum, count) of per-example values (B,), of those that `mask` (B,) marks where given."""
+def mean_of(values: Array) -> tuple[Array, Array]:
+    """(sum, count) of per-example values (B,)."""
     values = jnp.asarray(values)
     if values.dtype == bool:
         values = values.astype(jnp.int32)
-    if mask is None:
-        return jnp.sum(values), jnp.asarray(values.size, jnp.int32)
-    return jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.int32)
+    return jnp.sum(values), jnp.asarray(values.size, jnp.int32)
 
 
 def merge(a: Metrics, b: Metrics) -> Metrics:

@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import metrics
-from distill_jax.step import Batch, EvalStep, Resident, TrainStep
+from distill_jax.step import Batch, Resident, TrainStep
 
 AXIS = "devices"
 MODES = ("jit", "pmap")
@@ -74,6 +74,11 @@ class Topology:
     def replicated(self) -> NamedSharding:
         """Of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def shared_parts(self) -> NamedSharding:
+        """Of parts (P, B, ...) of which every device holds its share."""
+        return NamedSharding(self.mesh, PartitionSpec(None, AXIS))
 
     def check_batch(self, batch_size: int) -> None:
         """Raises ValueError where `batch_size` is not divisible by the devices."""
@@ -137,7 +142,7 @@ class Topology:
         indices = np.arange(self.count, dtype=np.int32)
         return lambda *args: mapped(indices, *args)
 
-    def batch(self, device: Array | None, data: Resident, rows: Array, mask: Array) -> Batch:
+    def batch(self, device: Array | None, data: Resident, rows: Array) -> Batch:
         """The examples `rows` (B,) of the resident data, or this device's share of them.
 
         One set of rows gathers images, labels and table, so that no image meets another's logits.
@@ -145,11 +150,11 @@ class Topology:
         positions = jnp.arange(rows.shape[0], dtype=jnp.int32)
         if device is not None:
             local = rows.shape[0] // self.count
-            rows, mask, positions = (
-                lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, mask, positions)
+            rows, positions = (
+                lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, positions)
             )
         images, labels, logits = jax.tree.map(lambda x: x[rows], data)
-        return Batch(images, labels, positions, mask, logits)
+        return Batch(images, labels, positions, logits)
 
 
 @jax.jit
@@ -179,8 +184,7 @@ def _steps(step: TrainStep, topology: Topology) -> Callable:
     def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
         def body(t, carry):
             state, sums = carry
-            everything = jnp.ones(order.shape[1:], bool)
-            batch = topology.batch(device, data, order[t], everything)
+            batch = topology.batch(device, data, order[t])
             state, new = step(state, variables, batch, hyper, key)
             return state, metrics.merge(sums, new)
 
@@ -233,20 +237,34 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     )
 
 
-def eval_loop(step: EvalStep, topology: Topology) -> Callable:
-    """Compiles the evaluation of a whole data set as one dispatch.
+def logits_loop(freeze: Callable, logits_of: Callable, topology: Topology) -> Callable:
+    """Compiles what a network says of some parts of a split as one dispatch.
+
+    Args:
+      freeze: variables -> what `logits_of` takes; once for all parts.
+      logits_of: (frozen variables, images (B, H, W, channels)) -> logits (E, B, C).
+      topology: its devices share every part, under `shard_map` in both modes.
 
     Returns:
-      (variables, data, order (S, B), mask (S, B)) -> metrics, with `data` as in `train_loop`.
+      (variables, images (P, B, H, W, channels), parts) -> logits (P, E, B, C), zeros from `parts`
+      on: it is traced, so that one program serves splits of every size.
     """
 
-    def evaluation(device, variables, data, order, mask):
-        def sums_of(t):
-            return step(variables, topology.batch(device, data, order[t], mask[t]))
+    def split_logits(variables, images, parts):
+        frozen = freeze(variables)
+        found = jax.eval_shape(logits_of, frozen, images[0])
 
-        # At least one row: evaluated once more it would count twice, so the first starts the sums.
-        return lax.fori_loop(
-            1, order.shape[0], lambda t, sums: metrics.merge(sums, sums_of(t)), sums_of(0)
+        def part(i, logits):
+            return logits.at[i].set(logits_of(frozen, images[i]))
+
+        return lax.fori_loop(0, parts, part, jnp.zeros((len(images), *found.shape), found.dtype))
+
+    return jax.jit(
+        jax.shard_map(
+            split_logits,
+            mesh=topology.mesh,
+            in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
+            out_specs=PartitionSpec(None, None, AXIS),
+            check_vma=False,
         )
-
-    return topology.compile(evaluation, arguments=4, donated=0)
+    )

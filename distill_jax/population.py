@@ -112,10 +112,10 @@ class Member:
         for name in ("history", "best_epoch", "seconds", "preflight"):
             setattr(self, name, meta[name])
 
-    def table(self) -> np.ndarray:
+    def table(self, topology: parallel.Topology) -> np.ndarray:
         """(N, K, C) logits of the teachers for every training image."""
-        said = programs.teach(self.job.teachers, self.frozen, self.dataset.train, self.dataset)
-        return said.swapaxes(0, 1)
+        asked = list(zip(self.job.teachers, self.frozen, strict=True))
+        return programs.teach(asked, self.dataset.train, self.dataset, topology).swapaxes(0, 1)
 
 
 class _Chunk(NamedTuple):
@@ -146,9 +146,7 @@ class Group:
         table = check_table(job, dataset, means.teacher_logits)
         self.data = None if self.streamed else self._resident(table)
         self.watched = "test" if self.recipe.selection == "test" else "valid"
-        split = getattr(dataset, self.watched)
-        streamed = isinstance(split.images, data.Streamed)
-        self.split = split if streamed else self.topology.place(split)
+        self.split = programs.place(getattr(dataset, self.watched), self.topology)
         frozen = [
             () if table else programs.prepare(job.teachers, m.frozen, self.topology)
             for m in self.members
@@ -188,7 +186,7 @@ class Group:
 
     def _resident(self, table: bool) -> Resident:
         """The training images in place, beside the teachers' logits where there is a table."""
-        logits = [m.table() if table else None for m in self.members]
+        logits = [m.table(self.topology) if table else None for m in self.members]
         if self.recipe.train_limit and not self.alone:  # to each its own images
             return self._together(
                 [Resident(*m.dataset.train, x) for m, x in zip(self.members, logits, strict=True)]
@@ -253,8 +251,9 @@ class Group:
     def look_before(self) -> None:
         """Looks at each member's teachers and loss before the first step."""
         for i, m in enumerate(self.members):
+            fresh = self._variables(i)
             found = scoring.look_before(
-                m.job, m.frozen, self._variables(i), m.dataset, m.plain_accuracy
+                m.job, m.frozen, fresh, m.dataset, self.topology, m.plain_accuracy
             )
             m.preflight = preflight.as_json(found)
             self.means.reporter.notice(found.lines())
@@ -402,7 +401,9 @@ class Group:
         state = self._of(i, self.state)
         best, newest = self.best[i], member.best_epoch + 1 == self.epochs_done
         last = best if newest else state.variables
-        deployed, scored = scoring.score(member.job, member.frozen, best, last, self.dataset)
+        deployed, scored = scoring.score(
+            member.job, member.frozen, best, last, self.dataset, self.topology
+        )
         record = {
             **scored,
             "valid_accuracy": member.history[member.best_epoch].get("valid_accuracy"),

@@ -1,9 +1,10 @@
-"""What is compiled, once for all stages that share it: training, evaluation, prediction."""
+"""What is compiled, once for all stages that share it: training, and the logits of a split."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from distill_jax import data, metrics, models, optim, parallel, preflight
+from distill_jax import data, fidelity, metrics, models, optim, parallel, preflight
 from distill_jax.frozen import Frozen, Prepared, exit_logits
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.recipe import Recipe
@@ -19,17 +20,17 @@ from distill_jax.step import (
     Batch,
     Hyper,
     Objective,
-    Resident,
     TrainState,
     TrainStep,
+    accuracy_names,
     draw_from,
     evolving_objective,
-    make_eval_step,
     make_train_step,
     multi_teacher_objective,
 )
 
-EVAL_BATCH = 256
+PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
+DISPATCH_BYTES = 2**23  # of images, about, that are asked about in one dispatch
 
 
 def objective_of(network: models.Network, recipe: Recipe) -> Objective:
@@ -108,7 +109,6 @@ def zero_sums(
         images=per_example(*image_shape, dtype=jnp.uint8, where=where),
         labels=per_example(where=where),
         positions=per_example(),
-        mask=per_example(dtype=bool),
         teacher_logits=per_example(*table, dtype=jnp.float32, where=where) if table else None,
     )
     return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
@@ -134,111 +134,101 @@ def _prepare_program(teachers, topology, backend):
     )
 
 
+def predict(
+    asked: Sequence[tuple[Network, Variables]],
+    split: data.Split | Placed,
+    dataset: data.Dataset,
+    topology: parallel.Topology = parallel.Topology(),
+) -> list[np.ndarray]:
+    """What each network says of a whole split: (E, N, C) float32, its own logits and its branches'.
+
+    Args:
+      asked: the networks, each with its variables; streamed images are decoded once for all.
+      split: images and labels, or what `place` made of them.
+      dataset: gives the normalisation.
+      topology: the devices that share the images.
+    """
+    programs = [
+        _logits_program(network, dataset.mean, dataset.std, topology) for network, _ in asked
+    ]
+    placed = [topology.place(variables) for _, variables in asked]
+    found: list[list[np.ndarray]] = [[] for _ in asked]
+    for images, parts in split.parts if isinstance(split, Placed) else _in_parts(split, topology):
+        for program, variables, logits in zip(programs, placed, found, strict=True):
+            logits.append(np.asarray(program(variables, images, np.int32(parts)))[:parts])
+    n = len(split.labels)
+    # (P, E, B, C) of each dispatch -> (E, N, C); what filled up the last part is cut off.
+    return [
+        np.concatenate([np.concatenate(part, 1) for part in logits], 1)[:, :n] for logits in found
+    ]
+
+
+def teach(
+    asked: Sequence[tuple[Network, Variables]],
+    split: data.Split,
+    dataset: data.Dataset,
+    topology: parallel.Topology = parallel.Topology(),
+) -> np.ndarray:
+    """As `predict`, the networks' own logits alone: (K, N, C), of no network too."""
+    empty = np.zeros((0, len(split.labels), dataset.classes), np.float32)
+    return np.concatenate([empty, *(x[:1] for x in predict(asked, split, dataset, topology))])
+
+
+class Placed(NamedTuple):
+    """A split on the devices, to be asked about more than once."""
+
+    parts: list[tuple[Array, int]]
+    labels: np.ndarray
+
+
+def place(split: data.Split, topology: parallel.Topology) -> data.Split | Placed:
+    """The split as `predict` takes it at once; streamed images stay where they are."""
+    if isinstance(split.images, data.Streamed):
+        return split
+    return Placed(list(_in_parts(split, topology)), split.labels)
+
+
+def _in_parts(split: data.Split, topology: parallel.Topology) -> Iterator[tuple[Array, int]]:
+    """Images (P, B, H, W, channels) shared by the devices, and how many of the P parts are any."""
+    if not len(split.labels):
+        return
+    shape = split.images.shape[1:]
+    batch = topology.count * PART.get(jax.default_backend(), PART["gpu"])
+    size = batch * max(1, DISPATCH_BYTES // (batch * math.prod(shape)))
+    for start, images in enumerate(data.parts(split.images, size)):
+        parts = -(-min(size, len(split.labels) - start * size) // batch)
+        placed = jax.device_put(images.reshape(-1, batch, *shape), topology.shared_parts)
+        yield placed, parts
+
+
 @functools.lru_cache(maxsize=32)
-def _eval_program(network, mean, std, topology):
-    step = make_eval_step(
-        network=network,
-        prepare=lambda images: data.normalise(images, mean, std),
-        axis_name=topology.axis_name,
-    )
-    return parallel.eval_loop(step, topology)
+def _logits_program(network, mean, std, topology):
+    def freeze(variables):
+        return network.freeze(variables)
+
+    def logits_of(frozen, images):
+        return exit_logits(network, frozen, data.normalise(images, mean, std))
+
+    return parallel.logits_loop(freeze, logits_of, topology)
 
 
 def evaluate(
     network: Network,
     variables: Variables,
-    split: data.Split,
+    split: data.Split | Placed,
     dataset: data.Dataset,
     topology: parallel.Topology = parallel.Topology(),
 ) -> dict[str, float]:
-    """Accuracy and cross-entropy over a whole split, every example counted once.
-
-    Args:
-      network: the network.
-      variables: its variables.
-      split: images and labels.
-      dataset: gives the normalisation.
-      topology: where to run it.
-    """
-    program = _eval_program(network, dataset.mean, dataset.std, topology)
-    batch = -(-min(EVAL_BATCH, len(split.labels)) // topology.count) * topology.count
-    sums = [
-        jax.block_until_ready(
-            program(variables, Resident(chunk.images, chunk.labels), chunk.order, mask)
-        )
-        for chunk, mask in _eval_chunks(split, batch)
-    ]
-    return metrics.compute(functools.reduce(metrics.merge, sums))
+    """Accuracies, the branches' too, and cross-entropy over a whole split; see `predict`."""
+    (logits,) = predict([(network, variables)], split, dataset, topology)
+    return measure(logits, split.labels)
 
 
-def _eval_chunks(split, batch):
-    """Chunks that hold every example of a split, and the mask (S, B) of each."""
-    order, mask = data.eval_order(len(split.labels), batch)
-    for chunk in data.chunks(split, order):
-        padding = len(chunk.order) - chunk.steps
-        marked = mask[chunk.start : chunk.start + chunk.steps]
-        yield chunk, np.pad(marked, ((0, padding), (0, 0)))
-
-
-@functools.lru_cache(maxsize=32)
-def _predict_program(network, mean, std):
-    def predict(variables, images):
-        return exit_logits(network, variables, data.normalise(images, mean, std))
-
-    return jax.jit(predict)
-
-
-def predict(
-    network: Network, variables: Variables, split: data.Split, dataset: data.Dataset
-) -> np.ndarray:
-    """The logits of a whole split, (E, N, C) float32: the network's, then those of its branches.
-
-    Args:
-      network: the network.
-      variables: its variables.
-      split: images and labels, decoded part by part where they are streamed.
-      dataset: gives the normalisation.
-    """
-    program = _predict_program(network, dataset.mean, dataset.std)
-    return _over_batches(program, jax.device_put(variables), split)
-
-
-@functools.lru_cache(maxsize=32)
-def _teach_program(teachers, mean, std):
-    def teach(frozen, images):
-        return Frozen(teachers).logits(frozen, data.normalise(images, mean, std), None)
-
-    return jax.jit(teach)
-
-
-def teach(
-    teachers: tuple[Network, ...],
-    variables: Sequence[Variables],
-    split: data.Split,
-    dataset: data.Dataset,
-) -> np.ndarray:
-    """What frozen networks say of a whole split, (K, N, C) float32; as `predict`, but of several.
-
-    Args:
-      teachers: the networks.
-      variables: of each.
-      split: images and labels.
-      dataset: gives the normalisation.
-    """
-    if not teachers:
-        return np.zeros((0, len(split.labels), dataset.classes), np.float32)
-    program = _teach_program(teachers, dataset.mean, dataset.std)
-    return _over_batches(program, prepare(teachers, variables, parallel.Topology()), split)
-
-
-def _over_batches(program: Callable, variables: Any, split: data.Split) -> np.ndarray:
-    """program(variables, images) (..., N, C), batch by batch: one serves splits of every size."""
-    n, logits = len(split.labels), []
-    for start in range(0, n, EVAL_BATCH):
-        images = np.asarray(split.images[start : start + EVAL_BATCH])
-        padding = [(0, EVAL_BATCH - len(images))] + [(0, 0)] * 3
-        logits.append(program(variables, np.pad(images, padding)))
-    return np.concatenate(jax.device_get(logits), 1)[:, :n]
+def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The accuracy of each exit, and the cross-entropy of the first; logits (E, N, C)."""
+    names = accuracy_names(len(logits))
+    found = {k: fidelity.accuracy(x, labels) for k, x in zip(names, logits, strict=True)}
+    return {**found, "loss": fidelity.cross_entropy(logits[0], labels)}
 
 
 @functools.lru_cache(maxsize=32)

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import data, fidelity, models, preflight, programs
+from distill_jax import data, fidelity, models, parallel, preflight, programs
 from distill_jax.checkpoint import digest
 from distill_jax.models import Variables
 from distill_jax.recipe import Job
+from distill_jax.step import accuracy_names
+
+LOOKED_AT = 256  # images of the batch on which the terms of the loss are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,7 @@ def look_before(
     frozen: tuple[Variables, ...],
     fresh: Variables,
     dataset: data.Dataset,
+    topology: parallel.Topology,
     plain_accuracy: float | None,
 ) -> preflight.Preflight:
     """The teachers on the validation split, and the terms of the loss on one batch of it.
@@ -40,11 +44,13 @@ def look_before(
       frozen: the variables of its teachers.
       fresh: the student's own, before its first step.
       dataset: with its training split as the stage sees it.
+      topology: see `programs.predict`.
       plain_accuracy: see `preflight.worry`.
     """
     split = dataset.valid if len(dataset.valid.labels) else dataset.train
-    logits = programs.teach(job.teachers, frozen, split, dataset)
-    some = slice(0, programs.EVAL_BATCH)
+    asked = list(zip(job.teachers, frozen, strict=True))
+    logits = programs.teach(asked, split, dataset, topology)
+    some = slice(0, LOOKED_AT)
     images, labels = np.asarray(split.images[some]), np.asarray(split.labels[some])
     program = programs.terms_program(job.network, job.recipe.structure, dataset.mean, dataset.std)
     found = program(jax.device_get(fresh), images, labels, logits[:, some], job.recipe.hyper)
@@ -63,6 +69,7 @@ def score(
     best: Variables,
     last: Variables,
     dataset: data.Dataset,
+    topology: parallel.Topology,
 ) -> tuple[Variables, dict[str, Any]]:
     """Scores the test set with a stage's best and last weights, once each; once if they are one.
 
@@ -70,37 +77,36 @@ def score(
       The weights to deploy, and for the record: accuracies (those of the branches too), calibration
       error, agreement with each teacher and KL from it.
     """
-    same = last is best
-    best, last = jax.device_get((best, last))
-    deployed, labels = models.deploy(job.network, best), dataset.test.labels
-    own, *branches = programs.predict(job.network, best, dataset.test, dataset)
-    final = own if same else programs.predict(job.network, last, dataset.test, dataset)[0]
+    asked = [(job.network, best), *zip(job.teachers, frozen, strict=True)]
+    if last is not best:
+        asked.append((job.network, last))
+    own, *said = programs.predict(asked, dataset.test, dataset, topology)
+    newest = own if last is best else said.pop()
+    labels, deployed = dataset.test.labels, models.deploy(job.network, jax.device_get(best))
+    found = programs.measure(own, labels)
     record = {
         "parameters": _size(deployed),
-        "test_accuracy": fidelity.accuracy(own, labels),
-        **{
-            f"test_branch{i}_accuracy": fidelity.accuracy(logits, labels)
-            for i, logits in enumerate(branches, 1)
-        },
-        "last_test_accuracy": fidelity.accuracy(final, labels),
-        "ece": fidelity.expected_calibration_error(own, labels),
+        **{f"test_{name}": found[name] for name in accuracy_names(len(own))},
+        "last_test_accuracy": fidelity.accuracy(newest[0], labels),
+        "ece": fidelity.expected_calibration_error(own[0], labels),
     }
     agreement, kl = {}, {}
-    said = programs.teach(job.teachers, frozen, dataset.test, dataset)
     for network, theirs in zip(job.teachers, said, strict=True):
-        agreement[network.name] = fidelity.agreement(own, theirs)
-        kl[network.name] = fidelity.kl(theirs, own)
+        agreement[network.name] = fidelity.agreement(own[0], theirs[0])
+        kl[network.name] = fidelity.kl(theirs[0], own[0])
     return deployed, {**record, "agreement": agreement, "kl": kl}
 
 
-def adopt(job: Job, dataset: data.Dataset, variables: Variables) -> Trained:
+def adopt(
+    job: Job, dataset: data.Dataset, variables: Variables, topology: parallel.Topology
+) -> Trained:
     """A network that comes with its weights: evaluated once, trained never."""
-    _, scored = score(dataclasses.replace(job, teachers=()), (), variables, variables, dataset)
-    valid = dataset.valid
+    alone = dataclasses.replace(job, teachers=())
+    _, scored = score(alone, (), variables, variables, dataset, topology)
     accuracy = None
-    if len(valid.labels):
-        logits = programs.predict(job.network, variables, valid, dataset)[0]
-        accuracy = fidelity.accuracy(logits, valid.labels)
+    if len(dataset.valid.labels):
+        found = programs.evaluate(job.network, variables, dataset.valid, dataset, topology)
+        accuracy = found["accuracy"]
     record = {
         **scored,
         "valid_accuracy": accuracy,

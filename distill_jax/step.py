@@ -1,4 +1,4 @@
-"""One train body and one eval body: pure, told everything by their arguments."""
+"""The body of a training step: pure, told everything by its arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from distill_jax import losses, metrics, optim, rng
 from distill_jax.dropping import Dropping, keep_mask
-from distill_jax.frozen import Frozen, exit_logits
+from distill_jax.frozen import Frozen
 from distill_jax.models import Network, Outputs, Variables
 
 # (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper, batch size over all devices)
@@ -71,14 +71,12 @@ class Batch(NamedTuple):
       images: (B, H, W, channels) uint8.
       labels: (B,) int32.
       positions: (B,) int32, places in the whole batch: augmentation draws by them.
-      mask: (B,) bool, false where an example only pads; the train step ignores it.
       teacher_logits: (B, K, C), where a logit table has them.
     """
 
     images: Array
     labels: Array
     positions: Array
-    mask: Array
     teacher_logits: Array | None = None
 
 
@@ -103,7 +101,6 @@ class Hyper(NamedTuple):
 TrainStep = Callable[
     [TrainState, tuple[Variables, ...], Batch, Hyper, Array], tuple[TrainState, metrics.Metrics]
 ]
-EvalStep = Callable[[Variables, Batch], Any]
 
 
 def multi_teacher_objective(options: losses.LossOptions) -> Objective:
@@ -294,39 +291,13 @@ def _all_finite(tree: Any) -> Array:
     return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])))
 
 
-def make_eval_step(
-    *,
-    network: Network,
-    prepare: Callable[[Array], Array],
-    axis_name: str | None = None,
-) -> EvalStep:
-    """The body of an evaluation step: exact counts over the examples that `batch.mask` marks.
-
-    Args:
-      network: the network to evaluate.
-      prepare: normalises uint8 images.
-      axis_name: the devices' axis under pmap.
-
-    Returns:
-      (variables, batch) -> metrics "accuracy", "loss" (cross-entropy) and, of an evolving network,
-      "branch1_accuracy" and so on, deepest first.
-    """
-
-    def eval_step(variables, batch):
-        logits = exit_logits(network, variables, prepare(batch.images))
-        ce = losses.cross_entropy(logits[0], batch.labels)
-        sums = _accuracies(logits, batch.labels, batch.mask)
-        sums["loss"] = metrics.mean_of(ce, batch.mask)
-        return sums if axis_name is None else lax.psum(sums, axis_name)
-
-    return eval_step
-
-
-def _accuracies(
-    exits: Sequence[Array] | Array, labels: Array, mask: Array | None = None
-) -> metrics.Metrics:
-    names = ["accuracy", *(f"branch{i}_accuracy" for i in range(1, len(exits)))]
+def _accuracies(exits: Sequence[Array], labels: Array) -> metrics.Metrics:
     return {
-        name: metrics.mean_of(jnp.argmax(logits, -1) == labels, mask)
-        for name, logits in zip(names, exits, strict=True)
+        name: metrics.mean_of(jnp.argmax(logits, -1) == labels)
+        for name, logits in zip(accuracy_names(len(exits)), exits, strict=True)
     }
+
+
+def accuracy_names(exits: int) -> list[str]:
+    """What the accuracy of a network is called, then those of its branches, deepest first."""
+    return ["accuracy", *(f"branch{i}_accuracy" for i in range(1, exits))]

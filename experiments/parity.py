@@ -260,7 +260,7 @@ def follow(case: Case, step, variables, frozen, hyper, dtype) -> tuple[TrainStat
         seed = meta["seed"] * 100 + t
         images = jnp.asarray(golden.images(meta["batch"], seed), dtype)
         labels = golden.labels(meta["batch"], seed, meta["classes"])
-        batch = Batch(images, labels, positions, positions >= 0)
+        batch = Batch(images, labels, positions)
         state, found = step(state, frozen, batch, hyper, key)
         sums.append(jax.device_get(found))
     return state, sums

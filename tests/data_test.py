@@ -196,14 +196,6 @@ class TestOrder:
         }
         assert len(orders) == 9
 
-    @pytest.mark.parametrize("n, batch_size", [(10, 4), (8, 4), (3, 8)])
-    def test_eval_counts_each_example_once(self, n, batch_size):
-        indices, mask = data.eval_order(n, batch_size)
-        assert indices.shape == mask.shape == (-(-n // batch_size), batch_size)
-        assert indices.dtype == np.int32 and mask.dtype == bool
-        np.testing.assert_array_equal(indices[mask], np.arange(n))
-        assert not indices[~mask].any()
-
     @pytest.mark.parametrize(
         "change, message",
         [
@@ -219,11 +211,6 @@ class TestOrder:
     def test_refuses(self, change, message):
         with pytest.raises(data.DataError, match=message):
             data.epoch_order(**({"n": 10, "batch_size": 2, "seed": 0, "epoch": 0} | change))
-
-    @pytest.mark.parametrize("n, batch_size", [(0, 2), (2, 0)])
-    def test_eval_refuses(self, n, batch_size):
-        with pytest.raises(data.DataError, match="is 0: expected an integer of at least 1"):
-            data.eval_order(n, batch_size)
 
 
 def crops(image, padding):

@@ -17,7 +17,6 @@ from distill_jax.step import (
     Resident,
     draw_from,
     init_state,
-    make_eval_step,
     make_train_step,
     multi_teacher_objective,
 )
@@ -64,7 +63,7 @@ def teachers(n=2):
 def batch_of(n=BATCH):
     images, labels = examples(n)
     positions = jnp.arange(n, dtype=jnp.int32)
-    return Batch(jnp.asarray(images), jnp.asarray(labels), positions, positions >= 0)
+    return Batch(jnp.asarray(images), jnp.asarray(labels), positions)
 
 
 @functools.cache
@@ -220,29 +219,6 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
     np.testing.assert_allclose(sums["loss"][0] / BATCH, value, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
     chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("devices", [1, 2, 4])
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_evaluation_counts_every_example_once(mode, devices):
-    topology = parallel.Topology(mode, devices)
-    network, variables = build(), build().init(jax.random.key(1))
-    images, labels = examples(37)
-    logits = network.apply(variables, jnp.asarray(images, jnp.float32) / 255)[0].logits
-    expected = int(np.sum(np.argmax(logits, -1) == labels))
-    step = make_eval_step(
-        network=network,
-        prepare=lambda images: images.astype(jnp.float32) / 255,
-        axis_name=topology.axis_name,
-    )
-    loop = parallel.eval_loop(step, topology)
-    for batch in (devices, 8, 16, 64):
-        steps = -(-37 // batch)
-        rows = np.zeros(steps * batch, np.int32)
-        rows[:37] = np.arange(37)
-        mask = (np.arange(steps * batch) < 37).reshape(steps, batch)
-        sums = loop(variables, Resident(images, labels), rows.reshape(steps, batch), mask)
-        assert (int(sums["accuracy"][0]), int(sums["accuracy"][1])) == (expected, 37)
 
 
 def test_topologies_that_cannot_be():

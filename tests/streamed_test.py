@@ -244,18 +244,19 @@ def test_it_is_split_over_devices(monkeypatch, parallel):
 
 
 def test_evaluation_counts_every_example_once(monkeypatch):
-    monkeypatch.setattr(programs, "EVAL_BATCH", 4)
-    steps_of_chunks(monkeypatch, 2, batch=4)
+    monkeypatch.setitem(programs.PART, "cpu", 4)
+    monkeypatch.setattr(programs, "DISPATCH_BYTES", 8 * 16 * 16 * 3)
     dataset = dataset_of()
     network = models.build("plane2", CLASSES, dataset.image_shape)
     variables = network.init(jax.random.key(0))
     resident = data.Split(np.asarray(dataset.test.images), dataset.test.labels)
     seen = dataset.test.images.source.read
     del seen[:]
-    logits = programs.predict(network, variables, dataset.test, dataset)[0]
-    # 18 examples fill 4 batches of 4 and half of a fifth, which nothing is read to fill up.
+    asked = [(network, variables)] * 2  # decoded once for both
+    logits = programs.teach(asked, dataset.test, dataset)[1]
+    # 18 examples fill 4 parts of 4 and half of a fifth, which nothing is read to fill up.
     assert sorted(seen) == [*range(18)]
-    expected = programs.predict(network, variables, resident, dataset)[0]
+    (expected,) = programs.teach(asked[:1], resident, dataset)
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     got, whole = (
         programs.evaluate(network, variables, s, dataset) for s in (dataset.test, resident)

@@ -302,7 +302,7 @@ def trained(mode, devices):
     state = start_of(network)
     images, labels = examples()
     rows = jnp.arange(BATCH)
-    batch = Batch(images[:BATCH], labels[:BATCH], rows, rows >= 0)
+    batch = Batch(images[:BATCH], labels[:BATCH], rows)
     arguments = (Hyper(weight_decay=1e-3), jax.random.key(0))
     sums = jax.eval_shape(step(None), state, (), batch, *arguments)[1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
@@ -359,7 +359,7 @@ def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(n
     )
     images, labels = examples(BATCH)
     rows = jnp.arange(BATCH)
-    batch = Batch(images, labels, rows, rows >= 0)
+    batch = Batch(images, labels, rows)
     state = start_of(wide)
     empty = jnp.zeros((0, BATCH, CLASSES)), jnp.zeros(0, bool)
 
@@ -423,8 +423,8 @@ def test_what_is_left_of_an_evolving_network_is_its_backbone_with_the_same_logit
         for name, leaves in modules.items():
             chex.assert_trees_all_equal(leaves, variables[collection][name])
     dataset = data.load(**TINY["dataset"])
-    own = programs.predict(network, deployed, dataset.test, dataset)[0]
-    inside = programs.predict(whole, variables, dataset.test, dataset)[0]
+    asked = [(network, deployed), (whole, variables)]
+    own, inside = (exits[0] for exits in programs.predict(asked, dataset.test, dataset))
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
     row = results.rows[0]
     assert row["network"] == "evolving:plane4"
@@ -455,8 +455,7 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
     pairs = [results.networks["dense", name, 0] for name in ("plane2", "evolving:plane4")]
-    student = programs.predict(*pairs[0], dataset.test, dataset)[0]
-    teacher = programs.teach((pairs[1][0],), (pairs[1][1],), dataset.test, dataset)[0]
+    student, teacher = programs.teach(pairs, dataset.test, dataset)
     assert row["agreement"] == {"evolving:plane4": fidelity.agreement(student, teacher)}
     assert row["kl"] == {"evolving:plane4": fidelity.kl(teacher, student)}
     assert all(record["train_kl"] > 0 for record in results.histories["dense", "plane2", 0])

@@ -7,9 +7,9 @@ and flip) is a pure function of a seed or of a key. Nothing here downloads.
 
 from distill_jax.data.augment import AUGMENT, crop_flip, normalise
 from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, check, from_arrays
-from distill_jax.data.order import epoch_order, eval_order
+from distill_jax.data.order import epoch_order
 from distill_jax.data.sources import NAMES, load
-from distill_jax.data.streamed import Streamed, at_epoch, chunks
+from distill_jax.data.streamed import Streamed, at_epoch, chunks, parts
 
 __all__ = [
     "AUGMENT",
@@ -24,8 +24,8 @@ __all__ = [
     "chunks",
     "crop_flip",
     "epoch_order",
-    "eval_order",
     "from_arrays",
     "load",
     "normalise",
+    "parts",
 ]

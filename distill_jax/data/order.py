@@ -42,18 +42,3 @@ def epoch_order(
     whole = n - n % batch_size
     remainder = order[whole:] if last_batch == "keep" else order[:0]
     return order[:whole].reshape(-1, batch_size), remainder
-
-
-def eval_order(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Batches of equal size that count every example exactly once.
-
-    Returns (indices, mask), int32 and bool, both (ceil(n / batch_size), batch_size): range(n) in
-    order, then index 0 under a False mask to fill the last batch. DataError: n or batch_size
-    below 1.
-    """
-    n, batch_size = integer("n", n, 1), integer("batch_size", batch_size, 1)
-    steps = -(-n // batch_size)
-    indices = np.zeros(steps * batch_size, np.int32)
-    indices[:n] = np.arange(n)
-    mask = np.arange(steps * batch_size) < n
-    return indices.reshape(steps, batch_size), mask.reshape(steps, batch_size)

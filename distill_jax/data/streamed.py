@@ -12,7 +12,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -202,21 +202,38 @@ def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]
         return
     step_bytes = math.prod(split.images.shape[1:]) * order.shape[1]
     size = min(len(order), max(1, CHUNK_BYTES // step_bytes))
-    starts = range(skip - skip % size, len(order), size)
+
+    def load(start: int) -> Chunk:
+        rows = order[start : start + size]
+        images = _filled(split.images[rows.ravel()], size * order.shape[1])
+        labels = np.zeros(len(images), split.labels.dtype)
+        labels[: rows.size] = split.labels[rows.ravel()]
+        local = np.arange(len(images), dtype=np.int32).reshape(size, -1)
+        return Chunk(start, len(rows), images, labels, local)
+
+    yield from _one_ahead(load, range(skip - skip % size, len(order), size))
+
+
+def parts(images: np.ndarray | Streamed, size: int) -> Iterator[np.ndarray]:
+    """The images in order, `size` at a time; black ones fill up the last. Decoded one ahead."""
+    starts = range(0, len(images), size)
+    yield from _one_ahead(lambda start: _filled(images[start : start + size], size), starts)
+
+
+def _filled(images: np.ndarray | Streamed, size: int) -> np.ndarray:
+    filled = np.zeros((size, *images.shape[1:]), np.uint8)
+    if isinstance(images, Streamed):
+        images.read(filled[: len(images)])
+    else:
+        filled[: len(images)] = images
+    return filled
+
+
+def _one_ahead(load: Callable[[int], Any], starts: Sequence[int]) -> Iterator[Any]:
+    """load(start) of each; the next one is loaded while one is used."""
     with ThreadPoolExecutor(1, "prefetch") as ahead:
-        coming = ahead.submit(_load, split, order, starts[0], size)
-        for start in starts:
-            chunk = coming.result()
-            if start + size < len(order):
-                coming = ahead.submit(_load, split, order, start + size, size)
-            yield chunk
-
-
-def _load(split: Split, order: np.ndarray, start: int, size: int) -> Chunk:
-    rows = order[start : start + size]
-    images = np.zeros((size * order.shape[1], *split.images.shape[1:]), np.uint8)
-    labels = np.zeros(len(images), split.labels.dtype)
-    split.images[rows.ravel()].read(images[: rows.size])
-    labels[: rows.size] = split.labels[rows.ravel()]
-    local = np.arange(len(images), dtype=np.int32).reshape(size, -1)
-    return Chunk(start, len(rows), images, labels, local)
+        coming = ahead.submit(load, starts[0])
+        for following in starts[1:]:
+            loaded, coming = coming.result(), ahead.submit(load, following)
+            yield loaded
+        yield coming.result()

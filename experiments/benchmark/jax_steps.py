@@ -128,7 +128,8 @@ def table(teachers, frozen, resident: Resident) -> jax.Array:
     about = data.from_arrays(
         split, split, classes=cases.CLASSES, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
     )
-    return jnp.asarray(programs.teach(teachers, frozen, split, about).swapaxes(0, 1))
+    asked = list(zip(teachers, frozen, strict=True))
+    return jnp.asarray(programs.teach(asked, split, about).swapaxes(0, 1))
 
 
 class TrainingStep:
