@@ -231,9 +231,24 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {**found, "loss": fidelity.cross_entropy(logits[0], labels)}
 
 
+def terms(
+    network: Network,
+    recipe: Recipe,
+    variables: Variables,
+    split: data.Split,
+    teacher_logits: np.ndarray,
+    dataset: data.Dataset,
+) -> dict[str, tuple[Array, Array]]:
+    """`preflight.weighted_terms` of an untrained network on the images and labels of `split`."""
+    program = _terms_program(
+        network, recipe.structure, dataset.mean, dataset.std, jax.default_backend()
+    )
+    told = np.asarray(split.images), split.labels, teacher_logits, recipe.hyper
+    return program(jax.device_get(variables), *told)
+
+
 @functools.lru_cache(maxsize=32)
-def terms_program(network, structure, mean, std):
-    """(variables, uint8 images, labels, teachers' logits, hyper) -> `preflight.weighted_terms`."""
+def _terms_program(network, structure, mean, std, backend):
     objective = objective_of(network, structure)
 
     def first_terms(variables, images, labels, teacher_logits, hyper):
@@ -241,4 +256,4 @@ def terms_program(network, structure, mean, std):
         outputs = network.apply(variables, data.normalise(images, mean, std), train=True)[0]
         return preflight.weighted_terms(objective, outputs, labels, teacher_logits, hyper)
 
-    return jax.jit(first_terms)
+    return jax.jit(first_terms, compiler_options=run_once(backend))

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from distill_jax import data, fidelity, models, parallel, preflight, programs
 from distill_jax.checkpoint import digest
@@ -14,7 +13,7 @@ from distill_jax.models import Variables
 from distill_jax.recipe import Job
 from distill_jax.step import accuracy_names
 
-LOOKED_AT = 256  # images of the batch on which the terms of the loss are looked at
+LOOKED_AT = 64  # images of the batch on which the terms of the loss are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +49,8 @@ def look_before(
     split = dataset.valid if len(dataset.valid.labels) else dataset.train
     asked = list(zip(job.teachers, frozen, strict=True))
     logits = programs.teach(asked, split, dataset, topology)
-    some = slice(0, LOOKED_AT)
-    images, labels = np.asarray(split.images[some]), np.asarray(split.labels[some])
-    program = programs.terms_program(job.network, job.recipe.structure, dataset.mean, dataset.std)
-    found = program(jax.device_get(fresh), images, labels, logits[:, some], job.recipe.hyper)
+    batch = data.Split(split.images[:LOOKED_AT], split.labels[:LOOKED_AT])
+    found = programs.terms(job.network, job.recipe, fresh, batch, logits[:, :LOOKED_AT], dataset)
     teachers = preflight.look_at_teachers(
         tuple(network.name for network in job.teachers), list(logits), split.labels
     )
