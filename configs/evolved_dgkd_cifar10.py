@@ -18,12 +18,10 @@ def get_config(mode: str = ""):
     config.name = "evolved_dgkd_cifar10"
     config.dataset.name = "cifar10"
     config.dataset.mean, config.dataset.std = NORMALISATION["cifar_teskd"]
-    config.networks = ("evolving:resnet20", "evolving:resnet14", "resnet8")
-    config.guidance = (
-        "none",
-        "dense",
-        "evolving:resnet14<evolving:resnet20;resnet8<evolving:resnet14",
-    )
+    whole = ("evolving:resnet20", "evolving:resnet14", "resnet8")
+    small = ("evolving:plane4", "evolving:plane2", "plane2")
+    head, middle, last = config.networks = small if mode == "smoke" else whole
+    config.guidance = ("none", "dense", f"{middle}<{head};{last}<{middle}")
     config.seeds = (0, 1)
     config.recipe.update(epochs=60, batch_size=128, augment="crop_flip")
     config.recipe.update(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine")

@@ -7,30 +7,25 @@ Stages of different guidances or of earlier runs that agree in all of it are one
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill_jax import config as config_lib
-from distill_jax import data, guidance, models, report, scoring, training
+from distill_jax import data, report, scoring, training
+from distill_jax.asked import Asked, Means, check_table
 from distill_jax.checkpoint import Checkpoints, Damaged, restore, save, write_json
-from distill_jax.config import ConfigError, Experiment, Row
-from distill_jax.identity import digest_json
-from distill_jax.interop.files import load_variables, read_bytes
-from distill_jax.interop.torch_weights import WeightsError
+from distill_jax.config import ConfigError, Experiment
+from distill_jax.interop.files import load_variables
 from distill_jax.models import Network, Variables
-from distill_jax.population import Asked, Means, check_table
-from distill_jax.recipe import Job, check
+from distill_jax.planning import Planned, identity_of, make_plan
+from distill_jax.recipe import check
 from distill_jax.report.progress import MetricsFile, Reporter, Several
 from distill_jax.scoring import Trained
 from distill_jax.workdir import WorkdirError, opened
 
 log = logging.getLogger("distill_jax")
-FORMAT = 1  # of the addresses: raised when the same values come to mean another training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +45,6 @@ class Results:
     def table(self, title: str = ""):
         """The rows as a rich table, over seeds."""
         return report.results_table(self.rows, title)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-    """Jobs in the order of training, and which of them answers which question."""
-
-    jobs: dict[str, Job]
-    teachers: dict[str, tuple[str, ...]]  # address -> its teachers' addresses
-    asked: dict[tuple[str, str, int], str]  # (label, network, seed) -> address
-    plain: dict[str, str]  # address -> that of the same network trained alone by the same recipe
-    about: dict[str, dict[str, Any]]  # address -> what it is the digest of
 
 
 def run(
@@ -90,8 +74,8 @@ def run(
         dataset = data.load(**experiment.dataset)
     data.check(dataset)
     try:
-        about_data = _identity(dataset)
-        plan = _plan(experiment, dataset, about_data)
+        about_data = identity_of(dataset)
+        plan = make_plan(experiment, dataset, about_data)
         for job in plan.jobs.values():
             check(job, dataset, experiment.topology)
             check_table(job, dataset, experiment.teacher_logits)
@@ -118,99 +102,6 @@ def run(
         if folder is not None:
             write_json(folder / "results.json", results.rows)
     return results
-
-
-def _plan(experiment: Experiment, dataset: data.Dataset, about_data: str) -> _Planned:
-    plan = _Planned({}, {}, {}, {}, {})
-    given = experiment.teacher_weights
-    for seed in experiment.seeds:
-        for row in experiment.rows:
-            addresses: dict[str, str] = {}
-            for stage in guidance.plan(_untaught(row.guidance, given), experiment.students):
-                teachers = tuple(addresses[name] for name in stage.teachers)
-                job = _job(experiment, dataset, row, stage, seed)
-                about = _about(job, about_data, teachers)
-                address = _digest(about)
-                plan.about[address] = about
-                plan.plain[address] = _digest(_about(job, about_data, ()))
-                addresses[stage.network] = address
-                plan.jobs[address] = dataclasses.replace(job, address=address)
-                plan.teachers[address] = teachers
-            for student in experiment.students:
-                plan.asked[row.label, student, seed] = addresses[student]
-    return plan
-
-
-def _untaught(row: guidance.Guidance, names: Mapping[str, Any]) -> guidance.Guidance:
-    """The guidance in which nobody teaches `names`: their weights are given."""
-    teachers = zip(row.names, row.teachers, strict=True)
-    return guidance.Guidance(
-        row.names, tuple(() if name in names else taught for name, taught in teachers)
-    )
-
-
-def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: int) -> Job:
-    def build(name):
-        return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
-
-    changes = dict(row.changes) if stage.network in experiment.students else {}
-    if row.stochastic and stage.network == experiment.networks[-1]:
-        changes["dropping"] = experiment.dropping
-    return Job(
-        network=build(stage.network),
-        # An evolving network teaches as what is left of it, under the name that the row gives it.
-        teachers=tuple(
-            dataclasses.replace(build(name).backbone, name=name) for name in stage.teachers
-        ),
-        weights=experiment.teacher_weights.get(stage.network, ""),
-        recipe=experiment.recipe_of(stage.network, **changes),
-        seed=experiment.seed_of(stage.network, seed),
-    )
-
-
-def _about(job: Job, about_data: str, teachers: tuple[str, ...]) -> dict[str, Any]:
-    """All that determines a stage, as JSON values; its address is their digest."""
-    if job.weights:
-        network = (job.network.name, job.network.dtype)
-        return {"network": network, "data": about_data, "file": _file_digest(job.weights)}
-    recipe = dataclasses.asdict(job.recipe)
-    if not job.network.branches:
-        del recipe["evolve"]
-    if not teachers:  # what only concerns teachers does not make another plain training
-        for name in ("temperature", "kd_weight", "survival", "loss", "dropping"):
-            del recipe[name]
-    elif job.recipe.dropping.kind != "bernoulli":
-        del recipe["survival"]
-    return {
-        "network": [job.network.name, job.network.dtype],
-        "data": about_data,
-        "recipe": recipe,
-        "seed": job.seed,
-        "teachers": teachers,
-    }
-
-
-def _digest(about: dict[str, Any]) -> str:
-    return digest_json({"format": FORMAT, **about})[:16]
-
-
-def _file_digest(path: str) -> str:
-    try:
-        return hashlib.sha256(read_bytes(path)).hexdigest()
-    except WeightsError as error:
-        raise WeightsError(f"teacher_weights cannot be read: {error}") from None
-
-
-def _identity(dataset: data.Dataset) -> str:
-    sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
-    for split in (dataset.train, dataset.valid, dataset.test):
-        for array in split:
-            if isinstance(array, data.Streamed):
-                sha.update(array.identity.encode())
-                continue
-            sha.update(repr((array.shape, array.dtype.str)).encode())
-            sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
 
 
 def _train_all(plan, trained, dataset, experiment, folder, reporter, stop) -> None:
@@ -311,7 +202,7 @@ def _tidy(plan, address: str, folder: Path, trained: Trained) -> None:
     _progress(plan, address, folder).remove()
 
 
-def _results(plan: _Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:
+def _results(plan: Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:
     rows, networks, histories = [], {}, {}
     for (label, student, seed), address in plan.asked.items():
         job, stage = plan.jobs[address], trained[address]

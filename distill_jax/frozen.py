@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.models import Network, Variables
-from distill_jax.models.convolution import CPU_CHUNK
-from distill_jax.models.layers import FROZEN
+from distill_jax.models.basics import FROZEN
+from distill_jax.models.forms import CPU_CHUNK
 from distill_jax.models.stages import BLOCKS, alike_but_for_depth, join, stack_blocks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,83 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, metrics, optim, parallel, preflight, programs, scoring
-from distill_jax.checkpoint import Checkpoints, digest
+from distill_jax.asked import Asked, Means, check_table
+from distill_jax.checkpoint import digest
 from distill_jax.data import Dataset
 from distill_jax.models import Variables
-from distill_jax.recipe import Job, steps_per_epoch
-from distill_jax.report import Reporter
+from distill_jax.recipe import steps_per_epoch
 from distill_jax.scoring import Trained
 from distill_jax.step import NOT_FINITE, Resident, init_state, is_halted
 
 DISPATCH_SECONDS = 1.0  # how long the machine works before it looks up: signals, saves, progress
-TABLE_BYTES = 2**30  # the largest logit table that is made unasked
-TEACHER_LOGITS = ("auto", "graph", "table")
 
 
 class NotFiniteError(FloatingPointError):
     """More steps were not finite than may be skipped; the state before the last is saved."""
-
-
-class Asked(NamedTuple):
-    """A stage to be trained.
-
-    Args:
-      job: what to train.
-      frozen: the variables of its teachers.
-      checkpoints: where to save and restore; None saves nothing.
-      plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
-        below it is warned of.
-    """
-
-    job: Job
-    frozen: tuple[Variables, ...] = ()
-    checkpoints: Checkpoints | None = None
-    plain_accuracy: float | None = None
-
-
-class Means(NamedTuple):
-    """How stages are trained; nothing here decides what they learn.
-
-    Args:
-      topology: on which devices.
-      teacher_logits: "graph" computes them at every step; "table" once, before the first, which
-        needs images that never change; "auto" makes the table where it can be and is small.
-      may_skip: steps whose numbers are not finite and may be passed over.
-      due: whether to save, asked after every dispatch with the steps, epochs and seconds since the
-        last save.
-      reporter: told of progress.
-      stop: asked after every dispatch.
-    """
-
-    topology: parallel.Topology = parallel.Topology()
-    teacher_logits: str = "auto"
-    may_skip: int = 0
-    due: Callable[[int, float, float], bool] = lambda steps, epochs, seconds: False
-    reporter: Reporter = Reporter()
-    stop: Callable[[], bool] = lambda: False
-
-
-def check_table(job: Job, dataset: Dataset, teacher_logits: str) -> bool:
-    """Whether the stage is trained with a logit table.
-
-    Raises:
-      ValueError: one is asked for where images change, or another value of `teacher_logits`.
-    """
-    if teacher_logits not in TEACHER_LOGITS:
-        raise ValueError(f"teacher_logits is one of {TEACHER_LOGITS}, got {teacher_logits!r}")
-    if not job.teachers or teacher_logits == "graph":
-        return False
-    why = "" if job.recipe.augment == "none" else f"augment is {job.recipe.augment!r}"
-    if isinstance(dataset.train.images, data.Streamed):
-        why = "they are streamed, each epoch under other crops"
-    if teacher_logits == "table" and why:
-        raise ValueError(
-            f"teacher_logits 'table' needs images that never change, but {why}; expected 'graph' "
-            "or 'auto'"
-        )
-    numbers = len(dataset.train.labels) * len(job.teachers) * dataset.classes
-    small = 4 * numbers <= TABLE_BYTES and job.recipe.epochs > 1
-    return not why and (small or teacher_logits == "table")
 
 
 class Member:

@@ -12,7 +12,7 @@ from jax import Array
 
 from distill_jax import fidelity
 from distill_jax.models import Outputs
-from distill_jax.models.layers import at_least_float32
+from distill_jax.models.basics import at_least_float32
 from distill_jax.step import Hyper, Objective
 
 DROWNED = 30.0  # ratio of gradient norms from which a term is said to drown another

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from distill_jax import data
-from distill_jax.population import Asked, Group, Means, check_table
+from distill_jax.asked import Asked, Means, check_table
+from distill_jax.population import Group
 from distill_jax.recipe import check
 from distill_jax.scoring import Trained
 
@@ -27,7 +28,7 @@ def train(asked: Sequence[Asked], dataset: data.Dataset, means: Means = Means())
       means: how.
 
     Raises:
-      ValueError: a stage cannot be trained, see `recipe.check` and `population.check_table`.
+      ValueError: a stage cannot be trained, see `recipe.check` and `asked.check_table`.
       NotFiniteError: more steps were not finite than may be skipped; the last good state is saved.
       Interrupted: `means.stop` said so; the state is saved first.
     """

@@ -16,7 +16,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, images, mode):
         x = images.reshape(len(images), -1)
-        return models.layers.Outputs(nn.Dense(3)(x), x, ())
+        return models.Outputs(nn.Dense(3)(x), x, ())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def case():
 
 
 SIZES = {("jit", devices): range(1, 65) for devices in (1, 2, 4)}
-SIZES |= {("pmap", devices): range(1, 65) for devices in (2, 4)} | {("pmap", 1): (1, 7, 64)}
+SIZES |= {("pmap", devices): (1, 7, 64) for devices in (1, 2, 4)}  # by the same program
 
 
 @pytest.mark.parametrize(("mode", "devices"), SIZES)

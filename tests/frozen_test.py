@@ -10,7 +10,7 @@ from filling import filled
 
 from distill_jax import models, programs
 from distill_jax.frozen import Frozen, exit_logits
-from distill_jax.models.layers import Mode
+from distill_jax.models.basics import Mode
 from distill_jax.parallel import Topology
 
 SIZE = 8

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distill_jax import curriculum, data, guidance
+from distill_jax import data, guidance, planning
 from distill_jax.config import ConfigError, Experiment, default_config, resolve
 from distill_jax.dropping import Dropping, keep_mask
 
@@ -91,7 +91,7 @@ def dataset(**changes):
 def addresses(config, given=None):
     """(network, teachers' names) -> address, of all stages of a config; seeds one at a time."""
     found = dataset() if given is None else given
-    plan = curriculum._plan(resolve(config), found, curriculum._identity(found))
+    plan = planning.make_plan(resolve(config), found, planning.identity_of(found))
     return {(job.network.name, *(t.name for t in job.teachers)): a for a, job in plan.jobs.items()}
 
 
@@ -195,7 +195,7 @@ def test_stages_are_shared_where_all_that_determines_them_is_the_same(one, other
         shrunk = guidance.custom(names, edges)
         spec = ";".join(f"{n}<{'+'.join(t)}" for n, t in edges.items() if t) or "none"
         config = {**BASE, "guidance": spec, "students": names}
-        plan = curriculum._plan(resolve(config), dataset(), "data")
+        plan = planning.make_plan(resolve(config), dataset(), "data")
         for (_, name, _), address in plan.asked.items():
             assert found.setdefault(ancestry(shrunk, name), address) == address
     assert len(set(found.values())) == len(found)

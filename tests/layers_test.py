@@ -25,17 +25,19 @@ FLOORS = {
     "preflight": 4,
     "recipe": 5,
     "workdir": 5,
+    "asked": 6,
     "programs": 6,
     "scoring": 7,
     "population": 8,
     "training": 9,
     "config": 10,
-    "curriculum": 10,
-    "main": 11,
+    "planning": 11,
+    "curriculum": 12,
+    "main": 13,
 }
 BESIDE = {"interop": {"models"}}  # rooms beside the floors, and all that they may import
-NEIGHBOURS = {("curriculum", "config"), ("curriculum", "interop")}
-CONFIG_READERS = {"curriculum", "__init__", "main"}
+NEIGHBOURS = {("curriculum", "interop"), ("planning", "interop")}
+CONFIG_READERS = {"planning", "curriculum", "__init__", "main"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

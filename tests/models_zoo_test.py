@@ -9,14 +9,10 @@ from flax import linen as nn
 
 from distill_jax import models
 from distill_jax.interop import torch_weights
-from distill_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Mode,
-    conv_norm,
-    max_pool_overlapping,
-    resize_bilinear,
-)
+from distill_jax.models.basics import Mode
+from distill_jax.models.batch_norm import BatchNorm
+from distill_jax.models.layers import Conv, conv_norm
+from distill_jax.models.pools import max_pool_overlapping, resize_bilinear
 
 # Counted from the authors' definitions, or published with them, at these numbers of classes.
 PARAMETERS = {

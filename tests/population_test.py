@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import ConfigError, data, models, population, training
+from distill_jax import ConfigError, asked, data, models, population, training
 from distill_jax.interop.files import save_variables
 from distill_jax.recipe import Job, Recipe
 from distill_jax.report import Reporter
@@ -182,7 +182,9 @@ def test_the_table_gives_what_teachers_in_the_graph_give(guidance, devices):
 def test_a_table_of_another_teacher_would_be_noticed(monkeypatch):
     graph, _ = run(teacher_logits="graph")
     whole = population.Member.table
-    monkeypatch.setattr(population.Member, "table", lambda self: np.roll(whole(self), 1, axis=0))
+    monkeypatch.setattr(
+        population.Member, "table", lambda self, topology: np.roll(whole(self, topology), 1, axis=0)
+    )
     rolled, _ = run(teacher_logits="table")
     key = ("direct", "plane2", 0)
     kl = [results.histories[key][-1]["train_kl"] for results in (graph, rolled)]
@@ -220,9 +222,9 @@ def test_when_there_is_a_table(teacher_logits, augment, epochs, expected):
     dataset = data.load(**TINY["dataset"])
     student, teacher = (models.build(name, 4, (8, 8, 3)) for name in ("plane2", "plane4"))
     recipe = Recipe(epochs=epochs, augment=augment)
-    found = population.check_table(Job(student, (teacher,), recipe, 0), dataset, teacher_logits)
+    found = asked.check_table(Job(student, (teacher,), recipe, 0), dataset, teacher_logits)
     assert found == expected
-    assert not population.check_table(Job(student, (), recipe, 0), dataset, teacher_logits)
+    assert not asked.check_table(Job(student, (), recipe, 0), dataset, teacher_logits)
 
 
 def test_a_table_of_images_that_change_is_refused():

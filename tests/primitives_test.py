@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.models.basics import Mode
+from distill_jax.models.batch_norm import BatchNorm
 from distill_jax.models.convolution import conv2d
-from distill_jax.models.layers import BatchNorm, Mode, max_pool
+from distill_jax.models.pools import max_pool
 
 
 def draw(*shape, seed=0):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import distill_jax
-from distill_jax import curriculum, data, models, programs, training
+from distill_jax import data, models, planning, programs, training
 from distill_jax.data import streamed
 from distill_jax.report import Reporter
 
@@ -158,9 +158,9 @@ def test_a_dataset_is_split_and_limited_without_decoding():
     assert set(few.train.images.rows) < set(dataset.train.images.rows)
     assert dataset.image_shape == (16, 16, 3)
     assert (dataset.mean, dataset.std) == data.NORMALISATION["imagenet"]
-    identity = curriculum._identity(dataset)
-    assert identity == curriculum._identity(dataset_of())
-    assert identity != curriculum._identity(dataset_of(split_seed=1))
+    identity = planning.identity_of(dataset)
+    assert identity == planning.identity_of(dataset_of())
+    assert identity != planning.identity_of(dataset_of(split_seed=1))
     assert dataset.fingerprint == dataset_of(split_seed=1).fingerprint
     assert not dataset.train.images.source.read and not dataset.test.images.source.read
 

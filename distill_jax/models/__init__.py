@@ -23,7 +23,7 @@ from distill_jax.models import (
     vgg,
     wide_resnet,
 )
-from distill_jax.models.layers import FROZEN, Mode, Outputs, Variables
+from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
 from distill_jax.models.stages import BLOCKS, draw_stages, stack_blocks
 
 Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)

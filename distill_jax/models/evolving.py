@@ -13,19 +13,10 @@ from flax import linen as nn
 from jax import Array
 
 from distill_jax.models import vgg
+from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.four_stage_resnet import FourStageResNet
-from distill_jax.models.layers import (
-    HE_VGG,
-    TORCH,
-    Conv,
-    Init,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-    resize_bilinear,
-)
+from distill_jax.models.layers import HE_VGG, TORCH, Conv, Init, Linear, conv_norm
+from distill_jax.models.pools import global_average_pool, resize_bilinear
 
 
 class Evolving(nn.Module):

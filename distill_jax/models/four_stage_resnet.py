@@ -12,18 +12,9 @@ from typing import Any
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.layers import (
-    HE,
-    TORCH,
-    Conv,
-    Init,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-    max_pool_overlapping,
-)
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.layers import HE, TORCH, Conv, Init, Linear, conv_norm
+from distill_jax.models.pools import global_average_pool, max_pool_overlapping
 from distill_jax.models.resnet import BasicBlock, Bottleneck
 from distill_jax.models.stages import Staged
 

@@ -10,15 +10,9 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.layers import (
-    Conv,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    flatten_channels_first,
-    max_pool,
-)
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.layers import Conv, Linear, conv_norm
+from distill_jax.models.pools import flatten_channels_first, max_pool
 
 M = "M"
 Book = tuple[tuple[int | str, ...], tuple[int, ...]]  # convolutions and pools, hidden widths

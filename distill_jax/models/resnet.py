@@ -9,15 +9,9 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.layers import (
-    Conv,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-    he_fan_out,
-)
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.layers import Conv, Linear, conv_norm, he_fan_out
+from distill_jax.models.pools import global_average_pool
 from distill_jax.models.stages import Staged
 
 DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)

@@ -11,15 +11,10 @@ from typing import ClassVar
 from flax import linen as nn
 from jax import Array
 
+from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.four_stage_resnet import COUNTS, WIDTHS
-from distill_jax.models.layers import (
-    Conv,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-)
+from distill_jax.models.layers import Conv, Linear, conv_norm
+from distill_jax.models.pools import global_average_pool
 from distill_jax.models.stages import Staged
 
 REDUCTION = 16

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
-from distill_jax.models.layers import FROZEN, Mode, Variables
+from distill_jax.models.basics import FROZEN, Mode, Variables
 
 BLOCKS = "blocks"  # the collection of the variables of equal blocks, stacked; one entry a loop
 BOUNDS = "bounds"  # that of the first and after the last block that is a network's own

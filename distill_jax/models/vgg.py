@@ -9,16 +9,9 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.layers import (
-    HE_VGG,
-    Conv,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-    max_pool,
-)
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.layers import HE_VGG, Conv, Linear, conv_norm
+from distill_jax.models.pools import global_average_pool, max_pool
 
 WIDTHS = (64, 128, 256, 512, 512)
 COUNTS = {

@@ -8,16 +8,10 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Linear,
-    Mode,
-    Outputs,
-    conv_norm,
-    global_average_pool,
-    he_fan_out,
-)
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.batch_norm import BatchNorm
+from distill_jax.models.layers import Conv, Linear, conv_norm, he_fan_out
+from distill_jax.models.pools import global_average_pool
 from distill_jax.models.stages import Staged
 
 

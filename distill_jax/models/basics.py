@@ -1,0 +1,63 @@
+"""What all networks and their layers have in common: how they are run, and what they show.
+
+Images and feature maps are NHWC, kernels HWIO. Parameters and statistics are float32 whatever the
+computation's type is. Modules are named after the entries of the PyTorch state dict that they hold,
+so that the path of a leaf joined by dots is its PyTorch name (`interop.torch_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+Variables = dict[str, Any]  # {"params", "batch_stats"} of a network
+FROZEN = "frozen"  # the collection of what layers make of their weights for a frozen network
+
+
+class Mode(NamedTuple):
+    """How a network is run: what the layers need to know besides their inputs."""
+
+    train: bool = False
+    axis_name: str | None = None  # devices over which BatchNorm shares its statistics
+    dtype: Any = jnp.float32
+    freezing: bool = False  # make what a network that is not trained needs, and look at no image
+
+
+class Outputs(NamedTuple):
+    """All that a network shows; what a caller does not use, XLA does not compute.
+
+    Args:
+      logits: (B, C) float32.
+      feature: (B, F), the vector before the classifier.
+      stages: the NHWC feature map at the end of each stage.
+      branches: outputs of the student branches of an evolving network, deepest first.
+    """
+
+    logits: Array
+    feature: Array
+    stages: tuple[Array, ...]
+    branches: tuple[Outputs, ...] = ()
+
+
+def per_channel(vector: Array, x: Array) -> Array:
+    """`vector` (C,) shaped to act on the last axis of `x` (..., C)."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def at_least_float32(x: Array) -> Array:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def frozen(module: nn.Module, make: Callable[[], Any]) -> Any:
+    """What `make` makes of the weights of `module`, or made of them when its network was frozen."""
+    if module.has_variable(FROZEN, "made"):
+        return module.get_variable(FROZEN, "made")
+    made = make()
+    if module.is_mutable_collection(FROZEN):
+        module.put_variable(FROZEN, "made", made)
+    return made
