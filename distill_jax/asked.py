@@ -8,9 +8,9 @@ from typing import NamedTuple
 from distill_jax import data, parallel
 from distill_jax.checkpoint import Checkpoints
 from distill_jax.data import Dataset
-from distill_jax.models import Variables
 from distill_jax.recipe import Job
 from distill_jax.report import Reporter
+from distill_jax.scoring import Trained
 
 TABLE_BYTES = 2**30  # the largest logit table that is made unasked
 TEACHER_LOGITS = ("auto", "graph", "table")
@@ -21,14 +21,14 @@ class Asked(NamedTuple):
 
     Args:
       job: what to train.
-      frozen: the variables of its teachers.
+      teachers: what its teachers' stages gave.
       checkpoints: where to save and restore; None saves nothing.
       plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
         below it is warned of.
     """
 
     job: Job
-    frozen: tuple[Variables, ...] = ()
+    teachers: tuple[Trained, ...] = ()
     checkpoints: Checkpoints | None = None
     plain_accuracy: float | None = None
 

@@ -157,7 +157,7 @@ def _ask(plan, address, trained, folder) -> Asked:
     plain = trained.get(plan.plain.get(address, ""))
     return Asked(
         plan.jobs[address],
-        tuple(trained[teacher].variables for teacher in plan.teachers[address]),
+        tuple(trained[teacher] for teacher in plan.teachers[address]),
         _progress(plan, address, folder) if folder is not None else None,
         plain.record["valid_accuracy"] if plain else None,
     )

@@ -31,11 +31,16 @@ class Member:
     """What there is of one stage besides its arrays."""
 
     def __init__(self, asked: Asked, dataset: Dataset):
-        self.job, self.frozen, self.checkpoints, self.plain_accuracy = asked
+        self.job, self.teachers, self.checkpoints, self.plain_accuracy = asked
         self.dataset = dataset.limited(self.job.recipe.train_limit, self.job.seed)
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.seconds = -1, 0.0
         self.preflight: dict[str, Any] = {}
+
+    @property
+    def frozen(self) -> tuple[Variables, ...]:
+        """The variables of the teachers."""
+        return tuple(teacher.variables for teacher in self.teachers)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -50,8 +55,8 @@ class Member:
 
     def table(self, topology: parallel.Topology) -> np.ndarray:
         """(N, K, C) logits of the teachers for every training image."""
-        asked = list(zip(self.job.teachers, self.frozen, strict=True))
-        return programs.teach(asked, self.dataset.train, self.dataset, topology).swapaxes(0, 1)
+        said = scoring.what_teachers_say(self.job, self.teachers, "train", self.dataset, topology)
+        return said.swapaxes(0, 1)
 
 
 class _Chunk(NamedTuple):
@@ -189,7 +194,7 @@ class Group:
         for i, m in enumerate(self.members):
             fresh = self._variables(i)
             found = scoring.look_before(
-                m.job, m.frozen, fresh, m.dataset, self.topology, m.plain_accuracy
+                m.job, m.teachers, fresh, m.dataset, self.topology, m.plain_accuracy
             )
             m.preflight = preflight.as_json(found)
             self.means.reporter.notice(found.lines())
@@ -338,7 +343,7 @@ class Group:
         best, newest = self.best[i], member.best_epoch + 1 == self.epochs_done
         last = best if newest else state.variables
         deployed, scored = scoring.score(
-            member.job, member.frozen, best, last, self.dataset, self.topology
+            member.job, member.teachers, best, last, self.dataset, self.topology
         )
         record = {
             **scored,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from distill_jax import data, fidelity, models, parallel, preflight, programs
 from distill_jax.checkpoint import digest
@@ -20,17 +21,43 @@ LOOKED_AT = 64  # images of the batch on which the terms of the loss are looked 
 class Trained:
     """What a stage gives: the selected weights, its history (one dict an epoch) and its record.
 
-    Of an evolving network only the backbone's weights stay, those of `Network.backbone`.
+    Of an evolving network only the backbone's weights stay, those of `Network.backbone`. What it
+    says as a teacher of the validation and test split, (N, C) logits, is kept for all students.
     """
 
     variables: Variables
     history: list[dict[str, Any]]
     record: dict[str, Any]
+    said: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def what_teachers_say(
+    job: Job,
+    teachers: tuple[Trained, ...],
+    part: str,
+    dataset: data.Dataset,
+    topology: parallel.Topology,
+) -> np.ndarray:
+    """(K, N, C) logits of the teachers of a stage for the "train", "valid" or "test" split.
+
+    A teacher is asked about the last two once, however many stages it teaches; training images may
+    be others in each.
+    """
+    pairs = list(zip(job.teachers, teachers, strict=True))
+    unasked = [(network, trained) for network, trained in pairs if part not in trained.said]
+    asked = [(network, trained.variables) for network, trained in unasked]
+    split = getattr(dataset, part)
+    answers = programs.teach(asked, split, dataset, topology)
+    if part == "train":
+        return answers
+    for (_, trained), logits in zip(unasked, answers, strict=True):
+        trained.said[part] = logits
+    return np.concatenate([answers[:0], *(trained.said[part][None] for trained in teachers)])
 
 
 def look_before(
     job: Job,
-    frozen: tuple[Variables, ...],
+    teachers: tuple[Trained, ...],
     fresh: Variables,
     dataset: data.Dataset,
     topology: parallel.Topology,
@@ -40,29 +67,29 @@ def look_before(
 
     Args:
       job: the stage.
-      frozen: the variables of its teachers.
+      teachers: those of the stage.
       fresh: the student's own, before its first step.
       dataset: with its training split as the stage sees it.
       topology: see `programs.predict`.
       plain_accuracy: see `preflight.worry`.
     """
-    split = dataset.valid if len(dataset.valid.labels) else dataset.train
-    asked = list(zip(job.teachers, frozen, strict=True))
-    logits = programs.teach(asked, split, dataset, topology)
+    part = "valid" if len(dataset.valid.labels) else "train"
+    split = getattr(dataset, part)
+    logits = what_teachers_say(job, teachers, part, dataset, topology)
     batch = data.Split(split.images[:LOOKED_AT], split.labels[:LOOKED_AT])
     found = programs.terms(job.network, job.recipe, fresh, batch, logits[:, :LOOKED_AT], dataset)
-    teachers = preflight.look_at_teachers(
+    looked = preflight.look_at_teachers(
         tuple(network.name for network in job.teachers), list(logits), split.labels
     )
     terms = preflight.look_at_terms(found)
-    warnings = preflight.worry(teachers, terms, plain_accuracy)
-    where = "validation" if split is dataset.valid else "training images"
-    return preflight.Preflight(teachers, terms, warnings, where)
+    warnings = preflight.worry(looked, terms, plain_accuracy)
+    where = "validation" if part == "valid" else "training images"
+    return preflight.Preflight(looked, terms, warnings, where)
 
 
 def score(
     job: Job,
-    frozen: tuple[Variables, ...],
+    teachers: tuple[Trained, ...],
     best: Variables,
     last: Variables,
     dataset: data.Dataset,
@@ -74,11 +101,10 @@ def score(
       The weights to deploy, and for the record: accuracies (those of the branches too), calibration
       error, agreement with each teacher and KL from it.
     """
-    asked = [(job.network, best), *zip(job.teachers, frozen, strict=True)]
-    if last is not best:
-        asked.append((job.network, last))
-    own, *said = programs.predict(asked, dataset.test, dataset, topology)
-    newest = own if last is best else said.pop()
+    weights = [best] if last is best else [best, last]
+    asked = [(job.network, variables) for variables in weights]
+    answers = programs.predict(asked, dataset.test, dataset, topology)
+    own, newest = answers[0], answers[-1]
     labels, deployed = dataset.test.labels, models.deploy(job.network, jax.device_get(best))
     found = programs.measure(own, labels)
     record = {
@@ -88,9 +114,10 @@ def score(
         "ece": fidelity.expected_calibration_error(own[0], labels),
     }
     agreement, kl = {}, {}
+    said = what_teachers_say(job, teachers, "test", dataset, topology)
     for network, theirs in zip(job.teachers, said, strict=True):
-        agreement[network.name] = fidelity.agreement(own[0], theirs[0])
-        kl[network.name] = fidelity.kl(theirs[0], own[0])
+        agreement[network.name] = fidelity.agreement(own[0], theirs)
+        kl[network.name] = fidelity.kl(theirs, own[0])
     return deployed, {**record, "agreement": agreement, "kl": kl}
 
 

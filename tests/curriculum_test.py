@@ -1,5 +1,6 @@
 """The curriculum through the Python API and the command line: once each, resumable, readable."""
 
+import collections
 import json
 import os
 import signal
@@ -104,6 +105,24 @@ def test_each_distinct_stage_is_trained_once_and_a_second_run_trains_nothing(who
     needed = {"guidance", "network", "teachers", "seed", "parameters", "valid_accuracy"}
     needed |= {"test_accuracy", "last_test_accuracy", "epochs", "seconds", "state_digest"}
     assert needed <= stored[0].keys()
+
+
+def test_a_teacher_is_asked_about_a_split_once_however_many_it_teaches(monkeypatch):
+    asked, predict = collections.Counter(), programs.predict
+
+    def counted(pairs, split, *rest):
+        asked.update((network.name, len(split.labels)) for network, _ in pairs)
+        return predict(pairs, split, *rest)
+
+    monkeypatch.setattr(programs, "predict", counted)
+    recipe = {"epochs": 1, "batch_size": 24}
+    rows = distill_jax.run(config(recipe=recipe, guidance=("direct", "chain", "dense"))).rows
+    assert [set(row["kl"]) for row in rows] == [{"plane6"}, {"plane4"}, {"plane6", "plane4"}]
+    valid, test = 24, 32
+    # Its one epoch and its own score, then once as the teacher of three and of two.
+    assert asked["plane6", valid] == asked["plane6", test] == 2
+    assert asked["plane4", valid] == asked["plane4", test] == 2
+    assert asked["plane2", valid] == asked["plane2", test] == 3  # it has three stages
 
 
 def test_a_stage_on_one_device_traces_its_step_once(monkeypatch):

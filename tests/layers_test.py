@@ -25,15 +25,15 @@ FLOORS = {
     "preflight": 4,
     "recipe": 5,
     "workdir": 5,
-    "asked": 6,
     "programs": 6,
     "scoring": 7,
-    "population": 8,
-    "training": 9,
-    "config": 10,
-    "planning": 11,
-    "curriculum": 12,
-    "main": 13,
+    "asked": 8,
+    "population": 9,
+    "training": 10,
+    "config": 11,
+    "planning": 12,
+    "curriculum": 13,
+    "main": 14,
 }
 BESIDE = {"interop": {"models"}}  # rooms beside the floors, and all that they may import
 NEIGHBOURS = {("curriculum", "interop"), ("planning", "interop")}
