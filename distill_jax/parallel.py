@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import metrics
+from distill_jax.models import run_once
 from distill_jax.step import Batch, Resident, TrainStep
 
 AXIS = "devices"
@@ -102,8 +103,13 @@ class Topology:
 
     def spread(self, members: Sequence[Any]) -> Any:
         """The trees of several members as one with a leading axis, spread over the devices."""
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *jax.device_get(list(members)))
-        return jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        stacked = jax.tree.map(_stack, *jax.device_get(list(members)))
+        return _copied(jax.device_put(stacked, sharding))  # what is donated must not be NumPy's
+
+    def member(self, i: int, tree: Any) -> Any:
+        """The tree of member `i` of those that `spread` made one, on every device, as a copy."""
+        return _member_program(self.replicated)(tree, i)
 
     def place(self, tree: Any) -> Any:
         """The arrays on every device; not to be donated, nor the originals to be changed."""
@@ -160,6 +166,20 @@ class Topology:
 @jax.jit
 def _copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
+
+
+def _stack(*leaves: Any) -> Any:
+    """On the host, where nothing is compiled for it; random keys are no NumPy arrays."""
+    keys = jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key)
+    return (jnp if keys else np).stack(leaves)
+
+
+@functools.cache
+def _member_program(sharding):
+    def member(tree, i):
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
+
+    return jax.jit(member, out_shardings=sharding, compiler_options=run_once(jax.default_backend()))
 
 
 def ask_for_cpu_devices(count: int) -> None:

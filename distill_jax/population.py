@@ -140,7 +140,7 @@ class Group:
         return self.topology.replicate(trees[0]) if self.alone else self.topology.spread(trees)
 
     def _of(self, i: int, tree: Any) -> Any:
-        return tree if self.alone else jax.tree.map(lambda x: x[i], tree)
+        return tree if self.alone else self.topology.member(i, tree)
 
     def _variables(self, i: int) -> Variables:
         """The weights of a member where they can be evaluated; a copy, as the state is donated."""
@@ -298,13 +298,12 @@ class Group:
     def _end_epoch(self, images_per_second: float) -> None:
         """Measures the epoch just trained; keeps the weights that are the best so far."""
         recipe, epoch = self.recipe, self.epochs_done
-        sums = jax.device_get(self.sums)
         for i, member in enumerate(self.members):
             begun = time.perf_counter()
             schedule = optim.schedule(member.job.recipe.optim, recipe.epochs, self.steps)
             rate = schedule(self.step - 1)
             record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
-            trained = metrics.compute(self._of(i, sums))
+            trained = metrics.compute(self._of(i, self.sums))
             record |= {f"train_{k}": v for k, v in trained.items() if NOT_FINITE not in k}
             variables = self._variables(i)
             if len(self.split.labels):
