@@ -16,7 +16,7 @@ from experiments.benchmark.measure import pinned
 CHAIN = flags.DEFINE_enum("chain", "plain", list(cases.CHAINS), "Which networks.")
 PEER = flags.DEFINE_enum("peer", "none", ["none", "torch"], "What to compare with.")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each variant.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn, about.")
+SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn, about; as training dispatches.")
 CORES = flags.DEFINE_integer("cores", 2, "To pin every process to; 0 pins none.", lower_bound=0)
 JSON = flags.DEFINE_string("json", "", "File for all numbers.")
 SMOKE = flags.DEFINE_bool("smoke", False, "In miniature, on any machine: a test.")
