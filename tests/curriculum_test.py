@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import ConfigError, data, models, programs, training
+from distill_jax import ConfigError, data, models, parallel, programs, training
 from distill_jax import recipe as recipe_lib
 from distill_jax.checkpoint import Checkpoints
 from distill_jax.report import Reporter
@@ -269,7 +269,7 @@ def test_a_teacher_of_other_classes_is_refused():
     student, teacher = (models.build("plane2", c, (8, 8, 3)) for c in (4, 5))
     job = recipe_lib.Job(student, (teacher,), recipe_lib.Recipe(batch_size=8), 0)
     with pytest.raises(ValueError, match="5 classes"):
-        recipe_lib.check(job, dataset, distill_jax.config.Topology())
+        recipe_lib.check(job, dataset, parallel.Topology())
 
 
 # ----------------------------------------------------------------------------------- checkpoints

@@ -5,10 +5,11 @@ data and turns it into an `Experiment`.
 """
 
 from distill_jax.config.defaults import default_config, smoke
-from distill_jax.config.experiment import Experiment, Row, checkpoint_due, resolve
+from distill_jax.config.experiment import PROTOCOLS, Experiment, Row, checkpoint_due, resolve
 from distill_jax.config.fields import ConfigError
 
 __all__ = [
+    "PROTOCOLS",
     "ConfigError",
     "Experiment",
     "Row",
