@@ -1,8 +1,4 @@
-"""The stages in order: who is trained when, each exactly once, and the table that comes of it.
-
-A stage is addressed by the content of all that determines it, its teachers' addresses included.
-Stages of different guidances or of earlier runs that agree in all of it are one stage.
-"""
+"""The stages in order: who is trained when, each exactly once, and the table that comes of it."""
 
 from __future__ import annotations
 

@@ -35,6 +35,16 @@ class Planned:
 
 
 def make_plan(experiment: Experiment, dataset: data.Dataset, about_data: str) -> Planned:
+    """The stages of an experiment, each once, teachers before those whom they teach.
+
+    Args:
+      experiment: what is asked for.
+      dataset: on what.
+      about_data: see `identity_of`.
+
+    Raises:
+      ValueError: a network cannot be built for these images, or given weights cannot be read.
+    """
     plan = Planned({}, {}, {}, {}, {})
     given = experiment.teacher_weights
     for seed in experiment.seeds:
@@ -116,6 +126,7 @@ def _file_digest(path: str) -> str:
 
 
 def identity_of(dataset: data.Dataset) -> str:
+    """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and normalisation."""
     sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
     for split in (dataset.train, dataset.valid, dataset.test):
         for array in split:
