@@ -1,7 +1,7 @@
 """Knowledge distillation in JAX: TAKD, DGKD with stochastic teaching, and TESKD."""
 
-from distill_jax.config import ConfigError, Experiment, default_config, resolve, smoke
-from distill_jax.curriculum import Results, run
+from distill_jax.runs.config import ConfigError, Experiment, default_config, resolve, smoke
+from distill_jax.runs.runner import Results, run
 
 __all__ = [
     "ConfigError",

@@ -19,14 +19,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from distill_jax import curriculum, report
-from distill_jax.checkpoint import CheckpointError
+from distill_jax import report
 from distill_jax.data import DataError
-from distill_jax.training import Interrupted
+from distill_jax.runs import runner
+from distill_jax.runs.checkpoint import CheckpointError
+from distill_jax.train.fit import Interrupted
 
 REFUSED = (
-    curriculum.ConfigError,
-    curriculum.WorkdirError,
+    runner.ConfigError,
+    runner.WorkdirError,
     CheckpointError,
     DataError,
     FloatingPointError,  # a step that is not finite, or no epoch to select by
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     reporter = report.console_reporter(console)
     signals = _Signals()
     try:
-        results = curriculum.run(
+        results = runner.run(
             config, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
         )
     except REFUSED as error:

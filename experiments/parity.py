@@ -25,9 +25,11 @@ import numpy as np
 from absl import app, flags
 from rich.table import Table
 
-from distill_jax import losses, models, optim, report
+from distill_jax import models, report
 from distill_jax.interop import torch_weights
-from distill_jax.step import (
+from distill_jax.methods import losses
+from distill_jax.train import optim
+from distill_jax.train.step import (
     Batch,
     Hyper,
     TrainState,

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import config, losses, optim
+from distill_jax.methods import losses
+from distill_jax.runs import config
+from distill_jax.train import optim
 
 PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
 BEGIN, END = "<!-- table -->", "<!-- end -->"

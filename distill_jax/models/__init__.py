@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models import (
+from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
+from distill_jax.models.zoo import (
     evolving,
     four_stage_resnet,
     plain,
@@ -23,8 +24,7 @@ from distill_jax.models import (
     vgg,
     wide_resnet,
 )
-from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
-from distill_jax.models.stages import BLOCKS, draw_stages, stack_blocks
+from distill_jax.models.zoo.stages import BLOCKS, draw_stages, stack_blocks
 
 Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)
 

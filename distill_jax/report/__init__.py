@@ -1,6 +1,6 @@
 """What one sees of a run: progress while it goes, tables and files when it is done."""
 
-from distill_jax.report.progress import Reporter, console, console_reporter
+from distill_jax.report.progress import console, console_reporter
 from distill_jax.report.tables import results_table, summarise, title
 
-__all__ = ["Reporter", "console", "console_reporter", "results_table", "summarise", "title"]
+__all__ = ["console", "console_reporter", "results_table", "summarise", "title"]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,104 +15,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from distill_jax.train.reporter import Reporter
+
 LOG_SECONDS = 10.0
-
-
-class Reporter:
-    """Is told of everything that happens and says nothing; the others build on it."""
-
-    def stage_started(
-        self, jobs: list[Any], step: int, steps: int, histories: list[list[dict]]
-    ) -> None:
-        """A stage of `steps` steps an epoch, or several at once, begin or go on at `step`."""
-
-    def notice(self, lines: list[str]) -> None:
-        """Something to know, such as what was found before the first step."""
-
-    def progress(self, step: int, images_per_second: float) -> None:
-        """`step` steps of the stage are done."""
-
-    def epoch_ended(self, job: Any, record: dict[str, Any]) -> None:
-        """An epoch of a stage was measured."""
-
-    def stage_ended(self, job: Any, record: dict[str, Any]) -> None:
-        """A stage was trained and its weights are safe."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
-
-
-class MetricsFile(Reporter):
-    """Appends every epoch to `metrics.jsonl`, one JSON object a line."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def stage_started(self, jobs, step, steps, histories):
-        """Drops what an interrupted run wrote of these stages after their last checkpoint."""
-        if not self.path.exists():
-            return
-        epochs = {job.address: len(history) for job, history in zip(jobs, histories, strict=True)}
-        # Bytes that are no text make a line that is no JSON, which is dropped.
-        lines = self.path.read_text(errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if not self._is_ahead(line, epochs)]
-        if kept != lines:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, self.path)
-
-    def epoch_ended(self, job, record):
-        """One line: the stage, its network and seed, then the epoch's record."""
-        about = {"stage": job.address, "network": job.network.name, "seed": job.seed}
-        with self.path.open("a") as file:
-            file.write(json.dumps({**about, **record}) + "\n")
-
-    @staticmethod
-    def _is_ahead(line: str, epochs: dict[str, int]) -> bool:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            return True  # the torn last line of a killed run
-        if not isinstance(row, dict):
-            return True
-        return row.get("epoch", 0) > epochs.get(row.get("stage", ""), math.inf)
-
-
-class Several(Reporter):
-    """Tells each of several reporters."""
-
-    def __init__(self, *reporters: Reporter):
-        self.reporters = reporters
-
-    def stage_started(self, jobs, step, steps, histories):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.stage_started(jobs, step, steps, histories)
-
-    def notice(self, lines):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.notice(lines)
-
-    def progress(self, step, images_per_second):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.progress(step, images_per_second)
-
-    def epoch_ended(self, job, record):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.epoch_ended(job, record)
-
-    def stage_ended(self, job, record):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.stage_ended(job, record)
-
-    def close(self):
-        """Passed on."""
-        for reporter in self.reporters:
-            reporter.close()
 
 
 class _Lines(Reporter):

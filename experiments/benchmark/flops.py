@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from distill_jax.models import Network
-from distill_jax.models.layers import Conv, Linear
+from distill_jax.models.zoo.layers import Conv, Linear
 
 
 def step(network: Network, teachers: tuple[Network, ...], batch: int, kept: float = 1.0) -> float:

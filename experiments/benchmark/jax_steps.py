@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data, models, optim, parallel, programs
-from distill_jax.dropping import Dropping
+from distill_jax import data, models
 from distill_jax.interop import torch_weights
-from distill_jax.optim import OptimOptions
-from distill_jax.recipe import Recipe
-from distill_jax.step import Resident, TrainState
+from distill_jax.train import optim, programs, sharding
+from distill_jax.train.dropping import Dropping
+from distill_jax.train.optim import OptimOptions
+from distill_jax.train.recipe import Recipe
+from distill_jax.train.step import Resident, TrainState
 from experiments.benchmark import cases, flops
 from experiments.benchmark.cases import Case
 
@@ -80,7 +81,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
         ),
     )
     several = case.members > 1
-    topology = parallel.Topology("pmap" if case.devices > 1 else "jit", case.devices)
+    topology = sharding.Topology("pmap" if case.devices > 1 else "jit", case.devices)
     program = programs.train_program(
         network,
         teachers,

@@ -1,0 +1,1 @@
+"""Convolutions, pools and BatchNorm: how they are computed, hidden from the networks."""

@@ -1,0 +1,82 @@
+"""Plain CNNs of TAKD and DGKD: 3×3 convolutions with BatchNorm, max pools, linear layers.
+
+The books below are the papers' networks; a number is a convolution's width, M a 2×2 max pool. The
+book of CIFAR-100 serves every data set of more than ten classes, and the odd sizes, of which only
+that book has any.
+"""
+
+from __future__ import annotations
+
+from flax import linen as nn
+from jax import Array
+
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.kernels.pools import flatten_channels_first, max_pool
+from distill_jax.models.zoo.layers import Conv, Linear, conv_norm
+
+M = "M"
+Book = tuple[tuple[int | str, ...], tuple[int, ...]]  # convolutions and pools, hidden widths
+
+CIFAR10: dict[int, Book] = {
+    2: ((16, M, 16, M), ()),
+    4: ((16, 16, M, 32, 32, M), ()),
+    6: ((16, 16, M, 32, 32, M, 64, 64, M), ()),
+    8: ((16, 16, M, 32, 32, M, 64, 64, M, 128, 128, M), (64,)),
+    10: ((32, 32, M, 64, 64, M, 128, 128, M, 256, 256, 256, 256, M), (128,)),
+}
+CIFAR100: dict[int, Book] = {
+    2: ((32, M, 32, M), ()),
+    3: ((32, 32, M, 64, M), ()),
+    4: ((32, 32, M, 64, 64, M), ()),
+    5: ((32, 32, M, 64, 64, M, 128), ()),
+    6: ((32, 32, M, 64, 64, M, 128, 128), ()),
+    7: ((32, 32, M, 64, 64, M, 128, 128, M, 256, M), (64,)),
+    8: ((32, 32, M, 64, 64, M, 128, 128, M, 256, 256, M), (64,)),
+    9: ((32, 32, M, 64, 64, M, 128, 128, M, 256, 256, 256, M), (512,)),
+    10: ((32, 32, M, 64, 64, M, 128, 128, M, 256, 256, 256, 256, M), (512,)),
+}
+SIZES = tuple(CIFAR100)
+
+
+class PlainCNN(nn.Module):
+    """A plain CNN from its book; stages end before each pool and at the last convolution."""
+
+    layers: tuple[int | str, ...]
+    hidden: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Array, mode: Mode) -> Outputs:
+        x, stages, index = images, [], 0
+        for position, width in enumerate(self.layers):
+            if width == M:
+                x = max_pool(x)
+                index += 1
+                continue
+            conv = Conv(int(width), name=f"conv_layers.{index}")
+            x = nn.relu(conv_norm(x, mode, conv, f"conv_layers.{index + 1}"))
+            index += 3  # convolution, BatchNorm, ReLU
+            if position + 1 == len(self.layers) or self.layers[position + 1] == M:
+                stages.append(x)
+        x = flatten_channels_first(x)
+        for position, width in enumerate(self.hidden):
+            x = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(x, mode))
+        logits = Linear(self.classes, name=f"fc_layers.{2 * len(self.hidden)}")(x, mode)
+        return Outputs(logits, x, tuple(stages))
+
+
+def build(size: int, classes: int, image_shape: tuple[int, int, int]) -> PlainCNN:
+    """The plain CNN of `size` layers.
+
+    Raises:
+      ValueError: images too small for its pools.
+    """
+    books = CIFAR100 if classes > 10 or size not in CIFAR10 else CIFAR10
+    layers, hidden = books[size]
+    pools = layers.count(M)
+    if min(image_shape[:2]) < 2**pools:
+        raise ValueError(
+            f"plane{size} has {pools} pools and needs images of {2**pools}×{2**pools} or more, "
+            f"got {image_shape[0]}×{image_shape[1]}"
+        )
+    return PlainCNN(layers, hidden, classes)

@@ -1,0 +1,114 @@
+"""VGG with BatchNorm for small images: the distillation literature's form and TESKD's.
+
+Both take the counts of convolutions per block from Simonyan and Zisserman (2015), at widths 64,
+128, 256, 512, 512, all 3×3 with a bias.
+"""
+
+from __future__ import annotations
+
+from flax import linen as nn
+from jax import Array
+
+from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.kernels.pools import global_average_pool, max_pool
+from distill_jax.models.zoo.layers import HE_VGG, Conv, Linear, conv_norm
+
+WIDTHS = (64, 128, 256, 512, 512)
+COUNTS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+CIFAR_DEPTHS = (16, 19)
+
+
+def _conv(x: Array, mode: Mode, width: int, name: str, norm: str) -> Array:
+    conv = Conv(width, kernel_init=HE_VGG.conv, bias_init=HE_VGG.conv_bias, name=name)
+    return nn.relu(conv_norm(x, mode, conv, norm))
+
+
+def _linear(width: int, name: str) -> Linear:
+    return Linear(width, kernel_init=HE_VGG.linear, bias_init=HE_VGG.linear_bias, name=name)
+
+
+class VGG(nn.Module):
+    """Five blocks with pools after the first three, average pool and one linear layer.
+
+    At 32×32 the last two blocks both see 4×4 maps; images of 64×64 or more are pooled once more
+    between them. State-dict names: block0.0, block0.1, ..., classifier.
+    """
+
+    counts: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Array, mode: Mode) -> Outputs:
+        pools = 4 if min(images.shape[1:3]) >= 64 else 3
+        x, stages = images, []
+        for block, (width, count) in enumerate(zip(WIDTHS, self.counts, strict=True)):
+            for index in range(count):  # convolution, BatchNorm, ReLU
+                name, norm = f"block{block}.{3 * index}", f"block{block}.{3 * index + 1}"
+                x = _conv(x, mode, width, name, norm)
+            stages.append(x)
+            x = max_pool(x) if block < pools else x
+        feature = global_average_pool(x)
+        return Outputs(_linear(self.classes, "classifier")(feature, mode), feature, tuple(stages))
+
+
+class CifarVGG(nn.Module):
+    """TESKD's VGG: two convolutions, a pool, four blocks ending in a pool, three linear layers.
+
+    Stages end after the pools, 8, 4, 2 and 1 pixels wide at 32×32; the feature is the average of
+    the last, before all linear layers. State-dict names: conv1, bn1, conv2, bn2, layer1.0,
+    layer1.1, ..., classifier.0.
+    """
+
+    counts: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Array, mode: Mode) -> Outputs:
+        x, stages = images, []
+        for index in range(1, self.counts[0] + 1):
+            x = _conv(x, mode, WIDTHS[0], f"conv{index}", f"bn{index}")
+        x = max_pool(x)
+        for layer, (width, count) in enumerate(zip(WIDTHS[1:], self.counts[1:], strict=True), 1):
+            for index in range(count):
+                name, norm = f"layer{layer}.{3 * index}", f"layer{layer}.{3 * index + 1}"
+                x = _conv(x, mode, width, name, norm)
+            x = max_pool(x)
+            stages.append(x)
+        feature = global_average_pool(x)
+        y = nn.relu(_linear(512, "classifier.0")(feature, mode))
+        y = nn.relu(_linear(512, "classifier.2")(y, mode))
+        return Outputs(_linear(self.classes, "classifier.4")(y, mode), feature, tuple(stages))
+
+
+def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> VGG:
+    """VGG of `depth` layers (the literature's numbers count three linear layers; here is one).
+
+    Raises:
+      ValueError: images too small for its pools.
+    """
+    _check_size(f"vgg{depth}", image_shape, 8)
+    return VGG(COUNTS[depth], classes)
+
+
+def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> CifarVGG:
+    """TESKD's VGG of `depth` layers.
+
+    Raises:
+      ValueError: images too small for its pools.
+    """
+    _check_size(f"cifar_vgg{depth}", image_shape, 32)
+    return CifarVGG(COUNTS[depth], classes)
+
+
+def _check_size(name: str, image_shape: tuple[int, int, int], smallest: int) -> None:
+    if min(image_shape[:2]) < smallest:
+        raise ValueError(
+            f"{name} needs images of {smallest}×{smallest} or more, "
+            f"got {image_shape[0]}×{image_shape[1]}"
+        )

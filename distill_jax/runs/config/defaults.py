@@ -1,0 +1,102 @@
+"""Every field of a config with its default, and how a config is cut down to seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from distill_jax.methods import losses
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field there is, with its default; a config file changes some of them."""
+    return ml_collections.ConfigDict(
+        {
+            "name": "experiment",
+            # Where images come from; see distill_jax.data.NAMES.
+            "dataset": {
+                "name": "digits",
+                "data_dir": "",
+                "valid_fraction": 0.1,
+                "split_seed": 0,
+                "mean": (),
+                "std": (),
+            },
+            # The row, largest first, and what is compared in it: none, direct, chain, dense, a
+            # path a>b>c, edges c<a+b;d<a+c; with +drop the last network is taught stochastically.
+            "networks": ("plane6", "plane4", "plane2"),
+            "guidance": ("none", "direct", "chain", "dense"),
+            "students": (),  # whose results are wanted; the smallest network where empty
+            "seeds": (0,),
+            # standard: the field's usual loss, weights chosen on the validation split;
+            # paper: the loss as the papers write it; official: as their codes compute it, and the
+            # best epoch chosen on the test set as they do.
+            "protocol": "standard",
+            "selection": "",  # validation, test or last; by protocol where empty
+            "recipe": {
+                "epochs": 30,
+                "batch_size": 128,
+                "last_batch": "drop",
+                "augment": "none",
+                "train_limit": 0,
+                "sync_bn": True,
+                "temperature": 4.0,
+                "kd_weight": 0.5,
+                "optimizer": "sgd",
+                "learning_rate": 0.05,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 1e-4,
+                "schedule": "constant",
+                "milestones": (0.5, 0.75),
+                "decay": 0.1,
+                "warmup_epochs": 0.0,
+            },
+            "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": "sum"},
+            "dropping": {"kind": "", "number": 1, "survival": 0.75, "teacher_droppable": True},
+            # TESKD, for networks called evolving:NAME; see distill_jax.methods.teskd.EvolveOptions.
+            "evolve": dataclasses.asdict(losses.EvolveOptions()),
+            # Networks that are not trained but read, from .safetensors, .npz or .pth: FILE for the
+            # largest of the row, or NAME=FILE,NAME=FILE.
+            "teacher_weights": "",
+            # {network: {recipe field or seed: value}}
+            "overrides": {},
+            # {label: {recipe field: value}}: plain training of the students, changed like that.
+            "controls": {},
+            # {recipe field or "survival": values}: every row once for each of them, trained at once
+            # where they are numbers of the loss or the optimizer.
+            "sweep": ml_collections.FieldReference({}, field_type=object),
+            "dtype": "float32",
+            "parallel": "jit",  # or pmap
+            "devices": 1,  # 0 takes all; on a CPU as many as are asked for
+            "population": 0,  # how many seeds or values train at once: 0 as pays, 1 one by one
+            # Where the teachers' logits come from: graph, computed at every step; table, computed
+            # once for images that never change; auto, the table where it can be and is small.
+            "teacher_logits": "auto",
+            "nonfinite": "halt",  # or "skip N" to pass over up to N steps that are not finite
+            "checkpoint_every": "5 minutes",
+        }
+    )
+
+
+def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
+    """The config cut down to seconds: synthetic images of the right kind, one epoch, one seed."""
+    shape, classes = {
+        "digits": ("8x8x1", 10),
+        "fashion_mnist": ("28x28x1", 10),
+        "cifar100": ("32x32x3", 100),
+    }.get(config.dataset.name, ("32x32x3", 10))
+    config.name += "-smoke"
+    config.dataset.name = f"synthetic:{shape}:{classes}:{max(128, 2 * classes)}:{max(64, classes)}"
+    config.dataset.valid_fraction = 0.5
+    config.seeds = (0,)
+    config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
+    for section in (config.recipe, *config.overrides.values(), *config.controls.values()):
+        if section.get("train_limit"):
+            section.train_limit = 4
+        if "epochs" in section:
+            section.epochs = 1
+    config.update(changes)
+    return config

@@ -1,0 +1,117 @@
+"""The working directory: ours, of one experiment, and held by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.identity import differences, plain
+from distill_jax.runs.checkpoint import CheckpointError, write_json
+
+CONFIG, LOCK = "config.json", ".lock"
+# What may be there before the config is: a run that was killed at its start leaves no more.
+_OWN = (LOCK, f".{CONFIG}.tmp", "compiled")
+# Fields that ask for more or less of the same experiment, or say where and how it is computed.
+# Weights that are read, and data, are known by their content.
+HARMLESS = (
+    "name",
+    "rows",
+    "students",
+    "seeds",
+    "teacher_weights",
+    "topology",
+    "population",
+    "teacher_logits",
+    "may_skip",
+    "checkpoint_every",
+)
+
+
+class WorkdirError(RuntimeError):
+    """A working directory that cannot be used."""
+
+
+@contextlib.contextmanager
+def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Path | None]:
+    """The working directory, made where it is missing and held by this run alone.
+
+    Args:
+      workdir: the folder; None gives None.
+      config: the resolved config as JSON values; it is written there.
+
+    Raises:
+      WorkdirError: it cannot be written, holds other things than ours or another experiment, whose
+        differences are listed, or another run is at work in it.
+    """
+    if workdir is None:
+        yield None
+        return
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_own(folder)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot write to the working directory {folder} ({error}): expected a folder that "
+            "can be written, or a place for a new one"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"another run is at work in {folder}: expected one at a time; wait for it, or give "
+                "another --workdir"
+            ) from error
+        _check_same(folder, plain(config))
+        try:
+            write_json(folder / CONFIG, config)
+        except CheckpointError as error:
+            raise WorkdirError(f"cannot write to the working directory: {error}") from error
+        yield folder
+
+
+def _check_own(folder: Path) -> None:
+    """Raises WorkdirError where a folder holds things and was none of a run."""
+    if (folder / CONFIG).exists():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    if foreign:
+        raise WorkdirError(
+            f"the working directory {folder} holds {', '.join(foreign[:5])} and no {CONFIG}: "
+            "expected an empty folder, a new one, or one of an earlier run"
+        )
+
+
+def _check_same(folder: Path, config: dict[str, Any]) -> None:
+    """Raises WorkdirError with every difference that makes another experiment."""
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        found = str(error)
+    if not isinstance(found, dict) or not {"networks", "recipe", "rows"} <= found.keys():
+        raise WorkdirError(
+            f"{path} is not ours: expected the config of an earlier run; give another --workdir"
+        )
+    lines = differences(_telling(found), _telling(config))
+    if lines:
+        raise WorkdirError(
+            f"{folder} holds another experiment: expected the same but for "
+            f"{', '.join(HARMLESS)}; give another --workdir, or remove that one:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _telling(config: dict[str, Any]) -> dict[str, Any]:
+    told = {name: value for name, value in config.items() if name not in HARMLESS}
+    if isinstance(told.get("dataset"), dict):
+        told["dataset"] = {k: v for k, v in told["dataset"].items() if k != "data_dir"}
+    return told

@@ -1,0 +1,1 @@
+"""One stage, from its first step to its best weights."""

@@ -1,0 +1,142 @@
+"""Before the first step: are the teachers any good, and does one loss term drown another?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from distill_jax.evals import classification
+from distill_jax.models import Outputs
+from distill_jax.models.basics import at_least_float32
+from distill_jax.train.step import Hyper, Objective
+
+DROWNED = 30.0  # ratio of gradient norms from which a term is said to drown another
+
+
+class Teacher(NamedTuple):
+    """What is known of one teacher, on the validation split."""
+
+    name: str
+    accuracy: float
+    agreement: float | None  # mean top-1 agreement with the other teachers
+
+
+class Term(NamedTuple):
+    """One weighted term of the loss on one batch, before the first step."""
+
+    name: str
+    value: float
+    gradient: float  # norm of its gradient by the outputs that it sees
+
+
+class Preflight(NamedTuple):
+    """Teachers, terms, and what to worry about, in words."""
+
+    teachers: list[Teacher]
+    terms: list[Term]
+    warnings: list[str]
+    split: str = "validation"  # where the teachers were measured
+
+    def lines(self) -> list[str]:
+        """One line a teacher, one for the terms, one a warning."""
+        lines = [
+            f"  teacher {t.name}: {100 * t.accuracy:.2f} % on {self.split}"
+            + (
+                ""
+                if t.agreement is None
+                else f", agrees with the others on {100 * t.agreement:.1f} %"
+            )
+            for t in self.teachers
+        ]
+        if self.teachers or len(self.terms) > 1:
+            terms = ", ".join(
+                f"{t.name} {t.value:.3g} (gradient {t.gradient:.2g})" for t in self.terms
+            )
+            lines.append(f"  loss on one batch: {terms}")
+        return lines + [f"  warning: {warning}" for warning in self.warnings]
+
+
+def look_at_teachers(
+    names: tuple[str, ...], logits: list[np.ndarray], labels: np.ndarray
+) -> list[Teacher]:
+    """Each teacher's accuracy and its agreement with the others; logits (N, C) of each."""
+    teachers = []
+    for i, name in enumerate(names):
+        others = [classification.agreement(logits[i], x) for j, x in enumerate(logits) if j != i]
+        mean = float(np.mean(others)) if others else None
+        teachers.append(Teacher(name, classification.accuracy(logits[i], labels), mean))
+    return teachers
+
+
+def weighted_terms(
+    objective: Objective, outputs: Outputs, labels: Array, teacher_logits: Array, hyper: Hyper
+) -> dict[str, tuple[Array, Array]]:
+    """Value and gradient norm of each weighted term of the loss, with all teachers kept.
+
+    The norm is that of the gradient of the batch's mean loss by the network's logits and features:
+    what reaches the network, before its own Jacobian.
+    """
+    keep = jnp.ones(len(teacher_logits), bool)
+
+    def weighted(seen: Outputs) -> dict[str, Array]:
+        _, terms = objective(seen, labels, teacher_logits, keep, hyper, len(labels))
+        return {k: jnp.mean(v) for k, v in terms.items() if k.startswith("weighted_")}
+
+    values, pullback = jax.vjp(weighted, outputs)
+    found = {}
+    for name, value in values.items():
+        chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
+        (gradient,) = pullback(chosen)
+        norm = optax.tree.norm(jax.tree.map(at_least_float32, gradient))
+        found[name.removeprefix("weighted_")] = value, norm
+    return found
+
+
+def look_at_terms(found: dict[str, tuple[Array, Array]]) -> list[Term]:
+    """What `weighted_terms` gave, fetched from the device."""
+    fetched = jax.device_get(found)
+    return [Term(name, float(value), float(norm)) for name, (value, norm) in fetched.items()]
+
+
+def worry(teachers: list[Teacher], terms: list[Term], plain_accuracy: float | None) -> list[str]:
+    """What looks wrong, in words: teachers below their student, terms that drown or are not finite.
+
+    Args:
+      teachers: as `look_at_teachers` found them.
+      terms: as `look_at_terms` found them.
+      plain_accuracy: of the same student trained alone, on validation; None where not known.
+    """
+    warnings = []
+    for teacher in teachers:
+        if plain_accuracy is not None and teacher.accuracy < plain_accuracy:
+            warnings.append(
+                f"teacher {teacher.name} ({100 * teacher.accuracy:.2f} %) is worse than its "
+                f"student trained alone ({100 * plain_accuracy:.2f} %)"
+            )
+    for term in terms:
+        if not np.isfinite((term.value, term.gradient)).all():
+            warnings.append(f"the term {term.name} or its gradient is not finite")
+    taught = [t for t in terms if t.name in ("ce", "kl", "frozen_kl") and t.gradient > 0]
+    if len(taught) > 1:
+        least, most = (f(taught, key=lambda t: t.gradient) for f in (min, max))
+        if most.gradient > DROWNED * least.gradient:
+            ratio = most.gradient / least.gradient
+            warnings.append(
+                f"the term {most.name} drowns {least.name}: its gradient is {ratio:.0f} times as "
+                "large (the KL's weight is λT², over the number of classes with element_mean)"
+            )
+    return warnings
+
+
+def as_json(found: Preflight) -> dict[str, Any]:
+    """For the records of a stage."""
+    return {
+        "teachers": [teacher._asdict() for teacher in found.teachers],
+        "terms": [term._asdict() for term in found.terms],
+        "warnings": found.warnings,
+    }

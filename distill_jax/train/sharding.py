@@ -1,0 +1,290 @@
+"""The same step body on one device or many: under jit (and shard_map) or under pmap.
+
+A state has the same shape in every mode, so that checkpoints move between them: it is replicated,
+and what is split is the batch. Many steps are one dispatch: a loop whose bounds are traced, so that
+one program serves every number of steps and stopping early computes the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from distill_jax.models import run_once
+from distill_jax.train import metrics
+from distill_jax.train.step import Batch, Resident, TrainStep
+
+AXIS = "devices"
+MODES = ("jit", "pmap")
+MEMBERS_A_DEVICE = 8  # of a population, where none are asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Over which devices a batch is split, and how.
+
+    Args:
+      mode: "jit" (one program over a mesh, by `shard_map` where it has several devices) or "pmap".
+      devices: how many; 0 takes all there are.
+
+    Raises:
+      ValueError: unknown mode, or more devices than there are.
+    """
+
+    mode: str = "jit"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"parallel is one of {MODES}, got {self.mode!r}")
+        if self.devices == 1:
+            return  # known to be there: asking would start JAX wherever this module is imported
+        there = jax.local_device_count()
+        if not 0 <= self.devices <= there:
+            raise ValueError(
+                f"{self.devices} devices asked for, there are {there} (a CPU counts as several "
+                "only where they are asked for before JAX starts)"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many devices take part."""
+        return self.devices or jax.local_device_count()
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that the step body has to know of."""
+        return AXIS if self.mode == "pmap" or self.count > 1 else None
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices in a row; its axis is "auto", as linen's layers need it."""
+        return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of an array that every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def shared_parts(self) -> NamedSharding:
+        """Of parts (P, B, ...) of which every device holds its share."""
+        return NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises ValueError where `batch_size` is not divisible by the devices."""
+        if batch_size % self.count:
+            raise ValueError(f"a batch of {batch_size} is not divisible by {self.count} devices")
+
+    def members(self, asked: int, most: int) -> int:
+        """How many of `asked` networks to train at once, at most `most` (0: as pays).
+
+        They are spread evenly over the devices. On a GPU or TPU several share one, as a small
+        network leaves it idle; on a CPU that gains nothing.
+        """
+        if not most:
+            most = self.count * (1 if jax.default_backend() == "cpu" else MEMBERS_A_DEVICE)
+        even = min(asked, most) // self.count * self.count
+        return max(even, 1)
+
+    def replicate(self, tree: Any) -> Any:
+        """The arrays on every device, as fresh copies: donating these spares the originals."""
+        return _copied(self.place(tree))
+
+    def spread(self, members: Sequence[Any]) -> Any:
+        """The trees of several members as one with a leading axis, spread over the devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        stacked = jax.tree.map(_stack, *jax.device_get(list(members)))
+        return _copied(jax.device_put(stacked, sharding))  # what is donated must not be NumPy's
+
+    def member(self, i: int, tree: Any) -> Any:
+        """The tree of member `i` of those that `spread` made one, on every device, as a copy."""
+        return _member_program(self.replicated)(tree, i)
+
+    def place(self, tree: Any) -> Any:
+        """The arrays on every device; not to be donated, nor the originals to be changed."""
+        return jax.device_put(tree, self.replicated)
+
+    def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
+        """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
+
+        `device` is this device's index, None where there is but one and no axis. A device picks its
+        own examples: left to the compiler, a loop over parts of a batch has each fetch all of them.
+        """
+        if self.mode == "jit":
+
+            def on_this_device(*args):
+                device = None if self.axis_name is None else lax.axis_index(AXIS)
+                return function(device, *args)
+
+            on_this_device.__name__ = function.__name__  # what logs and profiles call it
+            if self.axis_name is not None:
+                on_this_device = jax.shard_map(
+                    on_this_device,
+                    mesh=self.mesh,
+                    in_specs=PartitionSpec(),
+                    out_specs=PartitionSpec(),
+                    check_vma=False,
+                )
+            return jax.jit(on_this_device, donate_argnums=range(donated))
+        mapped = jax.pmap(
+            function,
+            AXIS,
+            in_axes=(0, *(None,) * arguments),
+            out_axes=None,
+            devices=jax.local_devices()[: self.count],
+            donate_argnums=range(1, donated + 1),
+        )
+        indices = np.arange(self.count, dtype=np.int32)
+        return lambda *args: mapped(indices, *args)
+
+    def batch(self, device: Array | None, data: Resident, rows: Array) -> Batch:
+        """The examples `rows` (B,) of the resident data, or this device's share of them.
+
+        One set of rows gathers images, labels and table, so that no image meets another's logits.
+        """
+        positions = jnp.arange(rows.shape[0], dtype=jnp.int32)
+        if device is not None:
+            local = rows.shape[0] // self.count
+            rows, positions = (
+                lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, positions)
+            )
+        images, labels, logits = jax.tree.map(lambda x: x[rows], data)
+        return Batch(images, labels, positions, logits)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _stack(*leaves: Any) -> Any:
+    """On the host, where nothing is compiled for it; random keys are no NumPy arrays."""
+    keys = jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key)
+    return (jnp if keys else np).stack(leaves)
+
+
+@functools.cache
+def _member_program(sharding):
+    def member(tree, i):
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
+
+    return jax.jit(member, out_shardings=sharding, compiler_options=run_once(jax.default_backend()))
+
+
+def ask_for_cpu_devices(count: int) -> None:
+    """Lets the CPU count as `count` devices; too late, and without effect, once JAX has started."""
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def train_loop(step: TrainStep, topology: Topology) -> Callable:
+    """Compiles steps `start` to `stop` of an epoch as one dispatch.
+
+    Returns:
+      (state, sums, teachers' variables, data, order (S, B), start, stop, hyper, key) ->
+      (state, sums): `data` is `Resident`, row t of `order` holds the examples of step t, and `sums`
+      the metrics so far. State and sums are donated.
+    """
+    return topology.compile(_steps(step, topology), arguments=9, donated=2)
+
+
+def _steps(step: TrainStep, topology: Topology) -> Callable:
+    def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
+        def body(t, carry):
+            state, sums = carry
+            batch = topology.batch(device, data, order[t])
+            state, new = step(state, variables, batch, hyper, key)
+            return state, metrics.merge(sums, new)
+
+        return lax.fori_loop(start, stop, body, (state, sums))
+
+    return train_steps
+
+
+def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -> Callable:
+    """As `train_loop`, for several networks at once that never meet.
+
+    State, sums, teachers' variables, order, hyper and key have a leading axis of members, which are
+    spread evenly over the devices; the data has one too unless it is shared. A device runs its only
+    member by the program of `train_loop`, to the bit; several under `vmap` on a GPU or TPU, and on
+    a CPU one after the other (there `vmap` makes grouped convolutions, 2.4 times slower).
+    """
+    run = functools.partial(_steps(step, Topology()), None)
+    images_axis = None if shared_data else 0
+    axes = (0, 0, 0, images_axis, images_axis, 0, 0, None, None, 0, 0)  # table: always their own
+
+    def one(state, sums, variables, images, labels, logits, *rest):
+        return run(state, sums, variables, Resident(images, labels, logits), *rest)
+
+    def members_here(*arguments):
+        split = tuple(x for x, axis in zip(arguments, axes, strict=True) if axis == 0)
+
+        def member(own):
+            own = iter(own)
+            pairs = zip(arguments, axes, strict=True)
+            return one(*(x if axis is None else next(own) for x, axis in pairs))
+
+        if jax.tree.leaves(split)[0].shape[0] == 1:
+            alone = member(jax.tree.map(lambda x: x[0], split))
+            return jax.tree.map(lambda x: x[None], alone)
+        if jax.default_backend() == "cpu":
+            return lax.map(member, split)
+        return jax.vmap(member)(split)
+
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
+    spread = jax.shard_map(
+        members_here,
+        mesh=topology.mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(AXIS),
+        check_vma=False,
+    )
+    compiled = jax.jit(spread, donate_argnums=(0, 1))
+    return lambda state, sums, variables, data, *rest: compiled(
+        state, sums, variables, *data, *rest
+    )
+
+
+def logits_loop(freeze: Callable, logits_of: Callable, topology: Topology) -> Callable:
+    """Compiles what a network says of some parts of a split as one dispatch.
+
+    Args:
+      freeze: variables -> what `logits_of` takes; once for all parts.
+      logits_of: (frozen variables, images (B, H, W, channels)) -> logits (E, B, C).
+      topology: its devices share every part, under `shard_map` in both modes.
+
+    Returns:
+      (variables, images (P, B, H, W, channels), parts) -> logits (P, E, B, C), zeros from `parts`
+      on: it is traced, so that one program serves splits of every size.
+    """
+
+    def split_logits(variables, images, parts):
+        frozen = freeze(variables)
+        found = jax.eval_shape(logits_of, frozen, images[0])
+
+        def part(i, logits):
+            return logits.at[i].set(logits_of(frozen, images[i]))
+
+        return lax.fori_loop(0, parts, part, jnp.zeros((len(images), *found.shape), found.dtype))
+
+    return jax.jit(
+        jax.shard_map(
+            split_logits,
+            mesh=topology.mesh,
+            in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
+            out_specs=PartitionSpec(None, None, AXIS),
+            check_vma=False,
+        )
+    )

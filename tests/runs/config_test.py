@@ -1,0 +1,356 @@
+"""The config: what its defaults become, and how every wrong value is answered."""
+
+import dataclasses
+import re
+
+import ml_collections
+import pytest
+
+from distill_jax import graph
+from distill_jax.methods.losses import LossOptions
+from distill_jax.models import MODELS
+from distill_jax.runs.config import ConfigError, checkpoint_due, default_config, resolve, smoke
+from distill_jax.train.dropping import Dropping
+from distill_jax.train.optim import OptimOptions
+from distill_jax.train.sharding import Topology
+
+ROW = ("plane6", "plane4", "plane2")
+
+
+def test_defaults_resolve():
+    experiment = resolve(default_config())
+    assert experiment == resolve({})
+    assert experiment.networks == ROW and set(ROW) <= set(MODELS)
+    assert experiment.students == ("plane2",)
+    assert experiment.seeds == (0,)
+    assert [row.label for row in experiment.rows] == ["none", "direct", "chain", "dense"]
+    assert [row.guidance for row in experiment.rows] == [g(ROW) for g in graph.NAMED.values()]
+    assert not any(row.stochastic or row.changes for row in experiment.rows)
+    assert experiment.topology == Topology("jit", 1)
+    assert experiment.dropping == Dropping("fixed", 1)
+    assert experiment.checkpoint_every == "5 minutes"
+
+
+def test_every_default_of_the_recipe_reaches_the_recipe():
+    config = default_config().to_dict()
+    recipe = resolve(config).recipe_of("plane2")
+    flat = {**dataclasses.asdict(recipe), **dataclasses.asdict(recipe.optim)}
+    assert {name: flat[name] for name in config["recipe"]} == config["recipe"]
+    assert recipe.survival == config["dropping"]["survival"]
+    assert recipe.loss == LossOptions() and recipe.selection == "validation"
+
+
+CHANGED = {
+    "epochs": 7,
+    "batch_size": 5,
+    "last_batch": "keep",
+    "augment": "crop_flip",
+    "train_limit": 3,
+    "sync_bn": False,
+    "temperature": 2.5,
+    "kd_weight": 0.25,
+    "optimizer": "adamw",
+    "learning_rate": 0.3,
+    "momentum": 0.5,
+    "nesterov": True,
+    "weight_decay": 0.01,
+    "schedule": "piecewise",
+    "milestones": (0.2, 0.4),
+    "decay": 0.5,
+    "warmup_epochs": 2.0,
+}
+
+
+def test_every_changed_field_of_the_recipe_reaches_the_recipe():
+    assert set(CHANGED) == set(default_config().recipe)
+    experiment = resolve({"recipe": CHANGED})
+    recipe = experiment.recipe_of("plane2")
+    flat = {**dataclasses.asdict(recipe), **dataclasses.asdict(recipe.optim)}
+    assert {name: flat[name] for name in CHANGED} == CHANGED
+    assert isinstance(recipe.optim, OptimOptions)
+    assert experiment.recipe_of("plane2", epochs=9).epochs == 9
+
+
+def test_whole_numbers_are_taken_for_fractions_and_lists_for_tuples():
+    experiment = resolve({"recipe": {"temperature": 3, "milestones": [0.1, 0.2]}, "seeds": [2, 1]})
+    recipe = experiment.recipe_of("plane2")
+    assert type(recipe.temperature) is float and recipe.temperature == 3.0
+    assert recipe.optim.milestones == (0.1, 0.2)
+    assert experiment.seeds == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "loss", "selection", "kind"),
+    [
+        ("standard", LossOptions(), "validation", "fixed"),
+        ("paper", LossOptions(cross_entropy="per_teacher"), "validation", "bernoulli"),
+        ("official", LossOptions(kl_reduction="element_mean"), "test", "fixed"),
+    ],
+)
+def test_a_protocol_sets_what_is_left_empty(protocol, loss, selection, kind):
+    experiment = resolve({"protocol": protocol})
+    recipe = experiment.recipe_of("plane2")
+    assert (experiment.loss, experiment.selection) == (loss, selection)
+    assert (recipe.loss, recipe.selection) == (loss, selection)
+    assert experiment.dropping.kind == kind
+    chosen = resolve(
+        {
+            "protocol": protocol,
+            "selection": "last",
+            "loss": {"kl_reduction": "batch_mean", "cross_entropy": "once", "teachers": "mean"},
+            "dropping": {"kind": "none", "teacher_droppable": False},
+        }
+    )
+    assert chosen.loss == LossOptions(teachers="mean")
+    assert chosen.selection == "last"
+    assert chosen.dropping == Dropping("none", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (("plane6", "plane4"), ("plane6", "plane4")),
+        ("plane6,plane4", ("plane6", "plane4")),
+        (("plane6,plane4",), ("plane6", "plane4")),
+        ((" plane6 , plane4 ,",), ("plane6", "plane4")),
+        (["plane6", "plane4,plane2"], ("plane6", "plane4", "plane2")),
+    ],
+)
+def test_names_may_come_as_one_comma_string(text, expected):
+    experiment = resolve({"networks": text, "students": text, "guidance": "none,chain"})
+    assert experiment.networks == experiment.students == expected
+    assert [row.label for row in experiment.rows] == ["none", "chain"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "row", "stochastic"),
+    [
+        ("dense", graph.dense(ROW), False),
+        ("dense+drop", graph.dense(ROW), True),
+        ("plane6>plane2", graph.path(ROW, ["plane6", "plane2"]), False),
+        ("plane2<plane6+plane4+drop", graph.custom(ROW, {"plane2": ROW[:2]}), True),
+    ],
+)
+def test_a_row_is_stochastic_by_its_suffix(spec, row, stochastic):
+    (got,) = resolve({"guidance": spec}).rows
+    assert (got.label, got.guidance, got.stochastic) == (spec, row, stochastic)
+
+
+def test_a_control_is_plain_training_with_its_changes():
+    control = {"full data": {"epochs": 3, "train_limit": 0}}
+    experiment = resolve({"guidance": "chain", "controls": control})
+    row = experiment.rows[1]
+    assert row.label == "none, full data"
+    assert row.guidance == graph.none(ROW) and not row.stochastic
+    assert dict(row.changes) == control["full data"]
+    assert experiment.recipe_of("plane2", **dict(row.changes)).epochs == 3
+    assert experiment.recipe_of("plane2").epochs == 30
+
+
+def test_overrides_change_one_network_and_give_way_to_changes():
+    experiment = resolve({"overrides": {"plane6": {"epochs": 3, "seed": 5, "kd_weight": 1}}})
+    assert experiment.recipe_of("plane6").epochs == 3
+    assert experiment.recipe_of("plane6", epochs=4).epochs == 4
+    assert experiment.recipe_of("plane6").kd_weight == 1.0
+    assert experiment.recipe_of("plane4").epochs == 30
+    assert (experiment.seed_of("plane6", 1), experiment.seed_of("plane4", 1)) == (5, 1)
+
+
+def refused(values, *parts):
+    with pytest.raises(ConfigError) as caught:
+        resolve(values)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+DEFAULTS = default_config().to_dict()
+SECTIONS = [name for name, value in DEFAULTS.items() if isinstance(value, dict) and value]
+FIELDS = [(name,) for name in DEFAULTS] + [(s, name) for s in SECTIONS for name in DEFAULTS[s]]
+
+
+def nested(path, value):
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def default_at(path):
+    value = DEFAULTS
+    for name in path:
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize("path", FIELDS, ids=".".join)
+def test_every_field_refuses_another_type_by_name(path):
+    default = default_at(path)
+    wrong = [None]
+    if isinstance(default, bool):
+        wrong += [1, "true"]
+    elif isinstance(default, (int, float)):
+        wrong += [True, "1"] + ([1.5] if isinstance(default, int) else [])
+    elif isinstance(default, (tuple, dict)):
+        wrong += [3] + ([["x"], "x"] if isinstance(default, dict) else [])
+    else:
+        wrong += [3, True, ("a",)]
+    for value in wrong:
+        refused(nested(path, value), f"config.{'.'.join(path)} is a", repr(value))
+
+
+@pytest.mark.parametrize("path", FIELDS, ids=".".join)
+def test_a_misspelt_field_is_answered_with_the_field_meant(path):
+    *section, name = path
+    misspelt = (*section, name + "z")
+    refused(
+        nested(misspelt, default_at(path)),
+        f"config.{'.'.join(misspelt)}: unknown {name + 'z'!r}; did you mean {name!r}?",
+    )
+
+
+@pytest.mark.parametrize("section", [(), *((name,) for name in SECTIONS)])
+def test_an_unknown_field_is_answered_with_those_there_are(section):
+    known = ", ".join(sorted(default_at(section)))
+    refused(nested((*section, "qqq"), 1), f".qqq: unknown 'qqq'. There are {known}"[:60])
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        # names
+        ({"protocol": "offical"}, ("protocol", "'offical'", "did you mean 'official'?")),
+        ({"selection": "tests"}, ("selection", "'tests'")),
+        ({"dtype": "float23"}, ("dtype", "did you mean 'float32'?")),
+        ({"parallel": "pmp"}, ("parallel", "'pmp'")),
+        ({"devices": 4000}, ("4000 devices",)),
+        ({"devices": -1}, ("-1 devices",)),
+        ({"checkpoint_every": "often"}, ("checkpoint_every", "'often'")),
+        ({"loss": {"kl_reduction": "mean"}}, ("kl_reduction", "'mean'", "batch_mean")),
+        ({"loss": {"cross_entropy": "twice"}}, ("cross_entropy", "'twice'")),
+        ({"loss": {"teachers": "max"}}, ("teachers", "'max'")),
+        # the row
+        ({"networks": ()}, ("at least one network",)),
+        ({"networks": (1, 2)}, ("networks are names", "(1, 2)")),
+        ({"networks": ("plane2", "plane2")}, ("repeated: plane2",)),
+        ({"networks": ("plane2",)}, ("'direct' guidance needs at least two",)),
+        ({"guidance": ()}, ("guidance is empty",)),
+        ({"guidance": (3,)}, ("guidance are names", "(3,)")),
+        ({"guidance": "dens"}, ("unknown guidance 'dens'", "did you mean 'dense'?")),
+        ({"guidance": "dense+drp"}, ("unknown guidance 'dense+drp'",)),
+        ({"guidance": "plane6>plane3"}, ("'plane3' is not in the row",)),
+        ({"guidance": ("dense", "dense")}, ("guidance is named twice",)),
+        ({"students": ("plane5",)}, ("students", "'plane5'", "did you mean 'plane")),
+        # seeds
+        *[
+            ({"seeds": seeds}, ("seeds", "different"))
+            for seeds in ((), (1, 1), (-1,), (2**32,), (0.5,), (True,), ("a",))
+        ],
+        # dropping
+        ({"dropping": {"kind": "fix"}}, ("dropping kind", "'fix'")),
+        ({"dropping": {"number": -1}}, ("dropping number", "-1")),
+        ({"dropping": {"survival": 1.1}}, ("survival", "1.1")),
+        ({"guidance": "none+drop"}, ("cannot drop 1 of 0 teachers",)),
+        ({"guidance": "dense+drop", "dropping": {"number": 3}}, ("cannot drop 3 of 2 teachers",)),
+        (
+            {"guidance": "chain+drop", "dropping": {"teacher_droppable": False}},
+            ("cannot drop 1 of 1 teachers, of which 0 may go",),
+        ),
+        # the recipe
+        ({"recipe": {"epochs": 0}}, ("epochs", "0")),
+        ({"recipe": {"batch_size": 0}}, ("batch_size", "0")),
+        ({"recipe": {"train_limit": -1}}, ("train_limit", "-1")),
+        ({"recipe": {"last_batch": "pad"}}, ("last_batch", "'pad'")),
+        ({"recipe": {"augment": "mixup"}}, ("augment", "'mixup'")),
+        ({"recipe": {"temperature": 0.0}}, ("temperature", "0.0")),
+        ({"recipe": {"temperature": float("nan")}}, ("temperature", "nan")),
+        ({"recipe": {"kd_weight": -0.1}}, ("kd_weight", "-0.1")),
+        ({"recipe": {"kd_weight": float("nan")}}, ("kd_weight", "nan")),
+        ({"recipe": {"optimizer": "adam"}}, ("optimizer", "'adam'")),
+        ({"recipe": {"learning_rate": 0.0}}, ("learning_rate", "0.0")),
+        ({"recipe": {"momentum": 1.0}}, ("momentum", "1.0")),
+        ({"recipe": {"weight_decay": -1.0}}, ("weight_decay", "-1.0")),
+        ({"recipe": {"schedule": "cos"}}, ("schedule", "'cos'")),
+        ({"recipe": {"milestones": (0.7, 0.5)}}, ("milestones", "(0.7, 0.5)")),
+        ({"recipe": {"milestones": ("half",)}}, ("milestones", "half")),
+        ({"recipe": {"decay": 0.0}}, ("decay", "0.0")),
+        ({"recipe": {"warmup_epochs": -1.0}}, ("warmup_epochs", "-1.0")),
+        # overrides and controls
+        ({"overrides": {"plane5": {}}}, ("overrides.plane5", "did you mean 'plane")),
+        ({"overrides": {"plane6": 3}}, ("overrides.plane6 is a section",)),
+        ({"overrides": {"plane6": {"epoch": 3}}}, ("overrides.plane6.epoch", "mean 'epochs'?")),
+        ({"overrides": {"plane6": {"epochs": "3"}}}, ("overrides.plane6.epochs is a", "'3'")),
+        ({"overrides": {"plane6": {"epochs": 0}}}, ("epochs", "0")),
+        ({"overrides": {"plane6": {"seed": "a"}}}, ("overrides.plane6.seed is a", "'a'")),
+        ({"overrides": {"plane6": {"seed": -1}}}, ("overrides.plane6.seed", "-1")),
+        ({"controls": {"x": 3}}, ("controls.x is a section",)),
+        ({"controls": {"x": {"epoch": 3}}}, ("controls.x.epoch", "did you mean 'epochs'?")),
+        ({"controls": {"x": {"epochs": 0}}}, ("epochs", "0")),
+        ({"controls": {"x": {"seed": 1}}}, ("controls.x.seed: unknown 'seed'",)),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(values, parts):
+    refused(values, *parts)
+
+
+@pytest.mark.parametrize("config", [None, 3, [], [("name", "x")]])
+def test_what_is_no_config_is_refused(config):
+    refused(config, "config is a section")
+
+
+def test_controls_are_the_last_rows_under_labels_of_their_own():
+    labels = [row.label for row in resolve({"controls": {"a": {}, "b": {}}}).rows]
+    assert labels[-2:] == ["none, a", "none, b"]
+
+
+@pytest.mark.parametrize(
+    ("every", "not_yet", "due"),
+    [
+        ("500 steps", (499, 99, 9e9), (500, 0, 0)),
+        ("1 step", (0, 99, 9e9), (1, 0, 0)),
+        ("2 epochs", (9e9, 1.9, 9e9), (0, 2, 0)),
+        ("0.5 epoch", (9e9, 0.4, 9e9), (0, 0.5, 0)),
+        ("5 minutes", (9e9, 99, 299), (0, 0, 300)),
+        (" 1  minute ", (9e9, 99, 59), (0, 0, 60)),
+        ("90 seconds", (9e9, 99, 89), (0, 0, 90)),
+    ],
+)
+def test_checkpoints_are_due_by_steps_epochs_or_time(every, not_yet, due):
+    assert not checkpoint_due(every)(*not_yet)
+    assert checkpoint_due(every)(*due)
+
+
+@pytest.mark.parametrize(
+    "every", ["", "5", "minutes", "5 hours", "-1 steps", "0 epochs", "x steps", "nan minutes"]
+)
+def test_checkpoint_times_that_cannot_be_read_are_refused(every):
+    with pytest.raises(ConfigError, match=f"checkpoint_every is .*{re.escape(repr(every))}"):
+        checkpoint_due(every)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("digits", "synthetic:8x8x1:10:128:64"),
+        ("fashion_mnist", "synthetic:28x28x1:10:128:64"),
+        ("cifar10", "synthetic:32x32x3:10:128:64"),
+        ("cifar100", "synthetic:32x32x3:100:200:100"),
+    ],
+)
+def test_smoke_cuts_down_data_epochs_and_seeds(dataset, expected):
+    config = default_config()
+    config.dataset.name, config.seeds = dataset, (1, 2, 3)
+    config.overrides = {"plane6": {"epochs": 90}, "plane4": {"learning_rate": 0.5}}
+    config.controls = {"full": {"train_limit": 50}}
+    experiment = resolve(smoke(config, name="changed"))
+    assert experiment.dataset["name"] == expected
+    assert (experiment.name, len(experiment.seeds)) == ("changed", 1)
+    assert {experiment.recipe_of(network).epochs for network in ROW} == {1}
+    assert experiment.recipe_of("plane4").optim.learning_rate == 0.5
+    assert dict(experiment.rows[-1].changes)["train_limit"] < 50
+
+
+def test_a_config_dict_and_its_plain_dict_resolve_alike():
+    config = default_config()
+    config.recipe.update(epochs=3, kd_weight=0.9)
+    config.overrides = {"plane6": {"epochs": 10}}
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert resolve(config) == resolve(config.to_dict())

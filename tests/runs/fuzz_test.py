@@ -1,0 +1,304 @@
+"""Random rows, configs and masks: what holds for every one of them."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from distill_jax import data, graph
+from distill_jax.runs import plan as planning
+from distill_jax.runs.config import ConfigError, Experiment, default_config, resolve
+from distill_jax.train.dropping import Dropping, keep_mask
+
+ROW = ("plane6", "plane4", "plane2")
+BASE = {
+    "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},
+    "networks": ROW,
+    "guidance": ("dense",),
+    "recipe": {"epochs": 2, "batch_size": 12},
+}
+QUICK = settings(deadline=None, max_examples=60)
+
+
+# ------------------------------------------------------------------------------------------- rows
+@st.composite
+def rows(draw):
+    """A guidance of up to seven networks, and some of them as students."""
+    names = [f"n{i}" for i in range(draw(st.integers(1, 7)))]
+    edges = {
+        name: draw(st.lists(st.sampled_from(names[:i]), unique=True)) if i else []
+        for i, name in enumerate(names)
+    }
+    students = draw(st.lists(st.sampled_from(names), unique=True))
+    return graph.custom(names, edges), students
+
+
+@given(rows())
+def test_a_plan_is_in_order_whole_and_minimal(case):
+    row, students = case
+    stages = graph.plan(row, students)
+    done: set[str] = set()
+    for stage in stages:
+        assert set(stage.teachers) <= done and stage.network not in done  # in order, and once
+        assert stage.teachers == row.of(stage.network)
+        done.add(stage.network)
+    wanted = set(students) or {row.names[-1]}
+    assert wanted <= done
+    # Minimal: each is asked for, or teaches a later one.
+    for i, stage in enumerate(stages):
+        assert stage.network in wanted or any(stage.network in s.teachers for s in stages[i + 1 :])
+
+
+@given(rows())
+def test_the_text_of_a_row_and_its_matrix_give_the_row(case):
+    row, _ = case
+    text = ";".join(f"{n}<{'+'.join(t)}" for n, t in zip(row.names, row.teachers, strict=True) if t)
+    if text:
+        assert graph.from_spec(text, row.names) == row
+    assert graph.custom(row.names, row.matrix()) == row
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=7), st.sampled_from(["a>b", "b<a", "chain"]))
+def test_chains_are_trained_or_refused_in_words(along, also):
+    names = tuple("abcdef")
+    for spec in (">".join(along), also + ";" + "+".join(along), "<".join(along)):
+        try:
+            row = graph.from_spec(spec, names)
+        except graph.GuidanceError as error:
+            assert str(error)
+            continue
+        assert not np.triu(row.matrix()).any()
+        assert {stage.network for stage in graph.plan(row)} <= set(names)
+    possible = len(along) > 1 and along == sorted(set(along))
+    try:
+        row = graph.path(names, along)
+        assert possible and row.matrix().sum() == len(along) - 1
+    except graph.GuidanceError:
+        assert not possible
+
+
+# -------------------------------------------------------------------------------------- addresses
+@functools.cache
+def dataset(**changes):
+    return data.load(**{**BASE["dataset"], **changes})
+
+
+def addresses(config, given=None):
+    """(network, teachers' names) -> address, of all stages of a config; seeds one at a time."""
+    found = dataset() if given is None else given
+    plan = planning.make_plan(resolve(config), found, planning.identity_of(found))
+    return {(job.network.name, *(t.name for t in job.teachers)): a for a, job in plan.jobs.items()}
+
+
+def changed(path, value):
+    config = {**BASE, "recipe": dict(BASE["recipe"])}
+    place = config
+    for name in path[:-1]:
+        place = place.setdefault(name, {})
+    place[path[-1]] = value
+    return config
+
+
+positive = st.floats(0.001, 0.9).map(lambda x: round(x, 3))
+MATTER = {
+    ("seeds",): st.integers(1, 2**32 - 1).map(lambda x: (x,)),
+    ("recipe", "epochs"): st.integers(3, 10**6),
+    ("recipe", "batch_size"): st.integers(1, 11),
+    ("recipe", "last_batch"): st.just("keep"),
+    ("recipe", "augment"): st.sampled_from(["flip", "crop_flip"]),
+    ("recipe", "train_limit"): st.integers(1, 9),
+    ("recipe", "sync_bn"): st.just(False),
+    ("recipe", "optimizer"): st.just("adamw"),
+    ("recipe", "learning_rate"): positive.filter(lambda x: x != 0.05),
+    ("recipe", "momentum"): positive.filter(lambda x: x != 0.9),
+    ("recipe", "nesterov"): st.just(True),
+    ("recipe", "weight_decay"): positive,
+    ("recipe", "schedule"): st.sampled_from(["cosine", "piecewise"]),
+    ("recipe", "warmup_epochs"): positive,
+    ("dtype",): st.just("bfloat16"),
+    ("selection",): st.sampled_from(["test", "last"]),
+}
+OF_TEACHERS = {  # matter where there is a teacher, and only there
+    ("recipe", "temperature"): positive,
+    ("recipe", "kd_weight"): positive.filter(lambda x: x != 0.5),
+    ("loss", "kl_reduction"): st.just("element_mean"),
+    ("loss", "cross_entropy"): st.just("per_teacher"),
+    ("loss", "teachers"): st.just("mean"),
+}
+HARMLESS = {
+    ("name",): st.text(max_size=5),
+    ("checkpoint_every",): st.integers(1, 999).map(lambda n: f"{n} steps"),
+    ("devices",): st.integers(0, 4),
+    ("parallel",): st.sampled_from(["jit", "pmap"]),
+    ("students",): st.sampled_from([("plane2", "plane4"), ROW]),
+    ("controls",): st.just({"more": {"epochs": 9}}),
+}
+
+
+def change_of(table):
+    return st.sampled_from(sorted(table)).flatmap(lambda p: st.tuples(st.just(p), table[p]))
+
+
+@QUICK
+@given(change_of(MATTER))
+def test_what_matters_changes_every_address(change):
+    assert not set(addresses(changed(*change)).values()) & set(addresses(BASE).values())
+
+
+@QUICK
+@given(change_of(OF_TEACHERS))
+def test_what_matters_to_the_taught_changes_theirs_alone(change):
+    before, after = addresses(BASE), addresses(changed(*change))
+    assert before.keys() == after.keys()
+    for stage, address in before.items():
+        taught = len(stage) > 1
+        assert (after[stage] != address) == taught, stage
+
+
+@QUICK
+@given(change_of(HARMLESS))
+def test_what_does_not_matter_changes_none(change):
+    before, after = addresses(BASE), addresses(changed(*change))
+    assert all(after[stage] == address for stage, address in before.items())
+
+
+@QUICK
+@given(st.sampled_from(ROW), change_of({p[1:]: s for p, s in MATTER.items() if p[0] == "recipe"}))
+def test_an_override_changes_its_network_and_all_that_it_teaches(network, change):
+    (field,), value = change
+    before = addresses(BASE)
+    after = addresses({**BASE, "overrides": {network: {field: value}}})
+    for stage, address in before.items():
+        assert (after[stage] != address) == (network in stage), stage
+
+
+@QUICK
+@given(rows(), rows())
+def test_stages_are_shared_where_all_that_determines_them_is_the_same(one, other):
+    """Of two guidances of one row: the same address, if and only if the same ancestry."""
+    names = ("plane6", "plane4", "plane2")
+
+    def ancestry(row, name):
+        return name, tuple(ancestry(row, teacher) for teacher in row.of(name))
+
+    found = {}
+    for row, _ in (one, other):
+        edges = {
+            student: [names[j] for j in range(i) if i < len(row.names) and row.matrix()[i, j]]
+            for i, student in enumerate(names)
+        }
+        shrunk = graph.custom(names, edges)
+        spec = ";".join(f"{n}<{'+'.join(t)}" for n, t in edges.items() if t) or "none"
+        config = {**BASE, "guidance": spec, "students": names}
+        plan = planning.make_plan(resolve(config), dataset(), "data")
+        for (_, name, _), address in plan.asked.items():
+            assert found.setdefault(ancestry(shrunk, name), address) == address
+    assert len(set(found.values())) == len(found)
+
+
+@QUICK
+@given(st.integers(0, 2), st.data())
+def test_one_bit_of_the_data_changes_every_address(part, draws):
+    found = dataset()
+    arrays = [getattr(found, name).images.copy() for name in ("train", "valid", "test")]
+    place = draws.draw(st.integers(0, arrays[part].size - 1))
+    arrays[part].flat[place] ^= 1 << draws.draw(st.integers(0, 7))
+    other = dataclasses.replace(
+        found,
+        **{
+            name: data.Split(images, getattr(found, name).labels)
+            for name, images in zip(("train", "valid", "test"), arrays, strict=True)
+        },
+    )
+    assert not set(addresses(BASE, other).values()) & set(addresses(BASE).values())
+
+
+def test_addresses_are_the_same_in_another_process():
+    code = "import fuzz_test as f; print(*sorted(f.addresses(f.BASE).values()))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=os.path.dirname(__file__),
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == sorted(addresses(BASE).values())
+
+
+# ---------------------------------------------------------------------------------------- configs
+DEFAULTS = default_config().to_dict()
+PLACES = [(name,) for name in DEFAULTS] + [
+    (section, name)
+    for section, fields in DEFAULTS.items()
+    if isinstance(fields, dict)
+    for name in fields
+]
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["dense", "plane2", "plane4>plane2", "last", "keep", "cosine", "5 steps"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), anything), max_size=3))
+def test_any_config_is_an_experiment_or_a_refusal_in_words(changes):
+    config: dict = {}
+    for path, value in changes:
+        place = config
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+            assume(isinstance(place, dict))
+        place[path[-1]] = value
+    try:
+        found = resolve(config)
+    except ConfigError as error:
+        assert len(str(error)) > 10
+    else:
+        assert isinstance(found, Experiment)
+        assert resolve(config) == found
+
+
+# ------------------------------------------------------------------------------------------ masks
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def mask_of(dropping, key, teachers, survival):
+    return keep_mask(dropping, key, teachers, survival)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 3), st.integers(0, 2), st.booleans(), st.floats(0, 1), st.integers(0, 2**32 - 1)
+)
+def test_masks_drop_as_many_as_they_say_and_spare_whom_they_say(
+    teachers, number, droppable, survival, seed
+):
+    key = jax.random.key(seed)
+    for kind in ("none", "fixed", "bernoulli"):
+        dropping = Dropping(kind, number if kind == "fixed" else 1, droppable)
+        may_go = teachers - (not droppable)
+        if kind == "fixed" and number > may_go:
+            continue
+        keep = np.asarray(mask_of(dropping, key, teachers, survival))
+        assert keep.shape == (teachers,) and keep.dtype == bool
+        assert droppable or keep[0]
+        if kind == "fixed":
+            assert (~keep).sum() == number
+        if kind == "none" or (kind == "bernoulli" and survival == 1):
+            assert keep.all()
+        if kind == "bernoulli" and survival == 0:
+            assert keep.sum() == (not droppable)
+        assert np.array_equal(keep, mask_of(dropping, key, teachers, survival))

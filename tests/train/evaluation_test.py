@@ -1,0 +1,57 @@
+"""Evaluation counts every example once: the same integers for every batch size and device count."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from distill_jax import data, models
+from distill_jax.train import programs, sharding
+
+N = 61  # a prime: no batch and no number of devices divides it
+
+
+class Linear(nn.Module):
+    """The smallest network there is, to be compiled for every batch size in little time."""
+
+    @nn.compact
+    def __call__(self, images, mode):
+        x = images.reshape(len(images), -1)
+        return models.Outputs(nn.Dense(3)(x), x, ())
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A network, variables, data, and how many the network has right, counted by hand."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (N, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 3, N).astype(np.int32)
+    dataset = data.from_arrays((images, labels), (images, labels), classes=3, valid_fraction=0)
+    network = models.Network("linear", Linear(), 3, (8, 8, 1))
+    variables = {"batch_stats": {}, **network.init(jax.random.key(1))}
+    outputs = network.apply(variables, data.normalise(images, dataset.mean, dataset.std))[0]
+    right = int((np.argmax(outputs.logits, -1) == labels).sum())
+    assert 0 < right < N
+    return network, variables, dataset, np.asarray(outputs.logits), right
+
+
+SIZES = {("jit", devices): range(1, 65) for devices in (1, 2, 4)}
+SIZES |= {("pmap", devices): range(1, 65) for devices in (2, 4)} | {("pmap", 1): (1, 7, 64)}
+
+
+@pytest.mark.parametrize(("mode", "devices"), SIZES)
+def test_counts_are_the_same_for_every_batch_size(case, mode, devices, monkeypatch):
+    network, variables, dataset, expected, right = case
+    topology = sharding.Topology(mode, devices)
+    exact = expected.astype(np.float64)
+    losses = np.log(np.exp(exact).sum(1)) - exact[np.arange(N), dataset.test.labels]
+    for size in SIZES[mode, devices]:
+        monkeypatch.setitem(programs.PART, "cpu", size)
+        monkeypatch.setattr(programs, "DISPATCH_BYTES", size * (size % 5) * 64 * devices)
+        (logits,) = programs.teach([(network, variables)], dataset.test, dataset, topology)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+        placed = programs.place(dataset.test, topology)
+        for split in (dataset.test, placed):
+            found = programs.evaluate(network, variables, split, dataset, topology)
+            assert found["accuracy"] == right / N
+            assert found["loss"] == pytest.approx(losses.sum() / N, rel=1e-5)

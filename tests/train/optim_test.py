@@ -1,0 +1,209 @@
+"""Schedules against the authors' formulas, and updates against PyTorch's rules in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax.train import optim
+from distill_jax.train.optim import OptimOptions
+
+STEPS = 7  # of an epoch
+
+
+def by_epoch(options, epochs, steps=STEPS):
+    """The learning rates at the first and at the last step of each epoch."""
+    schedule = optim.schedule(options, epochs, steps)
+    # Of one length for all, so that little is compiled.
+    first = steps * np.arange(200)
+    ends = jnp.asarray(np.stack([first, first + steps - 1]))
+    rates = np.broadcast_to(jax.vmap(jax.vmap(schedule))(ends), (2, 200))
+    return rates[0, :epochs], rates[1, :epochs]
+
+
+# What the papers and their codes do at an epoch, in their words.
+def constant(rate, epoch, epochs):
+    return rate
+
+
+def takd_code(rate, epoch, epochs):
+    # lr * 0.1 for three quarters, lr * 0.01 after: the full rate is never reached.
+    return rate * 0.1 if epoch < 0.75 * epochs else rate * 0.01
+
+
+def dgkd_code(rate, epoch, epochs):
+    return rate * (1 if epoch < 0.5 * epochs else 0.1 if epoch < 0.75 * epochs else 0.01)
+
+
+def takd_paper(rate, epoch, epochs):
+    return rate * (1 if epoch < 80 else 0.1 if epoch < 120 else 0.01)
+
+
+def teskd(rate, epoch, epochs):
+    return rate * (1 if epoch < 100 else 0.1 if epoch < 150 else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs", "formula"),
+    [
+        ({}, 5, constant),
+        *[({"schedule": "takd_code"}, epochs, takd_code) for epochs in (160, 150, 8, 5, 2)],
+        *[({"schedule": "piecewise"}, epochs, dgkd_code) for epochs in (160, 150, 30, 7, 3, 2, 1)],
+        ({"schedule": "piecewise", "milestones": (80 / 150, 120 / 150)}, 150, takd_paper),
+        ({"schedule": "piecewise", "milestones": (0.5, 0.75)}, 200, teskd),
+    ],
+)
+@pytest.mark.parametrize("rate", [0.1, 0.01])
+def test_epochs_have_the_rates_of_papers_and_codes(values, epochs, formula, rate):
+    want = [formula(rate, epoch, epochs) for epoch in range(epochs)]
+    for got in by_epoch(OptimOptions(learning_rate=rate, **values), epochs):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.55, 0.6, 0.7, 0.9])
+@pytest.mark.parametrize("epochs", [10, 30, 100])
+def test_a_milestone_on_an_epoch_is_that_epoch(fraction, epochs):
+    options = OptimOptions(schedule="piecewise", milestones=(fraction,), decay=0.5)
+    first, last = by_epoch(options, epochs, 2)
+    want = np.where(np.arange(epochs) * 100 < round(fraction * 100) * epochs, 0.1, 0.05)
+    np.testing.assert_allclose(first, want, rtol=1e-6)
+    np.testing.assert_allclose(last, want, rtol=1e-6)
+
+
+def test_milestones_that_fall_on_one_epoch_both_count():
+    options = OptimOptions(schedule="piecewise", milestones=(0.45, 0.5), decay=0.1)
+    np.testing.assert_allclose(by_epoch(options, 4)[0], [0.1, 0.1, 0.001, 0.001], rtol=1e-6)
+
+
+def test_cosine_falls_from_the_rate_to_zero():
+    epochs, options = 6, OptimOptions(schedule="cosine", learning_rate=0.3)
+    at = np.arange(epochs) * STEPS / (epochs * STEPS)
+    np.testing.assert_allclose(
+        by_epoch(options, epochs)[0], 0.15 * (1 + np.cos(np.pi * at)), rtol=1e-5
+    )
+    assert optim.schedule(options, epochs, STEPS)(epochs * STEPS) == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", optim.SCHEDULES)
+@pytest.mark.parametrize("warmup", [1.0, 2.5])
+def test_warmup_scales_the_schedule_that_goes_on_below(kind, warmup):
+    steps = jnp.arange(6 * STEPS)
+    plain = jax.vmap(optim.schedule(OptimOptions(schedule=kind), 6, STEPS))(steps)
+    options = OptimOptions(schedule=kind, warmup_epochs=warmup)
+    warm = jax.vmap(optim.schedule(options, 6, STEPS))(steps)
+    factor = np.minimum(1, np.arange(1, 6 * STEPS + 1) / (warmup * STEPS))
+    np.testing.assert_allclose(warm, np.broadcast_to(plain, factor.shape) * factor, rtol=1e-5)
+    assert warm[0] > 0
+
+
+# ------------------------------------------------------------------------------------------ updates
+RANDOM = np.random.RandomState(0)
+PARAMS = {"kernel": RANDOM.standard_normal((3, 2)), "bn": {"scale": 1 + RANDOM.rand(2)}}
+GRADS = [jax.tree.map(lambda p: RANDOM.standard_normal(p.shape), PARAMS) for _ in range(6)]
+RATES = [0.1, 0.1, 0.03, 0.03, 0.01, 0.2]
+
+
+def torch_sgd(grads, p, *, momentum=0.9, nesterov=False, weight_decay=0.0):
+    """torch.optim.SGD without dampening, one parameter."""
+    velocity = np.zeros_like(p)
+    for rate, g in zip(RATES, grads, strict=True):
+        g = g + weight_decay * p
+        velocity = momentum * velocity + g
+        p = p - rate * (g + momentum * velocity if nesterov else velocity)
+    return p
+
+
+def adamw(grads, p, *, weight_decay=0.0, b1=0.9, b2=0.999, epsilon=1e-8):
+    """Loshchilov and Hutter, decoupled decay scaled by the learning rate, one parameter."""
+    first, second = np.zeros_like(p), np.zeros_like(p)
+    for t, (rate, g) in enumerate(zip(RATES, grads, strict=True), 1):
+        first = b1 * first + (1 - b1) * g
+        second = b2 * second + (1 - b2) * g**2
+        scaled = (first / (1 - b1**t)) / (np.sqrt(second / (1 - b2**t)) + epsilon)
+        p = p - rate * (scaled + weight_decay * p)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "arguments"),
+    [
+        ({}, torch_sgd, {}),
+        ({"momentum": 0.0}, torch_sgd, {"momentum": 0.0}),
+        ({"momentum": 0.5}, torch_sgd, {"momentum": 0.5}),
+        ({"nesterov": True}, torch_sgd, {"nesterov": True}),
+        ({"optimizer": "adamw"}, adamw, {}),
+    ],
+)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_updates_follow_the_rule_on_every_parameter(values, rule, arguments, weight_decay):
+    options, traces = OptimOptions(**values), []
+
+    @jax.jit
+    def update(params, state, grads, rate, weight_decay):
+        traces.append(rate)
+        transform = optim.transform(options, rate, weight_decay)
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.float32, PARAMS)
+    state = optim.transform(options, 0.0, 0.0).init(params)
+    decay = jnp.float32(weight_decay)
+    for rate, grads in zip(RATES, GRADS, strict=True):
+        grads = jax.tree.map(jnp.float32, grads)
+        params, state = update(params, state, grads, jnp.float32(rate), decay)
+    want = jax.tree.map(
+        lambda p, *grads: rule(grads, p, weight_decay=weight_decay, **arguments), PARAMS, *GRADS
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, want)
+    update(params, state, grads, jnp.float32(0.5), jnp.float32(0.7))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("kind", optim.SCHEDULES)
+def test_a_schedule_takes_a_traced_step(kind):
+    schedule, traces = optim.schedule(OptimOptions(schedule=kind, warmup_epochs=1), 4, STEPS), []
+
+    @jax.jit
+    def rate(step):
+        traces.append(step)
+        return schedule(step)
+
+    for step in (0, 5, 20, 27):
+        np.testing.assert_allclose(rate(jnp.int32(step)), schedule(step), rtol=1e-5, atol=1e-8)
+    assert len(traces) == 1
+
+
+# --------------------------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("optimizer", ["adam", ""]),
+        ("schedule", ["step", ""]),
+        ("learning_rate", [0.0, -0.1, np.inf, np.nan]),
+        ("momentum", [-0.1, 1.0, np.nan]),
+        ("weight_decay", [-1e-4, np.inf, np.nan]),
+        ("warmup_epochs", [-1.0, np.inf, np.nan]),
+        ("decay", [0.0, 1.5, np.nan]),
+        ("milestones", [(0.5, 0.5), (0.7, 0.3), (0.0,), (1.0,), (80,), (np.nan,), ("a",)]),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field, wrong):
+    for value in wrong:
+        with pytest.raises(ValueError, match=field):
+            OptimOptions(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"decay": 1.0},
+        {"milestones": ()},
+        {"milestones": (0.1, 0.2, 0.9)},
+        {"optimizer": "adamw", "schedule": "cosine", "warmup_epochs": 0.5},
+    ],
+)
+def test_values_at_the_edge_of_their_range_are_taken(values):
+    options = OptimOptions(**values)
+    assert {name: getattr(options, name) for name in values} == values

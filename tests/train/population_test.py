@@ -1,0 +1,298 @@
+"""Populations equal separate runs, the logit table its teachers; steps that are not finite."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import distill_jax
+from distill_jax import ConfigError, data, models
+from distill_jax.interop.files import save_variables
+from distill_jax.train import fit, options, trainer
+from distill_jax.train.recipe import Job, Recipe
+from distill_jax.train.reporter import Reporter
+
+TINY = {
+    "dataset": {"name": "synthetic:8x8x3:4:96:32", "valid_fraction": 0.25},
+    "networks": ("plane4", "plane2"),
+    "guidance": ("direct",),
+    "recipe": {"epochs": 2, "batch_size": 24, "kd_weight": 0.7, "temperature": 3.0},
+}
+MEASURED = {"seconds", "preflight"}
+
+
+class Recorder(Reporter):
+    """Which stages started together, and when to stop."""
+
+    def __init__(self, dispatches=10**9):
+        self.started, self.left, self.lines = [], dispatches, []
+
+    def stage_started(self, jobs, step, steps, histories):
+        self.started.append(([(job.network.name, job.seed) for job in jobs], step))
+
+    def progress(self, step, images_per_second):
+        self.left -= 1
+
+    def notice(self, lines):
+        self.lines += lines
+
+
+def run(*, dispatches=10**9, workdir=None, **changes):
+    recorder = Recorder(dispatches)
+    results = distill_jax.run(
+        {**TINY, **changes},
+        reporter=recorder,
+        workdir=workdir,
+        stop=lambda: recorder.left <= 0,
+    )
+    return results, recorder
+
+
+def told(results):
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in results.rows]
+
+
+# ------------------------------------------------------------------------------------ populations
+@pytest.mark.parametrize(
+    ("changes", "together"),
+    [
+        ({"devices": 2}, 2),  # one a device, by the program of one
+        ({"devices": 2, "population": 4, "guidance": ("dense+drop",)}, 4),
+        ({"population": 3, "recipe": {**TINY["recipe"], "train_limit": 12}}, 3),
+        ({"population": 4, "recipe": {**TINY["recipe"], "augment": "crop_flip"}}, 4),
+    ],
+)
+def test_a_population_is_to_the_bit_its_members_trained_alone(changes, together):
+    seeds = (0, 1, 2, 3)[:together]
+    changes = {"seeds": seeds, "dropping": {"teacher_droppable": False, "number": 0}, **changes}
+    alone, one_by_one = run(**{**changes, "population": 1, "devices": 1})
+    at_once, recorder = run(**changes)
+    assert [len(jobs) for jobs, _ in one_by_one.started] == [1] * (2 * together)
+    assert [len(jobs) for jobs, _ in recorder.started] == [together] * 2
+    assert told(at_once) == told(alone)
+    for key, history in alone.histories.items():
+        for mine, theirs in zip(at_once.histories[key], history, strict=True):
+            assert mine.pop("valid_loss") == pytest.approx(theirs.pop("valid_loss"), rel=1e-6)
+            assert {**mine, "images_per_second": 0} == {**theirs, "images_per_second": 0}
+
+
+def test_members_under_vmap_train_as_they_would_alone(monkeypatch):
+    # Networks of no other test here, whose compiled programs must not be shared.
+    options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
+    alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which is where there is vmap
+    at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
+    assert [len(jobs) for jobs, _ in recorder.started] == [2, 2]
+    for key, history in alone.histories.items():
+        for mine, theirs in zip(at_once.histories[key], history, strict=True):
+            for name in ("train_loss", "train_kl", "valid_loss"):
+                assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
+
+
+def test_members_left_over_train_by_themselves():
+    _, recorder = run(seeds=(0, 1, 2), devices=2, guidance=("none",))
+    assert [len(jobs) for jobs, _ in recorder.started] == [2, 1]
+
+
+def test_swept_values_are_rows_of_their_own_and_train_at_once():
+    sweep = {"kd_weight": (0.1, 0.9), "temperature": (2.0, 6.0)}
+    swept, recorder = run(sweep=sweep, population=4, guidance=("none", "direct"))
+    labels = [row["guidance"] for row in swept.rows]
+    assert labels == ["none"] + [
+        f"direct, kd_weight={w}, temperature={t}" for w in (0.1, 0.9) for t in (2.0, 6.0)
+    ]
+    assert max(len(jobs) for jobs, _ in recorder.started) == 4
+    for row in swept.rows[1:]:
+        _, weight, temperature = (part.partition("=")[2] for part in row["guidance"].split(", "))
+        changed = {"kd_weight": float(weight), "temperature": float(temperature)}
+        alone, _ = run(recipe={**TINY["recipe"], **changed}, guidance=("direct",))
+        assert alone.rows[0]["state_digest"] == row["state_digest"]
+        assert alone.rows[0]["stage"] == row["stage"]  # a later run finds what the sweep trained
+    gains = [line for line in distill_jax.report.summarise(swept.rows) if line["gain"] is not None]
+    assert len(gains) == 4
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"kd_wieght": (0.1,)}, "did you mean 'kd_weight'"),
+        ({"kd_weight": ()}, "one value or more"),
+        ({"kd_weight": (0.1, 0.1)}, "all different"),
+        ({"kd_weight": (1.5,)}, "between 0 and 1, got 1.5"),
+        ({"temperature": ("hot",)}, "sweep.temperature is a float, got 'hot'"),
+    ],
+)
+def test_sweeps_that_cannot_be_are_refused(sweep, message):
+    with pytest.raises(ConfigError, match=message):
+        run(sweep=sweep)
+
+
+def test_an_interrupted_population_ends_as_if_never_touched(tmp_path):
+    options = {"seeds": (0, 1), "population": 2, "checkpoint_every": "1 steps"}
+    whole, _ = run(**options)
+    for dispatches in (3, 2):
+        with pytest.raises(fit.Interrupted):
+            run(**options, workdir=tmp_path, dispatches=dispatches)
+    # One member lost its newest checkpoint, as a kill between two saves leaves it.
+    folders = sorted(tmp_path.glob("stages/plane4-*/progress"))
+    steps = sorted(int(path.name) for path in folders[0].iterdir())
+    (folders[0] / str(steps[-1])).rename(tmp_path / "lost")
+    results, recorder = run(**options, workdir=tmp_path)
+    assert recorder.started[0] == ([("plane4", 0), ("plane4", 1)], steps[0])
+    assert told(results) == told(whole)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    seen = [(line["stage"], line["epoch"]) for line in lines]
+    assert len(seen) == len(set(seen)) == 2 * 2 * 2
+
+
+def test_a_member_that_is_ahead_goes_on_by_itself(tmp_path):
+    options = {"guidance": ("none",), "checkpoint_every": "1 steps"}
+    with pytest.raises(fit.Interrupted):
+        run(**options, workdir=tmp_path, dispatches=2)
+    results, recorder = run(**options, seeds=(0, 1), population=2, workdir=tmp_path)
+    assert [len(jobs) for jobs, _ in recorder.started] == [1, 1] and recorder.started[0][1] > 0
+    assert told(results) == told(run(**options, seeds=(0, 1))[0])
+
+
+# ------------------------------------------------------------------------------------- logit table
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("guidance", ["dense", "dense+drop"])
+def test_the_table_gives_what_teachers_in_the_graph_give(guidance, devices):
+    options = {
+        "networks": ("plane6", "plane4", "plane2"),
+        "guidance": (guidance,),
+        "devices": devices,
+        "parallel": "pmap",
+    }
+    (graph, table), (key, *_) = (
+        [run(**options, teacher_logits=how)[0] for how in ("graph", "table")],
+        [(guidance, "plane2", 0)],
+    )
+    for mine, theirs in zip(table.histories[key], graph.histories[key], strict=True):
+        for name in ("train_loss", "train_kl", "train_ce", "valid_loss"):
+            assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
+        assert mine.get("train_kept") == theirs.get("train_kept")
+    gaps = jax.tree.map(
+        lambda a, b: np.max(np.abs(a - b)), table.networks[key][1], graph.networks[key][1]
+    )
+    assert max(jax.tree.leaves(gaps)) < 1e-3
+
+
+def test_a_table_of_another_teacher_would_be_noticed(monkeypatch):
+    graph, _ = run(teacher_logits="graph")
+    whole = trainer.Member.table
+    monkeypatch.setattr(
+        trainer.Member, "table", lambda self, topology: np.roll(whole(self, topology), 1, axis=0)
+    )
+    rolled, _ = run(teacher_logits="table")
+    key = ("direct", "plane2", 0)
+    kl = [results.histories[key][-1]["train_kl"] for results in (graph, rolled)]
+    assert abs(kl[0] - kl[1]) > 0.02 * kl[0]
+
+
+def test_with_a_table_no_step_runs_a_teacher(monkeypatch):
+    ran = []
+    apply = models.Network.apply
+
+    def counted(self, variables, images, **options):
+        ran.append((self.name, len(images), options.get("train", False)))
+        return apply(self, variables, images, **options)
+
+    monkeypatch.setattr(models.Network, "apply", counted)
+    # Another batch size than any other test's, so that every program is traced here.
+    for how, batch, in_the_step in (("graph", 18, True), ("table", 9, False)):
+        ran.clear()
+        run(teacher_logits=how, recipe={**TINY["recipe"], "batch_size": batch})
+        assert (("plane4", batch, False) in ran) == in_the_step
+        assert ("plane2", batch, True) in ran
+
+
+@pytest.mark.parametrize(
+    ("teacher_logits", "augment", "epochs", "expected"),
+    [
+        ("auto", "none", 2, True),
+        ("auto", "none", 1, False),
+        ("auto", "crop_flip", 2, False),
+        ("graph", "none", 2, False),
+        ("table", "none", 1, True),
+    ],
+)
+def test_when_there_is_a_table(teacher_logits, augment, epochs, expected):
+    dataset = data.load(**TINY["dataset"])
+    student, teacher = (models.build(name, 4, (8, 8, 3)) for name in ("plane2", "plane4"))
+    recipe = Recipe(epochs=epochs, augment=augment)
+    found = options.check_table(Job(student, (teacher,), recipe, 0), dataset, teacher_logits)
+    assert found == expected
+    assert not options.check_table(Job(student, (), recipe, 0), dataset, teacher_logits)
+
+
+def test_a_table_of_images_that_change_is_refused():
+    with pytest.raises(ConfigError, match="never change, but augment is 'crop_flip'.*'graph'"):
+        run(teacher_logits="table", recipe={**TINY["recipe"], "augment": "crop_flip"})
+
+
+# ------------------------------------------------------------------------ steps that are not finite
+@pytest.fixture
+def spoilt_teacher(tmp_path):
+    """A file of a plane4 whose weights are finite, and whose logits are not."""
+    variables = models.build("plane4", 4, (8, 8, 3)).init(jax.random.key(0))
+    layer = variables["params"]["fc_layers.0"]
+    layer["kernel"] = jnp.full_like(layer["kernel"], 3e38)
+    save_variables(tmp_path / "teacher.npz", variables)
+    return {"teacher_weights": str(tmp_path / "teacher.npz")}
+
+
+@pytest.mark.parametrize("how", ["graph", "table"])
+def test_a_spoilt_teacher_is_named_at_the_first_step(spoilt_teacher, how):
+    with pytest.raises(trainer.NotFiniteError) as caught:
+        run(**spoilt_teacher, teacher_logits=how)
+    message = str(caught.value)
+    assert "plane2, seed 0: step 1 of 6 is not finite" in message
+    assert "teacher 1 (plane4)" in message and "term kl" in message and "skip N" in message
+
+
+LARGE = {**TINY["recipe"], "learning_rate": 1e30, "momentum": 0.0}
+
+
+def test_halting_keeps_the_last_good_state_and_goes_on_from_it(tmp_path):
+    options = {"guidance": ("none",), "recipe": LARGE, "selection": "last"}
+    with pytest.raises(trainer.NotFiniteError, match="step 2 of 6.*gradients"):
+        run(**options, workdir=tmp_path)
+    (saved,) = tmp_path.glob("stages/plane2-*/progress/*")
+    assert saved.name == "1"  # the state before the second step, weights finite
+    with pytest.raises(trainer.NotFiniteError, match="step 2 of 6"):
+        run(**options, workdir=tmp_path)
+    results, recorder = run(**options, workdir=tmp_path, nonfinite="skip 5")
+    assert recorder.started[0][1] == 1
+    assert results.rows[0]["skipped_steps"] == 5 and results.rows[0]["test_accuracy"] >= 0
+    (_, variables), *_ = results.networks.values()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
+    assert results.histories["none", "plane2", 0][-1]["step"] == 6
+
+
+def test_one_step_more_than_may_be_skipped_halts():
+    with pytest.raises(trainer.NotFiniteError, match="step 6 of 6.*after 4 such steps"):
+        run(guidance=("none",), recipe=LARGE, nonfinite="skip 4")
+
+
+@pytest.mark.parametrize("text", ["skip", "skip -1", "skip x", "halt 3", "ignore", ""])
+def test_policies_that_cannot_be_read_are_refused(text):
+    with pytest.raises(ConfigError, match="nonfinite is 'halt' or 'skip N'"):
+        run(nonfinite=text)
+
+
+def test_skipping_does_not_touch_what_is_finite():
+    assert told(run(nonfinite="skip 3")[0]) == told(run()[0])
+
+
+def test_halting_of_one_member_leaves_the_others_their_steps(tmp_path):
+    options = {"guidance": ("none",), "sweep": {"learning_rate": (0.01, 1e30)}, "population": 2}
+    recipe = {**TINY["recipe"], "momentum": 0.0}
+    with pytest.raises(trainer.NotFiniteError, match="step 2 of 6"):
+        run(**options, recipe=recipe, workdir=tmp_path)
+    options["sweep"] = {"learning_rate": (0.01,)}
+    good, _ = run(**options, recipe=recipe, workdir=tmp_path)
+    fresh, _ = run(**options, recipe=recipe)
+    assert told(good) == told(fresh)
