@@ -6,12 +6,12 @@ The teacher has all 1,037 training images, everybody below it 10 a class. "none,
 control: what the student reaches with all of the data and no teacher.
 """
 
-from distill_jax import default_config
-from distill_jax import smoke as cut_down
+from distill_jax import config_arguments, default_config, smoke
 
 
-def get_config(mode: str = ""):
+def get_config(arguments: str = ""):
     """The config; `:smoke` cuts it down to seconds."""
+    given = config_arguments(arguments)
     config = default_config()
     config.name = "quickstart"
     config.networks = ("plane6", "plane4", "plane2")
@@ -22,4 +22,4 @@ def get_config(mode: str = ""):
     config.recipe.update(learning_rate=0.02, schedule="cosine", temperature=4.0, kd_weight=0.7)
     config.overrides = {"plane6": {"train_limit": 0, "epochs": 10}}
     config.controls = {"full data": {"train_limit": 0, "epochs": 10}}
-    return cut_down(config) if mode == "smoke" else config
+    return smoke(config) if given.smoke else config

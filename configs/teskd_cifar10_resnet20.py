@@ -6,13 +6,13 @@ r"""TESKD small enough for a CPU: ResNet-20 on CIFAR-10, evolved against plain, 
 `--config.networks=resnet8,evolving:resnet8` (and `students` the same) is smaller.
 """
 
-from distill_jax import default_config
-from distill_jax import smoke as cut_down
+from distill_jax import config_arguments, default_config, smoke
 from distill_jax.data import NORMALISATION
 
 
-def get_config(mode: str = ""):
+def get_config(arguments: str = ""):
     """The config; `:smoke` cuts it down to seconds."""
+    given = config_arguments(arguments)
     config = default_config()
     config.name = "teskd_cifar10_resnet20"
     config.dataset.name = "cifar10"
@@ -24,4 +24,4 @@ def get_config(mode: str = ""):
     config.recipe.update(epochs=30, batch_size=128, augment="crop_flip")
     config.recipe.update(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine")
     small = ("resnet8", "evolving:resnet8")
-    return cut_down(config, networks=small, students=small) if mode == "smoke" else config
+    return smoke(config, networks=small, students=small) if given.smoke else config

@@ -8,13 +8,13 @@ The usual recipe of 90 epochs, its learning rate scaled to the batch; validation
 training images, the published validation set is what is tested on.
 """
 
-from distill_jax import default_config
-from distill_jax import smoke as cut_down
+from distill_jax import config_arguments, default_config, smoke
 from distill_jax.data import NORMALISATION
 
 
-def get_config(mode: str = ""):
+def get_config(arguments: str = ""):
     """The config; `:smoke` cuts it down to seconds."""
+    given = config_arguments(arguments)
     config = default_config()
     config.name = "teskd_imagenet_resnet18"
     config.dataset.name = "tfds:imagenet2012"
@@ -28,4 +28,4 @@ def get_config(mode: str = ""):
     config.recipe.update(learning_rate=0.4, nesterov=True, weight_decay=1e-4)
     config.recipe.update(schedule="piecewise", milestones=(1 / 3, 2 / 3))
     small = ("resnet8", "evolving:resnet8")
-    return cut_down(config, networks=small, students=small) if mode == "smoke" else config
+    return smoke(config, networks=small, students=small) if given.smoke else config

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 
-class GuidanceError(ValueError):
+class GraphError(ValueError):
     """A row of networks, or a choice of teachers in it, that cannot be trained."""
 
 
-class Stage(NamedTuple):
+class Component(NamedTuple):
     """One network to train and the frozen networks that teach it, largest first."""
 
     network: str
@@ -22,7 +22,7 @@ class Stage(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Guidance:
+class Graph:
     """A row of networks and, for each of them, its teachers.
 
     Args:
@@ -30,7 +30,7 @@ class Guidance:
       teachers: for each network the names of those that teach it, all before it in the row.
 
     Raises:
-      GuidanceError: empty row, duplicate or unknown name, or a teacher at or after its student.
+      GraphError: empty row, duplicate or unknown name, or a teacher at or after its student.
     """
 
     names: tuple[str, ...]
@@ -39,17 +39,17 @@ class Guidance:
     def __post_init__(self) -> None:
         _check_names(self.names)
         if len(self.teachers) != len(self.names):
-            raise GuidanceError(
+            raise GraphError(
                 f"{len(self.names)} networks need {len(self.names)} lists of teachers, "
                 f"got {len(self.teachers)}"
             )
         for student, teachers in zip(self.names, self.teachers, strict=True):
             if len(set(teachers)) != len(teachers):
-                raise GuidanceError(f"{student!r} names a teacher twice: {teachers}")
+                raise GraphError(f"{student!r} names a teacher twice: {teachers}")
             for teacher in teachers:
                 _check_known(teacher, self.names)
                 if self.names.index(teacher) >= self.names.index(student):
-                    raise GuidanceError(
+                    raise GraphError(
                         f"{teacher!r} cannot teach {student!r}: a teacher stands before its "
                         f"student in the row {self.names}"
                     )
@@ -67,24 +67,24 @@ class Guidance:
         return self.teachers[self.names.index(network)]
 
 
-def none(names: Sequence[str]) -> Guidance:
+def none(names: Sequence[str]) -> Graph:
     """Nobody teaches: each network is trained on the labels alone (NOKD)."""
     return _from_indices(names, lambda i: range(0))
 
 
-def direct(names: Sequence[str]) -> Guidance:
+def direct(names: Sequence[str]) -> Graph:
     """The largest teaches every other network: KD (Hinton et al. 2015; BLKD)."""
     _needs_two(names, "direct")
     return _from_indices(names, lambda i: range(min(i, 1)))
 
 
-def chain(names: Sequence[str]) -> Guidance:
+def chain(names: Sequence[str]) -> Graph:
     """Each network is taught by the one just before it: TAKD (Mirzadeh et al. 2020)."""
     _needs_two(names, "chain")
     return _from_indices(names, lambda i: range(max(i - 1, 0), i))
 
 
-def dense(names: Sequence[str]) -> Guidance:
+def dense(names: Sequence[str]) -> Graph:
     """Each network is taught by all larger ones: DGKD (Son et al. 2021)."""
     _needs_two(names, "dense")
     return _from_indices(names, range)
@@ -92,11 +92,11 @@ def dense(names: Sequence[str]) -> Guidance:
 
 def custom(
     names: Sequence[str], edges: Mapping[str, Sequence[str]] | Sequence[Sequence[bool]] | np.ndarray
-) -> Guidance:
+) -> Graph:
     """Any row: `edges` is {student: teachers} or a strictly lower-triangular boolean matrix.
 
     Raises:
-      GuidanceError: as `Guidance`, or a matrix of another shape or with entries on or above the
+      GraphError: as `Guidance`, or a matrix of another shape or with entries on or above the
         diagonal.
     """
     _check_names(names)
@@ -105,7 +105,7 @@ def custom(
         for name in edges:
             _check_known(name, names)
         order = {name: i for i, name in enumerate(names)}
-        return Guidance(
+        return Graph(
             names,
             tuple(
                 tuple(sorted(edges.get(name, ()), key=lambda t: order.get(t, -1))) for name in names
@@ -113,21 +113,21 @@ def custom(
         )
     matrix = np.asarray(edges)
     if matrix.shape != (len(names), len(names)):
-        raise GuidanceError(
+        raise GraphError(
             f"a guidance matrix of {len(names)} networks has shape "
             f"{(len(names), len(names))}, got {matrix.shape}"
         )
     if not np.isin(matrix, (0, 1)).all():
-        raise GuidanceError("a guidance matrix holds only 0 and 1 (or booleans)")
+        raise GraphError("a guidance matrix holds only 0 and 1 (or booleans)")
     for i, j in zip(*np.nonzero(np.triu(matrix)), strict=True):
-        raise GuidanceError(
+        raise GraphError(
             f"entry [{i}, {j}] lets {names[j]!r} teach {names[i]!r}: a guidance matrix is "
             "strictly lower-triangular, a teacher stands before its student"
         )
     return _from_indices(names, lambda i: np.flatnonzero(matrix[i]).tolist())
 
 
-def path(names: Sequence[str], along: Sequence[str]) -> Guidance:
+def path(names: Sequence[str], along: Sequence[str]) -> Graph:
     """A TAKD path: only the networks of `along` teach, each the next one."""
     _check_names(names)
     _needs_two(along, "path")
@@ -142,11 +142,11 @@ def path(names: Sequence[str], along: Sequence[str]) -> Guidance:
 NAMED = {"none": none, "direct": direct, "chain": chain, "dense": dense}
 
 
-def from_spec(spec: str, names: Sequence[str]) -> Guidance:
+def from_spec(spec: str, names: Sequence[str]) -> Graph:
     """Guidance from text: a name in `NAMED`, a path `a>b>c`, or edges `c<a+b;d<a+c`.
 
     Raises:
-      GuidanceError: the text is none of these, or names an impossible row.
+      GraphError: the text is none of these, or names an impossible row.
     """
     spec = spec.strip()
     if spec in NAMED:
@@ -159,61 +159,59 @@ def from_spec(spec: str, names: Sequence[str]) -> Guidance:
             student, _, teachers = part.partition("<")
             student = student.strip()
             if student in edges:
-                raise GuidanceError(f"{spec!r} gives teachers to {student!r} twice")
+                raise GraphError(f"{spec!r} gives teachers to {student!r} twice")
             edges[student] = tuple(name.strip() for name in teachers.split("+"))
         return custom(names, edges)
     close = difflib.get_close_matches(spec, NAMED, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise GuidanceError(
+    raise GraphError(
         f"unknown guidance {spec!r}: expected one of {', '.join(NAMED)}, a path such as "
         f"'{'>'.join(names)}', or edges such as 'student<teacher+assistant'{hint}"
     )
 
 
-def plan(guidance: Guidance, students: Iterable[str] = ()) -> tuple[Stage, ...]:
+def plan(graph: Graph, students: Iterable[str] = ()) -> tuple[Component, ...]:
     """The stages to train, teachers first, and only those that the asked-for students need.
 
     Args:
-      guidance: the row.
+      graph: who teaches whom.
       students: the networks whose results are wanted; the smallest one where empty.
     """
-    wanted = set(students) or {guidance.names[-1]}
+    wanted = set(students) or {graph.names[-1]}
     for name in wanted:
-        _check_known(name, guidance.names)
-    stages = []
-    for name, teachers in reversed(list(zip(guidance.names, guidance.teachers, strict=True))):
+        _check_known(name, graph.names)
+    components = []
+    for name, teachers in reversed(list(zip(graph.names, graph.teachers, strict=True))):
         if name in wanted:
             wanted |= set(teachers)
-            stages.append(Stage(name, teachers))
-    return tuple(reversed(stages))
+            components.append(Component(name, teachers))
+    return tuple(reversed(components))
 
 
-def _from_indices(names: Sequence[str], teachers_of) -> Guidance:
+def _from_indices(names: Sequence[str], teachers_of) -> Graph:
     _check_names(names)
     names = tuple(names)
-    return Guidance(
-        names, tuple(tuple(names[j] for j in teachers_of(i)) for i in range(len(names)))
-    )
+    return Graph(names, tuple(tuple(names[j] for j in teachers_of(i)) for i in range(len(names))))
 
 
 def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise GuidanceError(f"a row is a tuple of network names, got {names!r}")
+        raise GraphError(f"a row is a tuple of network names, got {names!r}")
     if not names:
-        raise GuidanceError("a row needs at least one network")
+        raise GraphError("a row needs at least one network")
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
-        raise GuidanceError(f"networks stand once in a row; repeated: {', '.join(repeated)}")
+        raise GraphError(f"networks stand once in a row; repeated: {', '.join(repeated)}")
 
 
 def _check_known(name: str, names: Sequence[str]) -> None:
     if name not in names:
         close = difflib.get_close_matches(str(name), names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise GuidanceError(f"{name!r} is not in the row {tuple(names)}{hint}")
+        raise GraphError(f"{name!r} is not in the row {tuple(names)}{hint}")
 
 
 def _needs_two(names: Sequence[str], kind: str) -> None:
     _check_names(names)
     if len(names) < 2:
-        raise GuidanceError(f"{kind!r} guidance needs at least two networks, got {tuple(names)}")
+        raise GraphError(f"{kind!r} guidance needs at least two networks, got {tuple(names)}")

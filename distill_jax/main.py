@@ -1,4 +1,4 @@
-"""The door: `python -m distill_jax.main --config=configs/quickstart.py`.
+"""The command: `python -m distill_jax.main --config=configs/quickstart.py`.
 
 The config file is Python and is run. Exit codes: 0 done; 1 bad config, data or working directory;
 130 and 143 stopped by SIGINT or SIGTERM, with everything saved: the same command goes on.
@@ -34,7 +34,7 @@ REFUSED = (
     OSError,  # a full disk, or a folder that went away
 )
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment; `FILE:smoke` cuts it down to seconds.", lock_config=True
+    "config", None, "The experiment; `FILE.py:smoke` cuts it down to seconds.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where stages and results are kept; runs/NAME where not given."
@@ -50,17 +50,17 @@ def main(argv: list[str]) -> int:
         # Orbax tells of every file, and prints in its threads what it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        config = CONFIG.value
-        workdir = Path(WORKDIR.value or f"runs/{config.name}")
+        name = getattr(CONFIG.value, "name", "experiment")  # raises where the file was not read
     except OSError as error:
-        return _fail(str(error))
+        return _fail(" ".join(str(error).split()))
+    workdir = Path(WORKDIR.value or f"runs/{name}")
     _use_compilation_cache(workdir)
     console = report.console()
     reporter = report.console_reporter(console)
     signals = _Signals()
     try:
         results = runner.run(
-            config, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
+            CONFIG.value, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
         )
     except REFUSED as error:
         reporter.close()
@@ -111,7 +111,15 @@ def _parse(argv: list[str]) -> list[str]:
         said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'").split())
         sys.exit(_fail(f"--config has no such field: {said}"))
     except (flags.Error, OSError) as error:
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail(str(_cause(error))))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The refusal of a config file, which comes wrapped in its traceback; any other error as is."""
+    cause = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return cause if isinstance(cause, runner.ConfigError) else error
 
 
 def _quoted(argument: str) -> str:

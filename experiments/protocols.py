@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.methods import losses
+from distill_jax.methods import KD, Context, CrossEntropy, Hyper, LossOptions, losses
+from distill_jax.models import Outputs
 from distill_jax.runs import config
 from distill_jax.train import optim
 
@@ -113,19 +114,33 @@ def effective_weights(setting: Setting) -> dict[str, Weights]:
 def _terms(student, labels, teachers, keep, temperature, kd_weight):
     """The loss of each protocol, the cross-entropy, and the KL of one teacher, per example."""
     totals = {
-        protocol: losses.multi_teacher(
+        protocol: loss(
+            config.resolve({"protocol": protocol}).loss,
             student,
             labels,
             teachers,
             keep,
-            temperature=temperature,
-            kd_weight=kd_weight,
-            options=config.resolve({"protocol": protocol}).loss,
-        )[0]
+            Hyper(temperature=temperature, kd_weight=kd_weight),
+        )
         for protocol in PROTOCOLS
     }
     ce = losses.cross_entropy(student, labels)
     return totals, ce, losses.kl_divergence(teachers[0], student, temperature)
+
+
+def loss(options: LossOptions, student, labels, teachers, keep, hyper: Hyper) -> jax.Array:
+    """(B,) the library's loss of cross-entropy and KD, of logits (B, C) and (K, B, C)."""
+    context = Context(
+        student=Outputs(student, student, ()),
+        teachers=tuple(Outputs(logits, logits, ()) for logits in teachers),
+        teacher_mask=jnp.asarray(keep),
+        labels=labels,
+        hyper=hyper,
+    )
+    terms = {}
+    for method in (CrossEntropy(options), KD(options)):
+        terms |= method.terms({}, context)[0]
+    return sum((term.weight * term.value for term in terms.values()), jnp.zeros(len(labels)))
 
 
 def weights_table() -> Iterator[str]:
@@ -229,9 +244,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {args.page}: {error}", file=sys.stderr)
         return 1
     if differ:
-        said = "\n".join(differ)
+        lines = "\n".join(differ)
         print(
-            f"error: {args.page} differs from what is computed; --write mends it\n{said}",
+            f"error: {args.page} differs from what is computed; --write mends it\n{lines}",
             file=sys.stderr,
         )
         return 1

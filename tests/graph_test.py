@@ -1,4 +1,4 @@
-"""Guidance: every row, every text form, the plans that follow, and every error by name."""
+"""Graphs: every row, every text form, the plans that follow, and every error by name."""
 
 import re
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_jax import graph
-from distill_jax.graph import Guidance, GuidanceError, Stage
+from distill_jax.graph import Component, Graph, GraphError
 
 ROW = ("a", "b", "c", "d")
 
@@ -53,7 +53,7 @@ def test_matrix_rows_are_students_and_columns_teachers(kind, expected):
     np.testing.assert_array_equal(matrix, expected.astype(bool))
 
 
-def test_guidance_is_hashable_and_equal_by_value():
+def test_graphs_are_hashable_and_equal_by_value():
     assert {graph.chain(ROW)} == {graph.path(list(ROW), list(ROW))}
     assert graph.chain(ROW) != graph.dense(ROW)
 
@@ -89,7 +89,7 @@ def test_from_spec_reads_every_text_form(spec, expected):
     ],
 )
 def test_plan_trains_only_what_the_students_need(row, students, expected):
-    assert graph.plan(row, students) == tuple(Stage(n, tuple(t)) for n, t in expected)
+    assert graph.plan(row, students) == tuple(Component(n, tuple(t)) for n, t in expected)
 
 
 @st.composite
@@ -101,12 +101,12 @@ def rows_and_students(draw):
 
 
 def ancestors(matrix, students):
-    found, todo = set(), list(students)
+    reached, todo = set(), list(students)
     while todo:
         student = todo.pop()
-        found.add(student)
-        todo.extend(set(np.flatnonzero(matrix[student]).tolist()) - found)
-    return found
+        reached.add(student)
+        todo.extend(set(np.flatnonzero(matrix[student]).tolist()) - reached)
+    return reached
 
 
 @given(rows_and_students())
@@ -116,16 +116,16 @@ def test_plan_is_exactly_the_ancestors_and_teachers_come_first(case):
     row = graph.custom(names, matrix)
     np.testing.assert_array_equal(row.matrix(), matrix)
     assert graph.custom(names, dict(zip(names, row.teachers, strict=True))) == row
-    stages = graph.plan(row, [names[i] for i in students])
+    components = graph.plan(row, [names[i] for i in students])
     needed = ancestors(matrix, students or {len(names) - 1})
-    assert sorted(stage.network for stage in stages) == sorted(names[i] for i in needed)
-    for position, stage in enumerate(stages):
-        assert stage.teachers == row.of(stage.network)
-        assert set(stage.teachers) <= {earlier.network for earlier in stages[:position]}
+    assert sorted(one.network for one in components) == sorted(names[i] for i in needed)
+    for position, one in enumerate(components):
+        assert one.teachers == row.of(one.network)
+        assert set(one.teachers) <= {earlier.network for earlier in components[:position]}
 
 
 def raised(match):
-    return pytest.raises(GuidanceError, match=re.escape(match))
+    return pytest.raises(GraphError, match=re.escape(match))
 
 
 @pytest.mark.parametrize("kind", ["direct", "chain", "dense"])
@@ -160,7 +160,7 @@ def test_a_row_of_one_has_nobody_to_teach(kind):
         (lambda: graph.custom(ROW[:2], [[0, 0], [np.nan, 0]]), "holds only 0 and 1"),
         (lambda: graph.custom(ROW[:2], [[0, 1], [0, 0]]), "entry [0, 1] lets 'b' teach 'a'"),
         (lambda: graph.custom(ROW[:2], [[0, 0], [0, 1]]), "entry [1, 1] lets 'b' teach 'b'"),
-        (lambda: Guidance(ROW, ((),)), "4 networks need 4 lists of teachers, got 1"),
+        (lambda: Graph(ROW, ((),)), "4 networks need 4 lists of teachers, got 1"),
         (lambda: graph.chain(ROW).of("x"), "'x' is not in the row"),
         (lambda: graph.plan(graph.chain(ROW), ["x"]), "'x' is not in the row"),
         (lambda: graph.from_spec("dens", ROW), "unknown guidance 'dens'"),

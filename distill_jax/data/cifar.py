@@ -78,7 +78,7 @@ def decode_pickle(what: str, raw: bytes, *, label_key: str) -> Split:
         labels = np.array(batch[label_key])
     except DataError:
         raise
-    except Exception as error:  # A hostile or damaged pickle can raise anything.
+    except Exception as error:  # An untrusted or damaged pickle can raise anything.
         raise DataError(
             f"{what} is not a pickled CIFAR batch ({type(error).__name__}: {error}): "
             f"expected the published file, with data and {label_key}"

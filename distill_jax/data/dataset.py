@@ -1,7 +1,6 @@
-"""A data set with its splits, its normalisation and the fingerprint of its bytes."""
+"""A data set with its splits and its normalisation."""
 
 import dataclasses
-import hashlib
 import math
 import numbers
 from collections.abc import Sequence
@@ -28,9 +27,7 @@ _VALID_STREAM, _LIMIT_STREAM = 1, 2
 class Dataset:
     """Train, validation and test examples, and what is needed to use them.
 
-    `mean` and `std` are per channel, in units of pixel/255. `fingerprint` is the SHA-256 (hex) of
-    the images, labels and class count as they were supplied: it does not depend on how they were
-    split afterwards. Of streamed images it takes the name and the size, not the pixels.
+    `mean` and `std` are per channel, in units of pixel/255.
     """
 
     name: str
@@ -40,7 +37,6 @@ class Dataset:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fingerprint: str
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -52,8 +48,8 @@ class Dataset:
         """The same set with exactly `per_class` training images of each class (0: all of them).
 
         The choice is a pure function of `seed` and the training labels; a smaller `per_class` is
-        a subset of a larger one. Validation, test, mean, std and fingerprint stay: teachers that
-        saw all of the data and students that see some of it must agree on the input's scale.
+        a subset of a larger one. Validation, test, mean and std stay: teachers that saw all of the
+        data and students that see some of it must agree on the input's scale.
         DataError if a class has fewer images than asked.
         """
         if not integer("per_class", per_class, 0):
@@ -98,7 +94,6 @@ def from_arrays(
     shapes = {part: split.images.shape[1:] for part, split in splits.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
-    fingerprint = _fingerprint(splits, classes)
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
         splits["train"], splits["valid"] = _hold_out(splits["train"], classes, valid_fraction, seed)
@@ -108,7 +103,6 @@ def from_arrays(
         classes=classes,
         mean=average,
         std=deviation,
-        fingerprint=fingerprint,
         **splits,
     )
 
@@ -177,17 +171,6 @@ def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Sp
     held_out = choose_per_class(pool.labels, wanted, seed=seed, stream=_VALID_STREAM)
     kept = np.setdiff1d(np.arange(len(pool.labels)), held_out, assume_unique=True)
     return _take(pool, kept), _take(pool, held_out)
-
-
-def _fingerprint(splits: dict[str, Split], classes: int) -> str:
-    digest = hashlib.sha256(f"classes={classes}".encode())
-    for part, split in sorted(splits.items()):
-        # Sizes come before the bytes, so that moving bytes between splits changes the digest.
-        digest.update(f";{part}={split.images.shape}".encode())
-        images = split.images
-        digest.update(images.identity.encode() if isinstance(images, Streamed) else images.data)
-        digest.update(split.labels.astype("<i4").tobytes())
-    return digest.hexdigest()
 
 
 def _normalisation(

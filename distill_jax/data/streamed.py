@@ -35,6 +35,7 @@ class Chunk(NamedTuple):
       images: (N, H, W, C) uint8.
       labels: (N,) int32.
       order: (S, B) rows of these; those from `steps` on only pad.
+      places: (N,) int32, their places in the split; None where they are the split.
     """
 
     start: int
@@ -42,6 +43,7 @@ class Chunk(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     order: np.ndarray
+    places: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,8 +210,10 @@ def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]
         images = _filled(split.images[rows.ravel()], size * order.shape[1])
         labels = np.zeros(len(images), split.labels.dtype)
         labels[: rows.size] = split.labels[rows.ravel()]
-        local = np.arange(len(images), dtype=np.int32).reshape(size, -1)
-        return Chunk(start, len(rows), images, labels, local)
+        local = np.arange(len(images), dtype=np.int32)
+        places = np.zeros(len(images), np.int32)
+        places[: rows.size] = rows.ravel()
+        return Chunk(start, len(rows), images, labels, local.reshape(size, -1), places)
 
     yield from _one_ahead(load, range(skip - skip % size, len(order), size))
 

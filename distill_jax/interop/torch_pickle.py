@@ -3,7 +3,7 @@
 The opcodes are decoded by `pickletools`, which only decodes, and a stack is kept by the few rules
 below. A global is never imported: it becomes its name. A call is never made: the handful that
 `torch.save` writes become inert records, and every other name is refused where it is met. So there
-is nothing in here that a hostile file could reach.
+is nothing in here that an untrusted file could reach.
 
 Source: the opcodes' meaning, the comments of Python's `pickletools`.
 """

@@ -1,1 +1,34 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
+
+from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, taps
+from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
+from distill_jax.methods.registry import (
+    ELSEWHERE,
+    METHODS,
+    build,
+    check_name,
+    identity_of,
+    names,
+    register_method,
+)
+from distill_jax.methods.teskd import TESKD
+
+__all__ = [
+    "ELSEWHERE",
+    "METHODS",
+    "KD",
+    "TESKD",
+    "Context",
+    "CrossEntropy",
+    "Hyper",
+    "LossOptions",
+    "Method",
+    "Shapes",
+    "Term",
+    "build",
+    "check_name",
+    "identity_of",
+    "names",
+    "register_method",
+    "taps",
+]

@@ -32,15 +32,22 @@ class Outputs(NamedTuple):
 
     Args:
       logits: (B, C) float32.
-      feature: (B, F), the vector before the classifier.
-      stages: the NHWC feature map at the end of each stage.
+      feature: (B, F), the vector before the classifier; None of an outside network that names none.
+      stages: the NHWC feature map at the end of each stage, after its last activation. Of a network
+        that normalises and activates before its convolutions (WideResNet) the sums themselves.
       branches: outputs of the student branches of an evolving network, deepest first.
+      stem: the NHWC map after the stem's last activation, before any pool; None where there is no
+        stem. Networks without one of their own show their first convolution's.
+      preacts: the maps whose ReLU the stages are, or that follows them (WideResNet: normalised by
+        the next BatchNorm).
     """
 
     logits: Array
     feature: Array
     stages: tuple[Array, ...]
     branches: tuple[Outputs, ...] = ()
+    stem: Array | None = None
+    preacts: tuple[Array, ...] = ()
 
 
 def per_channel(vector: Array, x: Array) -> Array:

@@ -26,26 +26,26 @@ class _Lines(Reporter):
     def __init__(self, console: Console):
         self.console, self.last = console, 0.0
 
-    def stage_started(self, jobs, step, steps, histories):
-        epochs = jobs[0].recipe.epochs
+    def stage_started(self, stages, step, steps, histories):
+        epochs = stages[0].recipe.epochs
         self.total, self.last = steps * epochs, time.monotonic()
         going_on = f", going on at step {step}" if step else ""
-        self.console.print(f"{describe(*jobs)}: {epochs} epochs, {self.total} steps{going_on}")
+        self.console.print(f"{describe(*stages)}: {epochs} epochs, {self.total} steps{going_on}")
 
     def notice(self, lines):
         for line in lines:
             self.console.print(line)
 
-    def epoch_ended(self, job, record):
+    def epoch_ended(self, stage, record):
         if time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
             self.console.print(
-                f"{describe(job)}: step {record['step']}/{self.total}, {brief(record)}, "
+                f"{describe(stage)}: step {record['step']}/{self.total}, {brief(record)}, "
                 f"{record['images_per_second']:.0f} images/s"
             )
 
-    def stage_ended(self, job, record):
-        self.console.print(f"{describe(job)}: {ending(record)}")
+    def stage_ended(self, stage, record):
+        self.console.print(f"{describe(stage)}: {ending(record)}")
 
 
 class _Live(Reporter):
@@ -65,12 +65,12 @@ class _Live(Reporter):
         self.bar.start()
         self.task = None
 
-    def stage_started(self, jobs, step, steps, histories):
+    def stage_started(self, stages, step, steps, histories):
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.steps, self.epochs = steps, jobs[0].recipe.epochs
+        self.steps, self.epochs = steps, stages[0].recipe.epochs
         self.task = self.bar.add_task(
-            describe(*jobs),
+            describe(*stages),
             total=steps * self.epochs,
             completed=step,
             epoch="",
@@ -91,11 +91,11 @@ class _Live(Reporter):
             rate=f"{images_per_second:.0f} images/s",
         )
 
-    def epoch_ended(self, job, record):
+    def epoch_ended(self, stage, record):
         self.bar.update(self.task, found=brief(record) + " ")
 
-    def stage_ended(self, job, record):
-        self.bar.console.print(f"{describe(job)}: {ending(record)}")
+    def stage_ended(self, stage, record):
+        self.bar.console.print(f"{describe(stage)}: {ending(record)}")
 
     def close(self):
         self.bar.stop()
@@ -113,14 +113,14 @@ def console_reporter(output: Console | None = None) -> Reporter:
     return _Live(output) if output.is_terminal else _Lines(output)
 
 
-def describe(*jobs: Any) -> str:
+def describe(*stages: Any) -> str:
     """A stage, or several trained at once, in words: network, teachers, seeds."""
-    job = jobs[0]
-    teachers = " taught by " + "+".join(t.name for t in job.teachers) if job.teachers else ""
-    seeds = sorted({other.seed for other in jobs})
-    at_once = "" if len(seeds) == len(jobs) else f" ({len(jobs)} at once)"
+    stage = stages[0]
+    teachers = " taught by " + "+".join(t.name for t in stage.teachers) if stage.teachers else ""
+    seeds = sorted({other.seed for other in stages})
+    at_once = "" if len(seeds) == len(stages) else f" ({len(stages)} at once)"
     listed = ", ".join(map(str, seeds))
-    return f"{job.network.name}{teachers}, seed{'s' * (len(seeds) > 1)} {listed}{at_once}"
+    return f"{stage.network.name}{teachers}, seed{'s' * (len(seeds) > 1)} {listed}{at_once}"
 
 
 def brief(record: dict[str, Any]) -> str:

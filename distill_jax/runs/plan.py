@@ -1,7 +1,7 @@
-"""Which stages an experiment needs, each under the address of all that determines it.
+"""Which stages an experiment needs, each under the id of all that determines it.
 
-An address is a digest of content, that of the stage's teachers included: stages of different
-guidances or of earlier runs that agree in all of it are one stage.
+An id is a digest of content, that of the stage's teachers included: stages of different guidances
+or of earlier runs that agree in all of it are one stage.
 """
 
 from __future__ import annotations
@@ -13,109 +13,209 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax import data, graph, models
+from distill_jax import data, graph, methods, models
 from distill_jax.identity import digest_json
 from distill_jax.interop.files import read_bytes
 from distill_jax.interop.torch_weights import WeightsError
-from distill_jax.runs.config import Experiment, Row
-from distill_jax.train.recipe import Job
+from distill_jax.models import Network
+from distill_jax.runs.config import Comparison, Experiment
+from distill_jax.train import optim
+from distill_jax.train.stage import Recipe, Stage
 
-FORMAT = 1  # of the addresses: raised when the same values come to mean another training
+FORMAT = 2  # of the ids: raised when the same values come to mean another training
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """Jobs in the order of training, and which of them answers which question."""
+class Plan:
+    """Stages in the order of training, and which of them gives which result.
 
-    jobs: dict[str, Job]
-    teachers: dict[str, tuple[str, ...]]  # address -> its teachers' addresses
-    asked: dict[tuple[str, str, int], str]  # (label, network, seed) -> address
-    plain: dict[str, str]  # address -> that of the same network trained alone by the same recipe
-    about: dict[str, dict[str, Any]]  # address -> what it is the digest of
+    Args:
+      stages: by id.
+      teachers: the ids of the stages of each stage's teachers.
+      results: (guidance, network, seed) -> id.
+      plain: the id of the same network trained alone by the same recipe, by id.
+      specs: what each id is the digest of.
+    """
+
+    stages: dict[str, Stage]
+    teachers: dict[str, tuple[str, ...]]
+    results: dict[tuple[str, str, int], str]
+    plain: dict[str, str]
+    specs: dict[str, dict[str, Any]]
 
 
-def make_plan(experiment: Experiment, dataset: data.Dataset, about_data: str) -> Planned:
+def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -> Plan:
     """The stages of an experiment, each once, teachers before those whom they teach.
 
     Args:
       experiment: what is asked for.
       dataset: on what.
-      about_data: see `identity_of`.
+      data_digest: see `digest_of`.
 
     Raises:
       ValueError: a network cannot be built for these images, or given weights cannot be read.
     """
-    plan = Planned({}, {}, {}, {}, {})
-    given = experiment.teacher_weights
+    plan = Plan({}, {}, {}, {}, {})
+    files = experiment.teacher_weights
     for seed in experiment.seeds:
-        for row in experiment.rows:
-            addresses: dict[str, str] = {}
-            for stage in graph.plan(_untaught(row.guidance, given), experiment.students):
-                teachers = tuple(addresses[name] for name in stage.teachers)
-                job = _job(experiment, dataset, row, stage, seed)
-                about = _about(job, about_data, teachers)
-                address = _digest(about)
-                plan.about[address] = about
-                plan.plain[address] = _digest(_about(job, about_data, ()))
-                addresses[stage.network] = address
-                plan.jobs[address] = dataclasses.replace(job, address=address)
-                plan.teachers[address] = teachers
+        for comparison in experiment.comparisons:
+            ids: dict[str, str] = {}
+            taught_by = _untaught(comparison.graph, files)
+            for component in graph.plan(taught_by, experiment.students):
+                teachers = tuple(ids[name] for name in component.teachers)
+                stages = _stages(experiment, dataset, comparison, component, seed)
+                ids[component.network] = _add(plan, stages, data_digest, teachers)
             for student in experiment.students:
-                plan.asked[row.label, student, seed] = addresses[student]
+                plan.results[comparison.label, student, seed] = ids[student]
     return plan
 
 
-def _untaught(row: graph.Guidance, names: Mapping[str, Any]) -> graph.Guidance:
-    """The guidance in which nobody teaches `names`: their weights are given."""
-    teachers = zip(row.names, row.teachers, strict=True)
-    return graph.Guidance(
-        row.names, tuple(() if name in names else taught for name, taught in teachers)
+def registered(experiment: Experiment, dataset: data.Dataset) -> dict[str, Any]:
+    """What the names that a user registered stand for, of those that an experiment uses."""
+    found = {}
+    for name in experiment.networks:
+        identity = build_network(experiment, dataset, name).identity
+        if isinstance(identity, dict):
+            found[name] = identity
+    for name in {*experiment.methods} - {*methods.METHODS}:
+        found[name] = methods.identity_of(name, methods.build(name))
+    names = {experiment.recipe_of(network).optim.optimizer for network in experiment.networks}
+    found |= {name: optim.identity_of(name) for name in names if optim.identity_of(name)}
+    return found
+
+
+def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> Network:
+    """The network called `name`, for the images of a data set."""
+    return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
+
+
+def _untaught(guidance: graph.Graph, names: Mapping[str, Any]) -> graph.Graph:
+    """The graph in which nobody teaches `names`: their weights are given."""
+    teachers = zip(guidance.names, guidance.teachers, strict=True)
+    return graph.Graph(
+        guidance.names, tuple(() if name in names else taught for name, taught in teachers)
     )
 
 
-def _job(experiment: Experiment, dataset: data.Dataset, row: Row, stage, seed: int) -> Job:
+def _stages(experiment, dataset, comparison: Comparison, component, seed: int) -> list[Stage]:
+    """The phases of a network's training, the last of them its stage."""
+
     def build(name):
-        return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
+        return build_network(experiment, dataset, name)
 
-    changes = dict(row.changes) if stage.network in experiment.students else {}
-    if row.stochastic and stage.network == experiment.networks[-1]:
+    name = component.network
+    network = build(name)
+    # An evolving network teaches as what is left of it, under the name that the graph gives it.
+    teachers = tuple(
+        dataclasses.replace(build(teacher).backbone, name=teacher) for teacher in component.teachers
+    )
+    file = experiment.teacher_weights.get(name, "")
+    changes = dict(comparison.changes) if name in experiment.students else {}
+    if comparison.stochastic and name == experiment.networks[-1]:
         changes["dropping"] = experiment.dropping
-    return Job(
-        network=build(stage.network),
-        # An evolving network teaches as what is left of it, under the name that the row gives it.
-        teachers=tuple(
-            dataclasses.replace(build(name).backbone, name=name) for name in stage.teachers
-        ),
-        weights=experiment.teacher_weights.get(stage.network, ""),
-        recipe=experiment.recipe_of(stage.network, **changes),
-        seed=experiment.seed_of(stage.network, seed),
+    phases = experiment.phases if teachers and not file else ()
+    stages = []
+    for i, phase in enumerate((*phases, {})):
+        is_phase = i < len(phases)
+        # A phase ends with its last weights: what it is good for shows in the next one alone.
+        selection = {"selection": "last"} if is_phase else {}
+        values = {**changes, **phase, **selection}
+        chosen = experiment.methods_of(network, bool(teachers), values)
+        stages.append(
+            Stage(
+                network=network,
+                teachers=teachers,
+                recipe=experiment.recipe_of(name, **values),
+                seed=experiment.seed_of(name, seed),
+                methods=tuple((m, method) for m, method, _ in chosen),
+                weights=tuple(weight for *_, weight in chosen),
+                file=file,
+                phase=is_phase,
+            )
+        )
+    return stages
+
+
+def _add(plan: Plan, stages: list[Stage], data_digest: str, teachers: tuple[str, ...]) -> str:
+    """Adds the phases of a network's training to the plan; the id of the last."""
+    start = ""
+    for stage in stages:
+        stage = dataclasses.replace(stage, start=start)
+        spec = _spec(stage, data_digest, teachers)
+        start = _id(spec)
+        plan.specs[start] = spec
+        plan.stages[start] = dataclasses.replace(stage, id=start)
+        plan.teachers[start] = teachers
+        plan.plain[start] = _id(_spec(_alone(stage), data_digest, ()))
+    return start
+
+
+def _alone(stage: Stage) -> Stage:
+    """The same network without teachers, by the same recipe."""
+    # Untaught, the cross-entropy is balanced against nothing.
+    own = [
+        ((name, methods.CrossEntropy()), 1.0)
+        if isinstance(method, methods.CrossEntropy)
+        else ((name, method), weight)
+        for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
+        if not method.taught
+    ]
+    return dataclasses.replace(
+        stage,
+        teachers=(),
+        methods=tuple(pair for pair, _ in own),
+        weights=tuple(weight for _, weight in own),
+        start="",
+        phase=False,
     )
 
 
-def _about(job: Job, about_data: str, teachers: tuple[str, ...]) -> dict[str, Any]:
-    """All that determines a stage, as JSON values; its address is their digest."""
-    if job.weights:
-        network = (job.network.name, job.network.dtype)
-        return {"network": network, "data": about_data, "file": _file_digest(job.weights)}
-    recipe = dataclasses.asdict(job.recipe)
-    if not job.network.branches:
-        del recipe["evolve"]
-    if not teachers:  # what only concerns teachers does not make another plain training
-        for name in ("temperature", "kd_weight", "survival", "loss", "dropping"):
-            del recipe[name]
-    elif job.recipe.dropping.kind != "bernoulli":
-        del recipe["survival"]
-    return {
-        "network": [job.network.name, job.network.dtype],
-        "data": about_data,
-        "recipe": recipe,
-        "seed": job.seed,
+def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str, Any]:
+    """All that determines a stage, as JSON values; its id is their digest.
+
+    A field at its default adds nothing, so that a new field leaves the ids of old stages alone.
+    """
+    network = stage.network.identity
+    if stage.file:
+        return {"network": network, "data": data_digest, "file": _file_digest(stage.file)}
+    spec: dict[str, Any] = {
+        "network": network,
+        "data": data_digest,
+        "recipe": _recipe_spec(stage.recipe, bool(teachers)),
+        "methods": [
+            {**methods.identity_of(name, method), **({} if weight == 1.0 else {"weight": weight})}
+            for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
+        ],
+        "seed": stage.seed,
         "teachers": teachers,
     }
+    optimizer = optim.identity_of(stage.recipe.optim.optimizer)
+    optional = {"optimizer": optimizer, "start": stage.start, "phase": stage.phase}
+    return spec | {name: value for name, value in optional.items() if value}
 
 
-def _digest(about: dict[str, Any]) -> str:
-    return digest_json({"format": FORMAT, **about})[:16]
+def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:
+    values = _changed(recipe)
+    if not taught:  # what only concerns teachers does not make another plain training
+        for name in ("temperature", "kd_weight", "survival", "dropping"):
+            values.pop(name, None)
+    elif recipe.dropping.kind != "bernoulli":
+        values.pop("survival", None)
+    return values
+
+
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default, nested ones likewise."""
+    found = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        if own != field.default:
+            found[field.name] = _changed(own) if dataclasses.is_dataclass(own) else own
+    return found
+
+
+def _id(spec: dict[str, Any]) -> str:
+    return digest_json({"format": FORMAT, **spec})[:16]
 
 
 def _file_digest(path: str) -> str:
@@ -125,7 +225,7 @@ def _file_digest(path: str) -> str:
         raise WeightsError(f"teacher_weights cannot be read: {error}") from None
 
 
-def identity_of(dataset: data.Dataset) -> str:
+def digest_of(dataset: data.Dataset) -> str:
     """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and normalisation."""
     sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
     for split in (dataset.train, dataset.valid, dataset.test):

@@ -16,11 +16,11 @@ class MetricsFile(Reporter):
     def __init__(self, path: Path):
         self.path = path
 
-    def stage_started(self, jobs, step, steps, histories):
+    def stage_started(self, stages, step, steps, histories):
         """Drops what an interrupted run wrote of these stages after their last checkpoint."""
         if not self.path.exists():
             return
-        epochs = {job.address: len(history) for job, history in zip(jobs, histories, strict=True)}
+        epochs = {stage.id: len(history) for stage, history in zip(stages, histories, strict=True)}
         # Bytes that are no text make a line that is no JSON, which is dropped.
         lines = self.path.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if not self._is_ahead(line, epochs)]
@@ -29,9 +29,9 @@ class MetricsFile(Reporter):
             temporary.write_text("".join(kept))
             os.replace(temporary, self.path)
 
-    def epoch_ended(self, job, record):
+    def epoch_ended(self, stage, record):
         """One line: the stage, its network and seed, then the epoch's record."""
-        about = {"stage": job.address, "network": job.network.name, "seed": job.seed}
+        about = {"stage": stage.id, "network": stage.network.name, "seed": stage.seed}
         with self.path.open("a") as file:
             file.write(json.dumps({**about, **record}) + "\n")
 

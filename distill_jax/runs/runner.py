@@ -1,4 +1,4 @@
-"""The stages in order: who is trained when, each exactly once, and the table that comes of it."""
+"""Trains the stages of a plan in order, each exactly once, and gathers their results."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from distill_jax import data, report
 from distill_jax.interop.files import load_variables
-from distill_jax.models import Network, Variables
+from distill_jax.models import Network, Variables, deploy
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, restore, save, write_json
 from distill_jax.runs.config import ConfigError, Experiment
-from distill_jax.runs.plan import Planned, identity_of, make_plan
+from distill_jax.runs.plan import Plan, digest_of, make_plan, registered
 from distill_jax.runs.records import MetricsFile
 from distill_jax.runs.workdir import WorkdirError, opened
-from distill_jax.train import fit, scoring
-from distill_jax.train.options import Asked, Means, check_table
-from distill_jax.train.recipe import check
+from distill_jax.train import evaluation, fit
+from distill_jax.train.evaluation import StageResult
+from distill_jax.train.options import StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Reporter, Several
-from distill_jax.train.scoring import Trained
+from distill_jax.train.stage import check, method_shapes
 
 log = logging.getLogger("distill_jax")
 
@@ -72,160 +72,192 @@ def run(
         dataset = data.load(**experiment.dataset)
     data.check(dataset)
     try:
-        about_data = identity_of(dataset)
-        plan = make_plan(experiment, dataset, about_data)
-        for job in plan.jobs.values():
-            check(job, dataset, experiment.topology)
-            check_table(job, dataset, experiment.teacher_logits)
+        data_digest = digest_of(dataset)
+        plan = make_plan(experiment, dataset, data_digest)
+        for stage in plan.stages.values():
+            check(stage, dataset, experiment.topology)
+            caches_teachers(stage, dataset, experiment.teacher_logits)
         given = {
-            address: load_variables(job.weights, job.network, (dataset.mean, dataset.std))
-            for address, job in plan.jobs.items()
-            if job.weights
+            stage_id: load_variables(stage.file, stage.network, (dataset.mean, dataset.std))
+            for stage_id, stage in plan.stages.items()
+            if stage.file
         }
+        config_json = _as_json(experiment, data_digest, registered(experiment, dataset))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    with opened(workdir, _as_json(experiment, about_data)) as folder:
+    with opened(workdir, config_json) as folder:
         reporters = [reporter] if reporter else []
         if folder is not None:
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
-        several = Several(*reporters)
-        trained: dict[str, Trained] = {}
-        for address, variables in given.items():  # first, so that a wrong file shows at once
-            trained[address] = scoring.adopt(
-                plan.jobs[address], dataset, variables, experiment.topology
-            )
-            several.stage_ended(plan.jobs[address], trained[address].record)
-        _train_all(plan, trained, dataset, experiment, folder, several, stop)
-        results = _results(plan, trained, experiment)
+        run_ = _Run(plan, dataset, experiment, folder, Several(*reporters), stop)
+        for stage_id, variables in given.items():  # first, so that a wrong file shows at once
+            run_.evaluate_given(stage_id, variables)
+        run_.train_all()
+        results = _results(plan, run_.done, experiment)
         if folder is not None:
             write_json(folder / "results.json", results.rows)
     return results
 
 
-def _train_all(plan, trained, dataset, experiment, folder, reporter, stop) -> None:
-    """Adds every stage of the plan to `trained`: found finished, or trained, several at once."""
-    for address in plan.jobs if folder is not None else ():
-        if address not in trained and (found := _finished(plan, address, folder)):
-            trained[address] = found
-            _tidy(plan, address, folder, found)
-    means = Means(
-        topology=experiment.topology,
-        teacher_logits=experiment.teacher_logits,
-        may_skip=experiment.may_skip,
-        due=config_lib.checkpoint_due(experiment.checkpoint_every),
-        reporter=reporter,
-        stop=stop,
-    )
-    while waiting := [address for address in plan.jobs if address not in trained]:
-        if stop():  # between stages there is nothing to save
-            raise fit.Interrupted
-        addresses = _next_group(plan, waiting, dataset, experiment, folder)
-        asked = [_ask(plan, address, trained, folder) for address in addresses]
-        results = fit.train(asked, dataset, means)
-        for address, result in zip(addresses, results, strict=True):
-            if folder is not None:
-                _keep(plan, address, folder, result)
-            trained[address] = result
-            reporter.stage_ended(plan.jobs[address], result.record)
+class _Run:
+    """The stages of a plan as they get done, and the folder that keeps them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: data.Dataset,
+        experiment: Experiment,
+        folder: Path | None,
+        reporter: Reporter,
+        stop: Callable[[], bool],
+    ):
+        self.plan, self.dataset, self.experiment = plan, dataset, experiment
+        self.folder, self.reporter, self.stop = folder, reporter, stop
+        self.done: dict[str, StageResult] = {}
+
+    def evaluate_given(self, stage_id: str, variables: Variables) -> None:
+        """Adds the result of a stage whose weights are given."""
+        stage = self.plan.stages[stage_id]
+        self.done[stage_id] = evaluation.evaluate_pretrained(
+            stage, self.dataset, variables, self.experiment.topology
+        )
+        self.reporter.stage_ended(stage, self.done[stage_id].record)
+
+    def train_all(self) -> None:
+        """Adds every stage of the plan: found finished, or trained, several at once."""
+        if self.folder is not None:
+            for stage_id in self.plan.stages:
+                if stage_id not in self.done and (found := self._finished(stage_id)):
+                    self.done[stage_id] = found
+                    self._tidy(stage_id, found)
+        options = TrainOptions(
+            topology=self.experiment.topology,
+            teacher_logits=self.experiment.teacher_logits,
+            max_nonfinite_steps=self.experiment.max_nonfinite_steps,
+            should_save=config_lib.checkpoint_due(self.experiment.checkpoint_every),
+            reporter=self.reporter,
+            stop=self.stop,
+        )
+        while waiting := [stage_id for stage_id in self.plan.stages if stage_id not in self.done]:
+            if self.stop():  # between stages there is nothing to save
+                raise fit.Interrupted
+            chosen = self._next_group(waiting)
+            results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
+            for stage_id, result in zip(chosen, results, strict=True):
+                if self.folder is not None:
+                    self._save(stage_id, result)
+                self.done[stage_id] = result
+                self.reporter.stage_ended(self.plan.stages[stage_id], result.record)
+
+    def _next_group(self, waiting: list[str]) -> list[str]:
+        """The next stage, and those that can be trained at once: same shape, other numbers."""
+
+        def shape(stage_id):
+            stage = self.plan.stages[stage_id]
+            recipe = stage.recipe
+            return (
+                (stage.network, stage.teachers, stage.methods, bool(stage.start), stage.phase),
+                (recipe.structure, recipe.train_limit),
+            )
+
+        def ready(stage_id):
+            needed = {*self.plan.teachers[stage_id], self.plan.stages[stage_id].start}
+            return not needed & set(waiting)
+
+        together = [x for x in waiting if shape(x) == shape(waiting[0]) and ready(x)]
+        streamed = isinstance(self.dataset.train.images, data.Streamed)
+        most = 1 if streamed else self.experiment.population
+        group = together[: self.experiment.topology.population(len(together), most)]
+        if self.folder is None:
+            return group
+        # Stages that were saved at steps of their own go on by themselves.
+        saved = [set(self._progress(stage_id).steps()) for stage_id in group]
+        return group if not any(saved) or set.intersection(*saved) else group[:1]
+
+    def _inputs(self, stage_id: str) -> StageInputs:
+        stage = self.plan.stages[stage_id]
+        plain = self.done.get(self.plan.plain[stage_id])
+        return StageInputs(
+            stage,
+            tuple(self.done[teacher] for teacher in self.plan.teachers[stage_id]),
+            self._progress(stage_id) if self.folder is not None else None,
+            plain.record["valid_accuracy"] if plain else None,
+            self.done[stage.start].whole if stage.start else {},
+        )
+
+    # ------------------------------------------------------------------------------- in the folder
+    def _place(self, stage_id: str) -> Path:
+        assert self.folder is not None
+        name = self.plan.stages[stage_id].network.name.replace(":", "-")
+        return self.folder / "stages" / f"{name}-{stage_id}"
+
+    def _progress(self, stage_id: str) -> Checkpoints:
+        return Checkpoints(self._place(stage_id) / "progress", self.plan.specs[stage_id])
+
+    def _finished(self, stage_id: str) -> StageResult | None:
+        """The result of a finished stage; None where it is not finished or, loudly, damaged."""
+        place = self._place(stage_id)
+        if not (place / "weights").exists() and not (place / "result.json").exists():
+            return None
+        stage = self.plan.stages[stage_id]
+        template: Any = stage.network.backbone.shapes
+        if stage.phase:
+            examples = len(self.dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
+            template = {"network": stage.network.shapes, "methods": method_shapes(stage, examples)}
+        try:
+            arrays, found = restore(place / "weights", template, self.plan.specs[stage_id])
+            whole = arrays if stage.phase else {}
+            variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
+            return StageResult(variables, found["history"], found["record"], whole)
+        except (Damaged, KeyError) as error:
+            log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
+            return None
+
+    def _save(self, stage_id: str, result: StageResult) -> None:
+        place = self._place(stage_id)
+        place.mkdir(parents=True, exist_ok=True)
+        # In one save, so that the weights and what is known of them cannot part.
+        meta = {"record": result.record, "history": result.history}
+        arrays = result.whole or result.variables
+        save(place / "weights", arrays, {"about": self.plan.specs[stage_id], **meta})
+        self._tidy(stage_id, result)
+
+    def _tidy(self, stage_id: str, result: StageResult) -> None:
+        """Follows the save of a finished stage, done again where a kill came between."""
+        # For people to read: a run reads what was saved with the weights.
+        found = {"record": result.record, "history": result.history}
+        write_json(self._place(stage_id) / "result.json", found)
+        self._progress(stage_id).remove()
 
 
-def _next_group(plan, waiting, dataset, experiment, folder) -> list[str]:
-    """The next stage, and those that can be trained at once with it: same shape, other numbers."""
-
-    def shape(address):
-        job = plan.jobs[address]
-        return job.network, job.teachers, job.recipe.structure, job.recipe.train_limit
-
-    together = [
-        address
-        for address in waiting
-        if shape(address) == shape(waiting[0]) and not set(plan.teachers[address]) & set(waiting)
-    ]
-    streamed = isinstance(dataset.train.images, data.Streamed)
-    number = experiment.topology.members(len(together), 1 if streamed else experiment.population)
-    group = together[:number]
-    if folder is None:
-        return group
-    # Stages that were saved at steps of their own go on by themselves.
-    saved = [set(_progress(plan, address, folder).steps()) for address in group]
-    return group if not any(saved) or set.intersection(*saved) else group[:1]
-
-
-def _ask(plan, address, trained, folder) -> Asked:
-    plain = trained.get(plan.plain.get(address, ""))
-    return Asked(
-        plan.jobs[address],
-        tuple(trained[teacher] for teacher in plan.teachers[address]),
-        _progress(plan, address, folder) if folder is not None else None,
-        plain.record["valid_accuracy"] if plain else None,
-    )
-
-
-def _place(plan, address: str, folder: Path) -> Path:
-    return folder / "stages" / f"{plan.jobs[address].network.name.replace(':', '-')}-{address}"
-
-
-def _progress(plan, address: str, folder: Path) -> Checkpoints:
-    return Checkpoints(_place(plan, address, folder) / "progress", plan.about[address])
-
-
-def _finished(plan, address: str, folder: Path) -> Trained | None:
-    """What a finished stage gave; None where it is not finished or, loudly, not to be believed."""
-    place = _place(plan, address, folder)
-    if not (place / "weights").exists() and not (place / "result.json").exists():
-        return None
-    template = plan.jobs[address].network.backbone.shapes
-    try:
-        variables, found = restore(place / "weights", template, plan.about[address])
-        return Trained(variables, found["history"], found["record"])
-    except (Damaged, KeyError) as error:
-        log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
-        return None
-
-
-def _keep(plan, address: str, folder: Path, trained: Trained) -> None:
-    place = _place(plan, address, folder)
-    place.mkdir(parents=True, exist_ok=True)
-    # In one save, so that the weights and what is said of them cannot part.
-    found = {"record": trained.record, "history": trained.history}
-    save(place / "weights", trained.variables, {"about": plan.about[address], **found})
-    _tidy(plan, address, folder, trained)
-
-
-def _tidy(plan, address: str, folder: Path, trained: Trained) -> None:
-    """What follows the save of a finished stage, done again where a kill came between."""
-    # For people to read: a run reads what was saved with the weights.
-    found = {"record": trained.record, "history": trained.history}
-    write_json(_place(plan, address, folder) / "result.json", found)
-    _progress(plan, address, folder).remove()
-
-
-def _results(plan: Planned, trained: dict[str, Trained], experiment: Experiment) -> Results:
+def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -> Results:
     rows, networks, histories = [], {}, {}
-    for (label, student, seed), address in plan.asked.items():
-        job, stage = plan.jobs[address], trained[address]
+    for (label, student, seed), stage_id in plan.results.items():
+        stage, result = plan.stages[stage_id], done[stage_id]
         rows.append(
             {
                 "guidance": label,
                 "network": student,
-                "teachers": [teacher.name for teacher in job.teachers],
+                "teachers": [teacher.name for teacher in stage.teachers],
                 "seed": seed,
-                **stage.record,
+                **result.record,
                 "protocol": experiment.protocol,
                 "selection": experiment.selection,
-                "stage": address,
+                "stage": stage_id,
             }
         )
-        networks[label, student, seed] = (job.network.backbone, stage.variables)
-        histories[label, student, seed] = stage.history
+        networks[label, student, seed] = (stage.network.backbone, result.variables)
+        histories[label, student, seed] = result.history
     return Results(rows, networks, histories)
 
 
-def _as_json(experiment: Experiment, about_data: str) -> dict[str, Any]:
-    values = {**dataclasses.asdict(experiment), "data": about_data}
-    for row, source in zip(values["rows"], experiment.rows, strict=True):
-        row["guidance"] = dict(zip(source.guidance.names, source.guidance.teachers, strict=True))
-    return values
+def _as_json(
+    experiment: Experiment, data_digest: str, registered: dict[str, Any]
+) -> dict[str, Any]:
+    values = {**dataclasses.asdict(experiment), "data": data_digest}
+    for one, source in zip(values["comparisons"], experiment.comparisons, strict=True):
+        one["graph"] = dict(zip(source.graph.names, source.graph.teachers, strict=True))
+    return values | ({"registered": registered} if registered else {})
 
 
 __all__ = ["ConfigError", "Results", "WorkdirError", "run"]

@@ -17,16 +17,16 @@ CONFIG, LOCK = "config.json", ".lock"
 _OWN = (LOCK, f".{CONFIG}.tmp", "compiled")
 # Fields that ask for more or less of the same experiment, or say where and how it is computed.
 # Weights that are read, and data, are known by their content.
-HARMLESS = (
+RESUMABLE_FIELDS = (
     "name",
-    "rows",
+    "comparisons",
     "students",
     "seeds",
     "teacher_weights",
     "topology",
     "population",
     "teacher_logits",
-    "may_skip",
+    "max_nonfinite_steps",
     "checkpoint_every",
 )
 
@@ -97,21 +97,21 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         found = str(error)
-    if not isinstance(found, dict) or not {"networks", "recipe", "rows"} <= found.keys():
+    if not isinstance(found, dict) or not {"networks", "recipe", "comparisons"} <= found.keys():
         raise WorkdirError(
             f"{path} is not ours: expected the config of an earlier run; give another --workdir"
         )
-    lines = differences(_telling(found), _telling(config))
+    lines = differences(_identifying(found), _identifying(config))
     if lines:
         raise WorkdirError(
             f"{folder} holds another experiment: expected the same but for "
-            f"{', '.join(HARMLESS)}; give another --workdir, or remove that one:\n  "
+            f"{', '.join(RESUMABLE_FIELDS)}; give another --workdir, or remove that one:\n  "
             + "\n  ".join(lines)
         )
 
 
-def _telling(config: dict[str, Any]) -> dict[str, Any]:
-    told = {name: value for name, value in config.items() if name not in HARMLESS}
-    if isinstance(told.get("dataset"), dict):
-        told["dataset"] = {k: v for k, v in told["dataset"].items() if k != "data_dir"}
-    return told
+def _identifying(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in RESUMABLE_FIELDS}
+    if isinstance(kept.get("dataset"), dict):
+        kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "data_dir"}
+    return kept

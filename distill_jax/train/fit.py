@@ -1,4 +1,4 @@
-"""Stages from the first step to the best weights: one, or a population at once."""
+"""A stage, or a population of stages, from the first step to the best weights."""
 
 from __future__ import annotations
 
@@ -6,61 +6,65 @@ import time
 from collections.abc import Sequence
 
 from distill_jax import data
-from distill_jax.train.options import Asked, Means, check_table
-from distill_jax.train.recipe import check
-from distill_jax.train.scoring import Trained
-from distill_jax.train.trainer import Group
+from distill_jax.train.evaluation import StageResult
+from distill_jax.train.options import StageInputs, TrainOptions, caches_teachers
+from distill_jax.train.stage import check
+from distill_jax.train.trainer import Trainer
 
 
 class Interrupted(Exception):
     """Training was asked to stop; what it had is saved where there is a place for it."""
 
 
-def train(asked: Sequence[Asked], dataset: data.Dataset, means: Means = Means()) -> list[Trained]:
+def train(
+    inputs: Sequence[StageInputs], dataset: data.Dataset, options: TrainOptions = TrainOptions()
+) -> list[StageResult]:
     """Trains stages, or goes on where their newest common checkpoint is.
 
-    Several are a population: they share network, teachers' networks and the structure of the
-    recipe, and are trained at once with the results that each would have had alone.
+    Several are a population: they share network, teachers' networks, methods and the structure of
+    the recipe, and are trained at once with the results that each would have had alone.
 
     Args:
-      asked: the stages.
+      inputs: the stages.
       dataset: on what.
-      means: how.
+      options: how.
 
     Raises:
-      ValueError: a stage cannot be trained, see `recipe.check` and `asked.check_table`.
+      ValueError: a stage cannot be trained, see `stage.check` and `options.caches_teachers`.
       NotFiniteError: more steps were not finite than may be skipped; the last good state is saved.
-      Interrupted: `means.stop` said so; the state is saved first.
+      Interrupted: `options.stop` said so; the state is saved first.
     """
-    for one in asked:
-        check(one.job, dataset, means.topology)
-        check_table(one.job, dataset, means.teacher_logits)
-    group = Group(asked, dataset, means)
-    group.restore()
-    histories = [member.history for member in group.members]
-    means.reporter.stage_started([one.job for one in asked], group.step, group.steps, histories)
-    if not group.step:
-        group.look_before()
-    saver = _Saver(group, means)
-    while group.epochs_done < group.recipe.epochs:
-        for steps in group.train_epoch():
+    for one in inputs:
+        check(one.stage, dataset, options.topology)
+        caches_teachers(one.stage, dataset, options.teacher_logits)
+    trainer = Trainer(inputs, dataset, options)
+    trainer.restore()
+    histories = [replica.history for replica in trainer.replicas]
+    stages = [one.stage for one in inputs]
+    options.reporter.stage_started(stages, trainer.step, trainer.steps, histories)
+    if not trainer.step:
+        trainer.preflight()
+    saver = _Saver(trainer, options)
+    while trainer.epochs_done < trainer.recipe.epochs:
+        for steps in trainer.train_epoch():
             saver.after(steps)
-    return group.finish()
+    return trainer.finish()
 
 
 class _Saver:
-    """Saves when it is due, and when training is asked to stop."""
+    """Saves when it is time to, and when training is asked to stop."""
 
-    def __init__(self, group: Group, means: Means):
-        self.group, self.means = group, means
+    def __init__(self, trainer: Trainer, options: TrainOptions):
+        self.trainer, self.options = trainer, options
         self.steps, self.since = 0, time.monotonic()
 
     def after(self, steps: int) -> None:
-        """Told of steps just done."""
+        """Counts steps just done, and saves where it is time."""
         self.steps += steps
-        seconds, stopped = time.monotonic() - self.since, self.means.stop()
-        if self.means.due(self.steps, self.steps / self.group.steps, seconds) or stopped:
-            self.group.save()
+        seconds, stopped = time.monotonic() - self.since, self.options.stop()
+        epochs = self.steps / self.trainer.steps
+        if self.options.should_save(self.steps, epochs, seconds) or stopped:
+            self.trainer.save()
             self.steps, self.since = 0, time.monotonic()
         if stopped:
             raise Interrupted

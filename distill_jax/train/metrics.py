@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Metrics = dict[str, tuple[Array, Array]]
+Pair = tuple[Array, Array]
 
 
-def mean_of(values: Array) -> tuple[Array, Array]:
+class StepMetrics(NamedTuple):
+    """What is counted of training steps.
+
+    Args:
+      loss: the loss.
+      accuracy: top-1 of the network, then of its branches, deepest first.
+      terms: the terms of the loss as they are.
+      weighted: the terms as they stand in the loss, which is their sum.
+      kept: the share of teachers that were kept; None where none is ever dropped.
+      nonfinite: (steps that it spoilt, steps) of each possible cause.
+    """
+
+    loss: Pair
+    accuracy: tuple[Pair, ...]
+    terms: dict[str, Pair]
+    weighted: dict[str, Pair]
+    kept: Pair | None
+    nonfinite: dict[str, Pair]
+
+
+def mean_of(values: Array) -> Pair:
     """(sum, count) of per-example values (B,)."""
     values = jnp.asarray(values)
     if values.dtype == bool:
@@ -17,17 +39,35 @@ def mean_of(values: Array) -> tuple[Array, Array]:
     return jnp.sum(values), jnp.asarray(values.size, jnp.int32)
 
 
-def merge(a: Metrics, b: Metrics) -> Metrics:
-    """The metrics of both parts together."""
+def merge(a: Any, b: Any) -> Any:
+    """Adds up the metrics of two parts."""
     return jax.tree.map(jnp.add, a, b)
 
 
-def zeros_like(metrics: Metrics) -> Metrics:
+def zeros_like(metrics: Any) -> Any:
     """The neutral element of `merge`; takes shapes too, as `jax.eval_shape` gives them."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
 
-def compute(metrics: Metrics) -> dict[str, float]:
+def compute(metrics: dict[str, Pair]) -> dict[str, float]:
     """The means as Python floats; NaN where nothing was counted."""
     fetched = jax.device_get(metrics)
     return {k: float(s) / int(n) if n else float("nan") for k, (s, n) in fetched.items()}
+
+
+def accuracy_names(exits: int) -> list[str]:
+    """What the accuracy of a network is called, then those of its branches, deepest first."""
+    return ["accuracy", *(f"branch{i}_accuracy" for i in range(1, exits))]
+
+
+def record(metrics: StepMetrics) -> dict[str, float]:
+    """The means by name, for the record of an epoch."""
+    accuracies = zip(accuracy_names(len(metrics.accuracy)), metrics.accuracy, strict=True)
+    pairs = {
+        "loss": metrics.loss,
+        **metrics.terms,
+        **{f"weighted_{name}": pair for name, pair in metrics.weighted.items()},
+        **dict(accuracies),
+        **({} if metrics.kept is None else {"kept": metrics.kept}),
+    }
+    return compute(pairs)

@@ -1,16 +1,23 @@
-"""What training is asked: which stages, and by which means."""
+"""What training is given: which stages, and how they are computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import numpy as np
+
 from distill_jax import data
 from distill_jax.data import Dataset
 from distill_jax.train import sharding
-from distill_jax.train.recipe import Job
+from distill_jax.train.evaluation import StageResult
 from distill_jax.train.reporter import Reporter
-from distill_jax.train.scoring import Trained
+from distill_jax.train.stage import Stage, shapes_of
+from distill_jax.train.teachers import TeacherOutputs
+
+CACHE_BYTES = 2**30  # the largest cache of teachers' outputs that is made unasked
+TEACHER_LOGITS = ("auto", "graph", "table")
 
 
 class Checkpoints(Protocol):
@@ -28,60 +35,58 @@ class Checkpoints(Protocol):
         """Returns the newest checkpoint that can be believed, of the steps `among`; or None."""
 
 
-TABLE_BYTES = 2**30  # the largest logit table that is made unasked
-TEACHER_LOGITS = ("auto", "graph", "table")
-
-
-class Asked(NamedTuple):
-    """A stage to be trained.
+class StageInputs(NamedTuple):
+    """A stage to be trained, with what it is trained from.
 
     Args:
-      job: what to train.
-      teachers: what its teachers' stages gave.
+      stage: what to train.
+      teachers: the results of its teachers' stages.
       checkpoints: where to save and restore; None saves nothing.
       plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
         below it is warned of.
+      start: what it starts from, `StageResult.whole` of the phase before it; empty draws weights.
     """
 
-    job: Job
-    teachers: tuple[Trained, ...] = ()
+    stage: Stage
+    teachers: tuple[StageResult, ...] = ()
     checkpoints: Checkpoints | None = None
     plain_accuracy: float | None = None
+    start: dict[str, Any] = {}
 
 
-class Means(NamedTuple):
-    """How stages are trained; nothing here decides what they learn.
+class TrainOptions(NamedTuple):
+    """How stages are computed; nothing here decides what they learn.
 
     Args:
       topology: on which devices.
-      teacher_logits: "graph" computes them at every step; "table" once, before the first, which
-        needs images that never change; "auto" makes the table where it can be and is small.
-      may_skip: steps whose numbers are not finite and may be passed over.
-      due: whether to save, asked after every dispatch with the steps, epochs and seconds since the
-        last save.
+      teacher_logits: "graph" computes teachers' outputs at every step; "table" once, before the
+        first, which needs images that never change; "auto" caches them where they can be and fit.
+      max_nonfinite_steps: steps whose numbers are not finite and may be passed over.
+      should_save: whether to save, asked after every dispatch with the steps, epochs and seconds
+        since the last save.
       reporter: told of progress.
       stop: asked after every dispatch.
     """
 
     topology: sharding.Topology = sharding.Topology()
     teacher_logits: str = "auto"
-    may_skip: int = 0
-    due: Callable[[int, float, float], bool] = lambda steps, epochs, seconds: False
+    max_nonfinite_steps: int = 0
+    should_save: Callable[[int, float, float], bool] = lambda steps, epochs, seconds: False
     reporter: Reporter = Reporter()
     stop: Callable[[], bool] = lambda: False
 
 
-def check_table(job: Job, dataset: Dataset, teacher_logits: str) -> bool:
-    """Whether the stage is trained with a logit table.
+def caches_teachers(stage: Stage, dataset: Dataset, teacher_logits: str) -> bool:
+    """Whether the stage is trained with a cache of its teachers' outputs.
 
     Raises:
       ValueError: one is asked for where images change, or another value of `teacher_logits`.
     """
     if teacher_logits not in TEACHER_LOGITS:
         raise ValueError(f"teacher_logits is one of {TEACHER_LOGITS}, got {teacher_logits!r}")
-    if not job.teachers or teacher_logits == "graph":
+    if not stage.teachers or teacher_logits == "graph":
         return False
-    why = "" if job.recipe.augment == "none" else f"augment is {job.recipe.augment!r}"
+    why = "" if stage.recipe.augment == "none" else f"augment is {stage.recipe.augment!r}"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
     if teacher_logits == "table" and why:
@@ -89,6 +94,24 @@ def check_table(job: Job, dataset: Dataset, teacher_logits: str) -> bool:
             f"teacher_logits 'table' needs images that never change, but {why}; expected 'graph' "
             "or 'auto'"
         )
-    numbers = len(dataset.train.labels) * len(job.teachers) * dataset.classes
-    small = 4 * numbers <= TABLE_BYTES and job.recipe.epochs > 1
-    return not why and (small or teacher_logits == "table")
+    if why or teacher_logits == "table":
+        return not why
+    shapes = jax.tree.leaves(cache_shapes(stage, len(dataset.train.labels)))
+    size = sum(x.size * x.dtype.itemsize for x in shapes)
+    return stage.recipe.epochs > 1 and size <= CACHE_BYTES
+
+
+def cache_shapes(stage: Stage, examples: int) -> TeacherOutputs:
+    """The shapes of the teachers' outputs for a training split of `examples` images."""
+    size = examples, len(stage.teachers), stage.network.classes
+    logits: Any = jax.ShapeDtypeStruct(size, np.float32)
+    if not stage.needs:
+        return TeacherOutputs(logits, ({},) * len(stage.teachers))
+    features = tuple(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype),
+            {name: getattr(teacher, name) for name in stage.needs},
+        )
+        for teacher in shapes_of(stage, examples).teachers
+    )
+    return TeacherOutputs(logits, features)

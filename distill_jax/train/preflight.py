@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,15 @@ import optax
 from jax import Array
 
 from distill_jax.evals import classification
+from distill_jax.methods import Term
 from distill_jax.models import Outputs
 from distill_jax.models.basics import at_least_float32
-from distill_jax.train.step import Hyper, Objective
 
+COMPARED = ("ce", "kl", "teskd_ce")  # terms of logits, whose gradients can be compared
 DROWNED = 30.0  # ratio of gradient norms from which a term is said to drown another
 
 
-class Teacher(NamedTuple):
+class TeacherQuality(NamedTuple):
     """What is known of one teacher, on the validation split."""
 
     name: str
@@ -26,7 +28,7 @@ class Teacher(NamedTuple):
     agreement: float | None  # mean top-1 agreement with the other teachers
 
 
-class Term(NamedTuple):
+class TermSize(NamedTuple):
     """One weighted term of the loss on one batch, before the first step."""
 
     name: str
@@ -35,10 +37,10 @@ class Term(NamedTuple):
 
 
 class Preflight(NamedTuple):
-    """Teachers, terms, and what to worry about, in words."""
+    """Teachers, terms, and what looks wrong, in words."""
 
-    teachers: list[Teacher]
-    terms: list[Term]
+    teachers: list[TeacherQuality]
+    terms: list[TermSize]
     warnings: list[str]
     split: str = "validation"  # where the teachers were measured
 
@@ -61,76 +63,79 @@ class Preflight(NamedTuple):
         return lines + [f"  warning: {warning}" for warning in self.warnings]
 
 
-def look_at_teachers(
+def teacher_quality(
     names: tuple[str, ...], logits: list[np.ndarray], labels: np.ndarray
-) -> list[Teacher]:
+) -> list[TeacherQuality]:
     """Each teacher's accuracy and its agreement with the others; logits (N, C) of each."""
     teachers = []
     for i, name in enumerate(names):
         others = [classification.agreement(logits[i], x) for j, x in enumerate(logits) if j != i]
         mean = float(np.mean(others)) if others else None
-        teachers.append(Teacher(name, classification.accuracy(logits[i], labels), mean))
+        teachers.append(TeacherQuality(name, classification.accuracy(logits[i], labels), mean))
     return teachers
 
 
-def weighted_terms(
-    objective: Objective, outputs: Outputs, labels: Array, teacher_logits: Array, hyper: Hyper
+def term_gradients(
+    terms_of: Callable[[Outputs], dict[str, Term]], outputs: Outputs
 ) -> dict[str, tuple[Array, Array]]:
-    """Value and gradient norm of each weighted term of the loss, with all teachers kept.
+    """Value and gradient norm of each term of the loss, times its weight.
 
-    The norm is that of the gradient of the batch's mean loss by the network's logits and features:
-    what reaches the network, before its own Jacobian.
+    The norm is that of the gradient of the batch's mean loss by the network's outputs: what reaches
+    the network, before its own Jacobian.
+
+    Args:
+      terms_of: the terms from the outputs, all teachers kept.
+      outputs: of the network.
     """
-    keep = jnp.ones(len(teacher_logits), bool)
 
     def weighted(seen: Outputs) -> dict[str, Array]:
-        _, terms = objective(seen, labels, teacher_logits, keep, hyper, len(labels))
-        return {k: jnp.mean(v) for k, v in terms.items() if k.startswith("weighted_")}
+        return {k: term.weight * jnp.mean(term.value) for k, term in terms_of(seen).items()}
 
     values, pullback = jax.vjp(weighted, outputs)
     found = {}
     for name, value in values.items():
         chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
         (gradient,) = pullback(chosen)
-        norm = optax.tree.norm(jax.tree.map(at_least_float32, gradient))
-        found[name.removeprefix("weighted_")] = value, norm
+        found[name] = value, optax.tree.norm(jax.tree.map(at_least_float32, gradient))
     return found
 
 
-def look_at_terms(found: dict[str, tuple[Array, Array]]) -> list[Term]:
-    """What `weighted_terms` gave, fetched from the device."""
+def term_sizes(found: dict[str, tuple[Array, Array]]) -> list[TermSize]:
+    """Fetches what `term_gradients` gave."""
     fetched = jax.device_get(found)
-    return [Term(name, float(value), float(norm)) for name, (value, norm) in fetched.items()]
+    return [TermSize(name, float(value), float(norm)) for name, (value, norm) in fetched.items()]
 
 
-def worry(teachers: list[Teacher], terms: list[Term], plain_accuracy: float | None) -> list[str]:
+def warnings(
+    teachers: list[TeacherQuality], terms: list[TermSize], plain_accuracy: float | None
+) -> list[str]:
     """What looks wrong, in words: teachers below their student, terms that drown or are not finite.
 
     Args:
-      teachers: as `look_at_teachers` found them.
-      terms: as `look_at_terms` found them.
+      teachers: as `teacher_quality` found them.
+      terms: as `term_sizes` found them.
       plain_accuracy: of the same student trained alone, on validation; None where not known.
     """
-    warnings = []
+    found = []
     for teacher in teachers:
         if plain_accuracy is not None and teacher.accuracy < plain_accuracy:
-            warnings.append(
+            found.append(
                 f"teacher {teacher.name} ({100 * teacher.accuracy:.2f} %) is worse than its "
                 f"student trained alone ({100 * plain_accuracy:.2f} %)"
             )
     for term in terms:
         if not np.isfinite((term.value, term.gradient)).all():
-            warnings.append(f"the term {term.name} or its gradient is not finite")
-    taught = [t for t in terms if t.name in ("ce", "kl", "frozen_kl") and t.gradient > 0]
+            found.append(f"the term {term.name} or its gradient is not finite")
+    taught = [t for t in terms if t.name in COMPARED and t.gradient > 0]
     if len(taught) > 1:
         least, most = (f(taught, key=lambda t: t.gradient) for f in (min, max))
         if most.gradient > DROWNED * least.gradient:
             ratio = most.gradient / least.gradient
-            warnings.append(
+            found.append(
                 f"the term {most.name} drowns {least.name}: its gradient is {ratio:.0f} times as "
                 "large (the KL's weight is λT², over the number of classes with element_mean)"
             )
-    return warnings
+    return found
 
 
 def as_json(found: Preflight) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What is compiled, once for all stages that share it: training, and the logits of a split."""
+"""What is compiled, once for all stages that share it: training, and outputs on a split."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,34 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from distill_jax import data, models
+from distill_jax import data, rng
 from distill_jax.evals import classification
+from distill_jax.methods import Context, Hyper
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.train import metrics, optim, preflight, sharding
-from distill_jax.train.recipe import Recipe
+from distill_jax.train.metrics import StepMetrics, accuracy_names
+from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.state import Batch, TrainState
 from distill_jax.train.step import (
-    Batch,
-    Hyper,
-    Objective,
-    TrainState,
+    Methods,
     TrainStep,
-    accuracy_names,
     draw_from,
-    evolving_objective,
     make_train_step,
-    multi_teacher_objective,
+    method_terms,
+    teacher_doors,
 )
-from distill_jax.train.teachers import Frozen, Prepared, exit_logits
+from distill_jax.train.teachers import (
+    FrozenTeachers,
+    FrozenVariables,
+    TeacherOutputs,
+    frozen_forward,
+)
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
-DISPATCH_BYTES = 2**23  # of images, about, that are asked about in one dispatch
-
-
-def objective_of(network: models.Network, recipe: Recipe) -> Objective:
-    """What a network minimises: its teachers' loss, or TESKD's where it carries branches."""
-    if network.branches:
-        return evolving_objective(recipe.evolve, recipe.loss)
-    return multi_teacher_objective(recipe.loss)
+DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
+EXITS = "exits"  # in place of an output: the logits of a network and of its branches
 
 
 class TrainProgram(NamedTuple):
@@ -52,25 +51,58 @@ class TrainProgram(NamedTuple):
     body: TrainStep
 
 
-@functools.lru_cache(maxsize=32)
 def train_program(
-    network, teachers, structure, steps, mean, std, topology, *, may_skip=0, shared_data=None
+    stage: Stage,
+    steps: int,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+    *,
+    max_nonfinite_steps: int = 0,
+    shared_data: bool | None = None,
 ) -> TrainProgram:
     """The train loop of one network; of a population where `shared_data` says how it is fed."""
+    return _train_program(
+        stage.network,
+        stage.methods,
+        stage.teachers,
+        stage.recipe.structure,
+        steps,
+        dataset.mean,
+        dataset.std,
+        topology,
+        max_nonfinite_steps,
+        shared_data,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _train_program(
+    network: Network,
+    methods: Methods,
+    teachers: tuple[Network, ...],
+    structure: Recipe,
+    steps: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    topology: sharding.Topology,
+    max_nonfinite_steps: int,
+    shared_data: bool | None,
+) -> TrainProgram:
     augment = data.AUGMENT[structure.augment]
 
     def step(axis_name):
         return make_train_step(
             network=network,
+            methods=methods,
             teachers=teachers,
             optimizer=structure.optim,
             schedule=optim.schedule(structure.optim, structure.epochs, steps),
-            objective=objective_of(network, structure),
-            prepare=lambda keys, images: data.normalise(augment(keys, images), mean, std),
-            draw_keep=draw_from(structure.dropping, len(teachers)),
+            preprocess=lambda keys, images: data.normalise(augment(keys, images), mean, std),
+            draw_mask=draw_from(structure.dropping, len(teachers)),
+            steps_per_epoch=steps,
             axis_name=axis_name,
             sync_bn=structure.sync_bn,
-            may_skip=may_skip,
+            max_nonfinite_steps=max_nonfinite_steps,
         )
 
     body = jax.jit(step(None))
@@ -91,106 +123,125 @@ def zero_sums(
     *,
     batch_size: int,
     image_shape: tuple[int, int, int],
-    table: tuple[int, int] | None,
+    cached: TeacherOutputs | None,
     where: jax.sharding.Sharding | None,
-) -> metrics.Metrics:
+) -> StepMetrics:
     """Where the sums of a step's metrics start, by its shapes alone.
 
     Args:
-      body: the step; traced, once for all that tell it the same.
+      body: the step; traced, once for all that give it the same.
       state: and frozen, hyper, key: what it is given.
       batch_size: and image_shape: of its batch.
-      table: teachers and classes of a logit table, where the batch brings their logits.
-      where: the images are, as the type of what a step is told has it.
+      cached: the teachers' outputs on the training split, where the batch brings theirs.
+      where: the images are, as the type of what a step is given has it.
     """
 
     def per_example(*shape, dtype=jnp.int32, where=None):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
     batch = Batch(
-        images=per_example(*image_shape, dtype=jnp.uint8, where=where),
+        inputs=per_example(*image_shape, dtype=jnp.uint8, where=where),
         labels=per_example(where=where),
-        positions=per_example(),
-        teacher_logits=per_example(*table, dtype=jnp.float32, where=where) if table else None,
+        index=per_example(),
+        position=per_example(),
+        teachers=jax.tree.map(
+            lambda x: per_example(*x.shape[1:], dtype=x.dtype, where=where), cached
+        ),
     )
     return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
 
 
-def prepare(
+def freeze_teachers(
     teachers: tuple[Network, ...], variables: Sequence[Variables], topology: sharding.Topology
-) -> Prepared:
+) -> FrozenVariables:
     """What frozen networks make of their variables, in one program, on every device."""
-    placed = topology.place(tuple(variables))
-    return _prepare_program(teachers, topology, jax.default_backend())(placed)
+    placed = topology.device_put(tuple(variables))
+    return _freeze_program(teachers, topology, jax.default_backend())(placed)
 
 
 @functools.lru_cache(maxsize=32)
-def _prepare_program(teachers, topology, backend):
-    def prepare_teachers(variables):
-        return Frozen(teachers).prepare(variables)
+def _freeze_program(teachers, topology, backend):
+    def freeze(variables):
+        return FrozenTeachers(teachers).freeze(variables)
 
-    return jax.jit(
-        prepare_teachers,
-        out_shardings=topology.replicated,
-        compiler_options=run_once(backend),
-    )
+    return jax.jit(freeze, out_shardings=topology.replicated, compiler_options=run_once(backend))
 
 
-def predict(
-    asked: Sequence[tuple[Network, Variables]],
-    split: data.Split | Placed,
+def outputs_on_split(
+    pairs: Sequence[tuple[Network, Variables]],
+    split: data.Split | DeviceSplit,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+    names: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """What each network gives for a whole split: the outputs `names`, NumPy arrays (N, ...).
+
+    Args:
+      pairs: the networks, each with its variables; streamed images are decoded once for all.
+      split: images and labels, or what `device_put` made of them.
+      dataset: gives the normalisation.
+      topology: the devices that share the images.
+      names: fields of `Outputs`, or `EXITS`.
+    """
+    programs = [
+        _outputs_program(network, names, dataset.mean, dataset.std, topology)
+        for network, _ in pairs
+    ]
+    placed = [topology.device_put(variables) for _, variables in pairs]
+    found: list[list[Any]] = [[] for _ in pairs]
+    for images, parts in split.parts if isinstance(split, DeviceSplit) else _parts(split, topology):
+        for program, variables, outputs in zip(programs, placed, found, strict=True):
+            fetched = jax.device_get(program(variables, images, np.int32(parts)))
+            outputs.append(jax.tree.map(lambda x, parts=parts: x[:parts], fetched))
+    n = len(split.labels)
+
+    # (P, B, ...) of each dispatch -> (N, ...); what filled up the last part is cut off.
+    def join(*dispatches):
+        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in dispatches])[:n]
+
+    return [jax.tree.map(join, *outputs) for outputs in found]
+
+
+def predict_logits(
+    pairs: Sequence[tuple[Network, Variables]],
+    split: data.Split | DeviceSplit,
     dataset: data.Dataset,
     topology: sharding.Topology = sharding.Topology(),
 ) -> list[np.ndarray]:
-    """What each network says of a whole split: (E, N, C) float32, its own logits and its branches'.
-
-    Args:
-      asked: the networks, each with its variables; streamed images are decoded once for all.
-      split: images and labels, or what `place` made of them.
-      dataset: gives the normalisation.
-      topology: the devices that share the images.
-    """
-    programs = [
-        _logits_program(network, dataset.mean, dataset.std, topology) for network, _ in asked
-    ]
-    placed = [topology.place(variables) for _, variables in asked]
-    found: list[list[np.ndarray]] = [[] for _ in asked]
-    for images, parts in split.parts if isinstance(split, Placed) else _in_parts(split, topology):
-        for program, variables, logits in zip(programs, placed, found, strict=True):
-            logits.append(np.asarray(program(variables, images, np.int32(parts)))[:parts])
-    n = len(split.labels)
-    # (P, E, B, C) of each dispatch -> (E, N, C); what filled up the last part is cut off.
-    return [
-        np.concatenate([np.concatenate(part, 1) for part in logits], 1)[:, :n] for logits in found
-    ]
+    """The logits of each network and of its branches: (E, N, C) float32; see `outputs_on_split`."""
+    found = outputs_on_split(pairs, split, dataset, topology, (EXITS,))
+    return [np.stack(outputs[EXITS]) for outputs in found]
 
 
-def teach(
-    asked: Sequence[tuple[Network, Variables]],
+def teacher_outputs(
+    pairs: Sequence[tuple[Network, Variables]],
     split: data.Split,
     dataset: data.Dataset,
-    topology: sharding.Topology = sharding.Topology(),
-) -> np.ndarray:
-    """As `predict`, the networks' own logits alone: (K, N, C), of no network too."""
-    empty = np.zeros((0, len(split.labels), dataset.classes), np.float32)
-    return np.concatenate([empty, *(x[:1] for x in predict(asked, split, dataset, topology))])
+    topology: sharding.Topology,
+    needs: tuple[str, ...] = (),
+) -> TeacherOutputs:
+    """What teachers give for a whole split, to be read by the rows of a batch: (N, K, C) logits."""
+    found = outputs_on_split(pairs, split, dataset, topology, ("logits", *needs))
+    logits = [outputs.pop("logits") for outputs in found]
+    empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
+    return TeacherOutputs(np.stack(logits, 1) if logits else empty, tuple(found))
 
 
-class Placed(NamedTuple):
-    """A split on the devices, to be asked about more than once."""
+class DeviceSplit(NamedTuple):
+    """A split on the devices, to be looked at more than once."""
 
     parts: list[tuple[Array, int]]
     labels: np.ndarray
 
 
-def place(split: data.Split, topology: sharding.Topology) -> data.Split | Placed:
-    """The split as `predict` takes it at once; streamed images stay where they are."""
+def device_put(split: data.Split, topology: sharding.Topology) -> data.Split | DeviceSplit:
+    """Puts a split where `predict_logits` takes it at once; streamed images stay where they are."""
     if isinstance(split.images, data.Streamed):
         return split
-    return Placed(list(_in_parts(split, topology)), split.labels)
+    return DeviceSplit(list(_parts(split, topology)), split.labels)
 
 
-def _in_parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Array, int]]:
+def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Array, int]]:
     """Images (P, B, H, W, channels) shared by the devices, and how many of the P parts are any."""
     if not len(split.labels):
         return
@@ -204,58 +255,98 @@ def _in_parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[
 
 
 @functools.lru_cache(maxsize=32)
-def _logits_program(network, mean, std, topology):
+def _outputs_program(network, names, mean, std, topology):
+    def select(outputs):
+        exits = tuple(exit.logits for exit in (outputs, *outputs.branches))
+        return {name: exits if name == EXITS else getattr(outputs, name) for name in names}
+
     def freeze(variables):
         return network.freeze(variables)
 
-    def logits_of(frozen, images):
-        return exit_logits(network, frozen, data.normalise(images, mean, std))
+    def forward(frozen, images):
+        return frozen_forward(network, frozen, data.normalise(images, mean, std), select)
 
-    return sharding.logits_loop(freeze, logits_of, topology)
+    return sharding.forward_loop(freeze, forward, topology)
 
 
 def evaluate(
     network: Network,
     variables: Variables,
-    split: data.Split | Placed,
+    split: data.Split | DeviceSplit,
     dataset: data.Dataset,
     topology: sharding.Topology = sharding.Topology(),
 ) -> dict[str, float]:
-    """Accuracies, the branches' too, and cross-entropy over a whole split; see `predict`."""
-    (logits,) = predict([(network, variables)], split, dataset, topology)
-    return measure(logits, split.labels)
+    """Accuracies, the branches' too, and cross-entropy over a whole split."""
+    (logits,) = predict_logits([(network, variables)], split, dataset, topology)
+    return classification_metrics(logits, split.labels)
 
 
-def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The accuracy of each exit, and the cross-entropy of the first; logits (E, N, C)."""
     names = accuracy_names(len(logits))
     found = {k: classification.accuracy(x, labels) for k, x in zip(names, logits, strict=True)}
     return {**found, "loss": classification.cross_entropy(logits[0], labels)}
 
 
-def terms(
-    network: Network,
-    recipe: Recipe,
+def first_terms(
+    stage: Stage,
     variables: Variables,
+    method_variables: dict[str, Variables],
+    teacher_variables: tuple[Variables, ...],
     split: data.Split,
-    teacher_logits: np.ndarray,
+    taught: TeacherOutputs,
     dataset: data.Dataset,
 ) -> dict[str, tuple[Array, Array]]:
-    """`preflight.weighted_terms` of an untrained network on the images and labels of `split`."""
+    """`preflight.term_gradients` of an untrained network on the images and labels of `split`."""
     program = _terms_program(
-        network, recipe.structure, dataset.mean, dataset.std, jax.default_backend()
+        stage.network,
+        stage.methods,
+        stage.teachers,
+        dataset.mean,
+        dataset.std,
+        jax.default_backend(),
     )
-    told = np.asarray(split.images), split.labels, teacher_logits, recipe.hyper
-    return program(jax.device_get(variables), *told)
+    return program(
+        *jax.device_get((variables, method_variables, teacher_variables)),
+        np.asarray(split.images),
+        split.labels,
+        taught._replace(logits=taught.logits.swapaxes(0, 1)),
+        stage.hyper,
+    )
 
 
 @functools.lru_cache(maxsize=32)
-def _terms_program(network, structure, mean, std, backend):
-    objective = objective_of(network, structure)
+def _terms_program(network, methods, teachers, mean, std, backend):
+    frozen = FrozenTeachers(teachers)
 
-    def first_terms(variables, images, labels, teacher_logits, hyper):
+    def first_terms(variables, method_variables, teacher_variables, images, labels, taught, hyper):
+        inputs, key = data.normalise(images, mean, std), jax.random.key(0)
         # By the batch's own statistics: an untrained network has no others.
-        outputs = network.apply(variables, data.normalise(images, mean, std), train=True)[0]
-        return preflight.weighted_terms(objective, outputs, labels, teacher_logits, hyper)
+        outputs = network.apply(variables, inputs, train=True, rngs=rng.stream(key, "network"))[0]
+        places = jnp.arange(len(labels), dtype=jnp.int32)
+        context = Context(
+            student=outputs,
+            teachers=taught.each(),
+            teacher_mask=jnp.ones(len(teachers), bool),
+            labels=labels,
+            hyper=hyper,
+            inputs=inputs,
+            index=places,
+            position=places,
+            batch_size=len(labels),
+            **teacher_doors(frozen, teacher_variables, methods),
+        )
+
+        def terms_of(outputs):
+            return method_terms(
+                network,
+                methods,
+                method_variables,
+                dataclasses.replace(context, student=outputs),
+                lambda feature: network.head(variables, feature),
+                lambda method: rng.stream(key, f"method {method}"),
+            )[0]
+
+        return preflight.term_gradients(terms_of, outputs)
 
     return jax.jit(first_terms, compiler_options=run_once(backend))

@@ -9,7 +9,7 @@ class Reporter:
     """Is told of everything that happens and says nothing; the others build on it."""
 
     def stage_started(
-        self, jobs: list[Any], step: int, steps: int, histories: list[list[dict]]
+        self, stages: list[Any], step: int, steps: int, histories: list[list[dict]]
     ) -> None:
         """A stage of `steps` steps an epoch, or several at once, begin or go on at `step`."""
 
@@ -19,10 +19,10 @@ class Reporter:
     def progress(self, step: int, images_per_second: float) -> None:
         """`step` steps of the stage are done."""
 
-    def epoch_ended(self, job: Any, record: dict[str, Any]) -> None:
+    def epoch_ended(self, stage: Any, record: dict[str, Any]) -> None:
         """An epoch of a stage was measured."""
 
-    def stage_ended(self, job: Any, record: dict[str, Any]) -> None:
+    def stage_ended(self, stage: Any, record: dict[str, Any]) -> None:
         """A stage was trained and its weights are safe."""
 
     def close(self) -> None:
@@ -35,10 +35,10 @@ class Several(Reporter):
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
 
-    def stage_started(self, jobs, step, steps, histories):
+    def stage_started(self, stages, step, steps, histories):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.stage_started(jobs, step, steps, histories)
+            reporter.stage_started(stages, step, steps, histories)
 
     def notice(self, lines):
         """Passed on."""
@@ -50,15 +50,15 @@ class Several(Reporter):
         for reporter in self.reporters:
             reporter.progress(step, images_per_second)
 
-    def epoch_ended(self, job, record):
+    def epoch_ended(self, stage, record):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.epoch_ended(job, record)
+            reporter.epoch_ended(stage, record)
 
-    def stage_ended(self, job, record):
+    def stage_ended(self, stage, record):
         """Passed on."""
         for reporter in self.reporters:
-            reporter.stage_ended(job, record)
+            reporter.stage_ended(stage, record)
 
     def close(self):
         """Passed on."""

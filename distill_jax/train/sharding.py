@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.models import run_once
 from distill_jax.train import metrics
-from distill_jax.train.step import Batch, Resident, TrainStep
+from distill_jax.train.state import Batch, DeviceDataset
+from distill_jax.train.step import TrainStep
 
 AXIS = "devices"
 MODES = ("jit", "pmap")
@@ -86,7 +87,7 @@ class Topology:
         if batch_size % self.count:
             raise ValueError(f"a batch of {batch_size} is not divisible by {self.count} devices")
 
-    def members(self, asked: int, most: int) -> int:
+    def population(self, asked: int, most: int) -> int:
         """How many of `asked` networks to train at once, at most `most` (0: as pays).
 
         They are spread evenly over the devices. On a GPU or TPU several share one, as a small
@@ -99,20 +100,20 @@ class Topology:
 
     def replicate(self, tree: Any) -> Any:
         """The arrays on every device, as fresh copies: donating these spares the originals."""
-        return _copied(self.place(tree))
+        return _copied(self.device_put(tree))
 
-    def spread(self, members: Sequence[Any]) -> Any:
+    def stack(self, members: Sequence[Any]) -> Any:
         """The trees of several members as one with a leading axis, spread over the devices."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stacked = jax.tree.map(_stack, *jax.device_get(list(members)))
         return _copied(jax.device_put(stacked, sharding))  # what is donated must not be NumPy's
 
     def member(self, i: int, tree: Any) -> Any:
-        """The tree of member `i` of those that `spread` made one, on every device, as a copy."""
+        """The tree of member `i` of those that `stack` made one, on every device, as a copy."""
         return _member_program(self.replicated)(tree, i)
 
-    def place(self, tree: Any) -> Any:
-        """The arrays on every device; not to be donated, nor the originals to be changed."""
+    def device_put(self, tree: Any) -> Any:
+        """Puts arrays on every device; not to be donated, nor the originals to be changed."""
         return jax.device_put(tree, self.replicated)
 
     def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
@@ -148,10 +149,11 @@ class Topology:
         indices = np.arange(self.count, dtype=np.int32)
         return lambda *args: mapped(indices, *args)
 
-    def batch(self, device: Array | None, data: Resident, rows: Array) -> Batch:
-        """The examples `rows` (B,) of the resident data, or this device's share of them.
+    def batch(self, device: Array | None, data: DeviceDataset, rows: Array) -> Batch:
+        """The examples `rows` (B,) of the data, or this device's share of them.
 
-        One set of rows gathers images, labels and table, so that no image meets another's logits.
+        One set of rows gathers inputs, labels and cached teachers' outputs, so that no image meets
+        another's logits.
         """
         positions = jnp.arange(rows.shape[0], dtype=jnp.int32)
         if device is not None:
@@ -159,8 +161,8 @@ class Topology:
             rows, positions = (
                 lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, positions)
             )
-        images, labels, logits = jax.tree.map(lambda x: x[rows], data)
-        return Batch(images, labels, positions, logits)
+        inputs, labels, teachers, index = jax.tree.map(lambda x: x[rows], data)
+        return Batch(inputs, labels, rows if index is None else index, positions, teachers)
 
 
 @jax.jit
@@ -194,8 +196,8 @@ def train_loop(step: TrainStep, topology: Topology) -> Callable:
 
     Returns:
       (state, sums, teachers' variables, data, order (S, B), start, stop, hyper, key) ->
-      (state, sums): `data` is `Resident`, row t of `order` holds the examples of step t, and `sums`
-      the metrics so far. State and sums are donated.
+      (state, sums): `data` is a `DeviceDataset`, row t of `order` holds the examples of step t, and
+      `sums` the metrics so far. State and sums are donated.
     """
     return topology.compile(_steps(step, topology), arguments=9, donated=2)
 
@@ -223,10 +225,11 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     """
     run = functools.partial(_steps(step, Topology()), None)
     images_axis = None if shared_data else 0
-    axes = (0, 0, 0, images_axis, images_axis, 0, 0, None, None, 0, 0)  # table: always their own
+    # The cache of teachers' outputs is always a member's own; the index is None.
+    axes = (0, 0, 0, images_axis, images_axis, 0, None, 0, None, None, 0, 0)
 
-    def one(state, sums, variables, images, labels, logits, *rest):
-        return run(state, sums, variables, Resident(images, labels, logits), *rest)
+    def one(state, sums, variables, inputs, labels, teachers, index, *rest):
+        return run(state, sums, variables, DeviceDataset(inputs, labels, teachers, index), *rest)
 
     def members_here(*arguments):
         split = tuple(x for x, axis in zip(arguments, axes, strict=True) if axis == 0)
@@ -257,34 +260,36 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     )
 
 
-def logits_loop(freeze: Callable, logits_of: Callable, topology: Topology) -> Callable:
-    """Compiles what a network says of some parts of a split as one dispatch.
+def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Callable:
+    """Compiles the outputs of a network on some parts of a split as one dispatch.
 
     Args:
-      freeze: variables -> what `logits_of` takes; once for all parts.
-      logits_of: (frozen variables, images (B, H, W, channels)) -> logits (E, B, C).
+      freeze: variables -> what `forward` takes; once for all parts.
+      forward: (frozen variables, images (B, H, W, channels)) -> arrays (B, ...).
       topology: its devices share every part, under `shard_map` in both modes.
 
     Returns:
-      (variables, images (P, B, H, W, channels), parts) -> logits (P, E, B, C), zeros from `parts`
+      (variables, images (P, B, H, W, channels), parts) -> arrays (P, B, ...), zeros from `parts`
       on: it is traced, so that one program serves splits of every size.
     """
 
-    def split_logits(variables, images, parts):
+    def forward_parts(variables, images, parts):
         frozen = freeze(variables)
-        found = jax.eval_shape(logits_of, frozen, images[0])
+        shapes = jax.eval_shape(forward, frozen, images[0])
 
-        def part(i, logits):
-            return logits.at[i].set(logits_of(frozen, images[i]))
+        def part(i, found):
+            new = forward(frozen, images[i])
+            return jax.tree.map(lambda all, one: all.at[i].set(one), found, new)
 
-        return lax.fori_loop(0, parts, part, jnp.zeros((len(images), *found.shape), found.dtype))
+        empty = jax.tree.map(lambda x: jnp.zeros((len(images), *x.shape), x.dtype), shapes)
+        return lax.fori_loop(0, parts, part, empty)
 
     return jax.jit(
         jax.shard_map(
-            split_logits,
+            forward_parts,
             mesh=topology.mesh,
             in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
-            out_specs=PartitionSpec(None, None, AXIS),
+            out_specs=topology.shared_parts.spec,
             check_vma=False,
         )
     )

@@ -1,150 +1,43 @@
-"""The body of a training step: pure, told everything by its arguments."""
+"""The body of a training step: pure, given everything by its arguments."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax import Array, lax
 
 from distill_jax import rng
-from distill_jax.methods import losses
+from distill_jax.methods import Context, Hyper, Method, Term
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
-from distill_jax.train.teachers import Frozen
+from distill_jax.train.metrics import StepMetrics
+from distill_jax.train.state import Batch, TrainState, join_variables, split_variables
+from distill_jax.train.teachers import (
+    APPLY,
+    HEAD,
+    FrozenTeachers,
+    FrozenVariables,
+    TeacherOutputs,
+)
 
-# (outputs, labels, teacher_logits (K, B, C), keep (K,), hyper, batch size over all devices)
-# -> the loss (B,), and terms (B,) to report; those called weighted_* add up to the loss.
-Objective = Callable[..., tuple[Array, dict[str, Array]]]
-Prepare = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised float images
-DrawKeep = Callable[[Array, Array, "Hyper"], Array]  # (key, step, hyper) -> (K,) booleans
-NOT_FINITE = "not finite: "  # before the name of a cause, among the metrics of a train step
-
-
-@struct.dataclass
-class TrainState:
-    """What a step changes; arrays only.
-
-    Args:
-      step: () int32, steps done.
-      params: of the network.
-      batch_stats: running statistics of the network.
-      opt_state: of the optimizer.
-      skipped: () int32, steps whose numbers were not finite and whose update was not made.
-    """
-
-    step: Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    skipped: Array
-
-    @property
-    def variables(self) -> Variables:
-        """What `Network.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-class Resident(NamedTuple):
-    """A split as the loops hold it on the device.
-
-    Args:
-      images: (N, H, W, channels) uint8.
-      labels: (N,) int32.
-      teacher_logits: (N, K, C) float32, the logit table: what each frozen teacher says of each
-        image; None where the step is to compute it.
-    """
-
-    images: Any
-    labels: Any
-    teacher_logits: Any = None
-
-
-class Batch(NamedTuple):
-    """A mini-batch, or a device's share of it.
-
-    Args:
-      images: (B, H, W, channels) uint8.
-      labels: (B,) int32.
-      positions: (B,) int32, places in the whole batch: augmentation draws by them.
-      teacher_logits: (B, K, C), where a logit table has them.
-    """
-
-    images: Array
-    labels: Array
-    positions: Array
-    teacher_logits: Array | None = None
-
-
-class Hyper(NamedTuple):
-    """The numbers of a step, traced: changing them compiles nothing anew.
-
-    Args:
-      lr_scale: factor on the schedule's learning rate.
-      weight_decay: decay added to the gradient of every parameter.
-      temperature: T > 0 of the softened distributions.
-      kd_weight: λ in [0, 1].
-      survival: probability that a source survives "bernoulli" dropping.
-    """
-
-    lr_scale: Array | float = 1.0
-    weight_decay: Array | float = 0.0
-    temperature: Array | float = 1.0
-    kd_weight: Array | float = 0.0
-    survival: Array | float = 1.0
-
-
+Methods = tuple[tuple[str, Method], ...]  # those of a stage by name, in the order of their terms
+Preprocess = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised floats
+DrawMask = Callable[[Array, Array, Hyper], Array]  # (key, step, hyper) -> (K,) booleans
+Teaching = tuple[Variables, ...] | FrozenVariables  # the teachers' variables
 TrainStep = Callable[
-    [TrainState, tuple[Variables, ...], Batch, Hyper, Array], tuple[TrainState, metrics.Metrics]
+    [TrainState, Teaching, Batch, Hyper, Array],
+    tuple[TrainState, StepMetrics],
 ]
 
 
-def multi_teacher_objective(options: losses.LossOptions) -> Objective:
-    """Cross-entropy and KL to the kept teachers, on the logits; see `losses.multi_teacher`."""
-
-    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper, batch_size):
-        return losses.multi_teacher(
-            outputs.logits,
-            labels,
-            teacher_logits,
-            keep,
-            temperature=hyper.temperature,
-            kd_weight=hyper.kd_weight,
-            options=options,
-        )
-
-    return objective
-
-
-def evolving_objective(options: losses.EvolveOptions, taught: losses.LossOptions) -> Objective:
-    """TESKD's loss and, where frozen teachers teach the backbone too, their λ T² KL added to it."""
-
-    def objective(outputs: Outputs, labels, teacher_logits, keep, hyper: Hyper, batch_size):
-        exits = (outputs, *outputs.branches)
-        loss, terms = losses.self_distillation(
-            jnp.stack([exit.logits for exit in exits]),
-            jnp.stack([exit.feature for exit in exits]),
-            labels,
-            batch_size=batch_size,
-            options=options,
-        )
-        if not teacher_logits.shape[0]:
-            return loss, terms
-        above = multi_teacher_objective(taught)
-        _, found = above(outputs, labels, teacher_logits, keep, hyper, batch_size)
-        terms |= {"frozen_kl": found["kl"], "weighted_frozen_kl": found["weighted_kl"]}
-        return loss + found["weighted_kl"], terms
-
-    return objective
-
-
-def draw_from(dropping: Dropping, teachers: int) -> DrawKeep | None:
+def draw_from(dropping: Dropping, teachers: int) -> DrawMask | None:
     """The draw of stochastic teaching, from stream "teacher_drop" at the step; None drops nobody.
 
     Raises:
@@ -160,146 +53,301 @@ def draw_from(dropping: Dropping, teachers: int) -> DrawKeep | None:
     return draw
 
 
-def init_state(network: Network, optimizer: optim.OptimOptions, key: Array) -> TrainState:
-    """A fresh state; the parameters are drawn from the stream "init" of `key`."""
-    variables = network.init(rng.stream(key, "init"))
-    opt_state = jax.jit(optim.transform(optimizer, 0.0, 0.0).init)(variables["params"])
+def teacher_needs(methods: Methods) -> tuple[str, ...]:
+    """The outputs that methods need of teachers besides the logits, each once."""
+    wanted = {name: None for _, method in methods for name in method.needs}
+    return tuple(name for name in wanted if name not in ("logits", APPLY, HEAD))
+
+
+def needs_variables(methods: Methods) -> bool:
+    """Whether a method asks teachers more than their outputs on the batch."""
+    return any({APPLY, HEAD} & set(method.needs) for _, method in methods)
+
+
+def init_state(
+    network: Network,
+    optimizer: optim.OptimOptions,
+    key: Array,
+    method_variables: dict[str, Variables] | None = None,
+    start: Variables | None = None,
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      network: the student.
+      optimizer: the update rule.
+      key: the parameters are drawn from its stream "init".
+      method_variables: those of the methods, by name.
+      start: the network's variables to begin with instead of drawing them.
+    """
+    variables = network.init(rng.stream(key, "init")) if start is None else start
+    collections = {kind: tree for kind, tree in variables.items() if kind != "params"}
+    own_params, own_collections = split_variables(method_variables or {})
+    params = {
+        "networks": {network.name: variables["params"]},
+        "methods": {network.name: own_params},
+    }
+    rule = optim.transform(optimizer, lambda step: jnp.zeros(()), Hyper(), 0)
+    opt_state = {network.name: jax.jit(rule.init)(_trained(params, network.name))}
     # Two arrays, not one twice: a state is donated, and a buffer can be given up only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, skipped)
+    collections = {
+        "networks": {network.name: collections},
+        "methods": {network.name: own_collections},
+    }
+    return TrainState(step, params, collections, opt_state, skipped)
 
 
 def make_train_step(
     *,
     network: Network,
+    methods: Methods,
     teachers: tuple[Network, ...],
     optimizer: optim.OptimOptions,
     schedule: optim.Schedule,
-    objective: Objective,
-    prepare: Prepare,
-    draw_keep: DrawKeep | None = None,
+    preprocess: Preprocess,
+    draw_mask: DrawMask | None = None,
+    steps_per_epoch: int = 1,
     axis_name: str | None = None,
     sync_bn: bool = True,
-    may_skip: int = 0,
+    max_nonfinite_steps: int = 0,
 ) -> TrainStep:
-    """The body of a training step, to be jitted or pmapped.
+    """Builds the body of a training step, to be jitted or pmapped.
 
-    Teachers' logits, the student's forward and backward pass and its update are one graph. A
+    Teachers' outputs, the student's forward and backward pass and its update are one graph. A
     teacher that is dropped from a mini-batch is not run for it, and none is where the batch brings
-    their logits from a table.
+    their outputs from a cache.
 
-    A step at which a term of the loss, a teacher's logits, a gradient or a running statistic is not
-    finite changes no weights. `may_skip` of them are passed over; after one more the state stays
+    A step at which a term of the loss, a teacher's output, a gradient or a collection is not finite
+    changes nothing. `max_nonfinite_steps` of them are passed over; after one more the state stays
     as it is, at that step, whatever else it is given (see `is_halted`).
 
     Args:
       network: the student.
+      methods: the terms of its loss.
       teachers: the frozen networks, largest first.
       optimizer: the update rule.
       schedule: learning rate of a step.
-      objective: what the student minimises, and the terms to report.
-      prepare: augments and normalises.
-      draw_keep: which teachers teach this mini-batch, see `draw_from`; None keeps all.
-      axis_name: the devices' axis under pmap; gradients are averaged and metrics added over it.
+      preprocess: augments and normalises.
+      draw_mask: which teachers teach this mini-batch, see `draw_from`; None keeps all.
+      steps_per_epoch: counts epochs for the methods.
+      axis_name: the devices' axis; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
         share by itself and the running statistics are averaged.
-      may_skip: steps that are not finite and may be passed over.
+      max_nonfinite_steps: steps that are not finite and may be passed over.
 
     Returns:
-      (state, teachers' variables, batch, hyper, key) -> (state, metrics). Metrics called
-      `NOT_FINITE` and a cause count the steps that it spoilt.
+      (state, teachers' variables, batch, hyper, key) -> (state, metrics).
     """
-    frozen = Frozen(teachers)
+    frozen, name = FrozenTeachers(teachers, teacher_needs(methods)), network.name
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
-        keys = rng.per_example(rng.stream(key, "augment", state.step), batch.positions)
-        images = prepare(keys, batch.images)
-        drawn = None if draw_keep is None else draw_keep(key, state.step, hyper)
-        keep = jnp.ones(len(teachers), bool) if drawn is None else drawn
-        if batch.teacher_logits is None:
-            teacher_logits = frozen.logits(variables, images, drawn)
-        else:
-            found = batch.teacher_logits.swapaxes(0, 1)
-            teacher_logits = jnp.where(keep[:, None, None], found, 0.0)
+        keys = rng.per_example(rng.stream(key, "augment", state.step), batch.position)
+        inputs = preprocess(keys, batch.inputs)
+        drawn = None if draw_mask is None else draw_mask(key, state.step, hyper)
+        mask = jnp.ones(len(teachers), bool) if drawn is None else drawn
+        taught = _teacher_outputs(frozen, variables, inputs, batch.teachers, drawn)
+        context = Context(
+            student=None,  # type: ignore[arg-type]  # filled in below, inside the gradient
+            teachers=taught.each(),
+            teacher_mask=mask,
+            labels=batch.labels,
+            hyper=hyper,
+            inputs=inputs,
+            index=batch.index,
+            position=batch.position,
+            batch_size=len(batch.labels) * devices,
+            epoch=state.step / steps_per_epoch,
+            axis_name=axis_name,
+            **teacher_doors(frozen, variables, methods),
+        )
 
         def loss_of(params):
-            student = {"params": params, "batch_stats": state.batch_stats}
-            outputs, batch_stats = network.apply(
-                student, images, train=True, axis_name=axis_name if sync_bn else None
+            outputs, collections = network.apply(
+                {"params": params["networks"][name], **state.collections["networks"][name]},
+                inputs,
+                train=True,
+                rngs=rng.stream(key, "network", state.step),
+                axis_name=axis_name if sync_bn else None,
             )
-            loss, terms = objective(
-                outputs, batch.labels, teacher_logits, keep, hyper, len(batch.labels) * devices
+            terms, kept = method_terms(
+                network,
+                methods,
+                join_variables(params["methods"][name], state.collections["methods"][name]),
+                dataclasses.replace(context, student=outputs),
+                lambda feature: network.head({"params": params["networks"][name]}, feature),
+                lambda method: rng.stream(key, f"method {method}", state.step),
             )
-            return jnp.mean(loss), (outputs, batch_stats, {"loss": loss, **terms})
+            loss = sum(
+                (term.weight * jnp.mean(term.value) for term in terms.values()), jnp.float32(0)
+            )
+            return loss, (outputs, collections, kept, terms)
 
-        grads, (outputs, batch_stats, terms) = jax.grad(loss_of, has_aux=True)(state.params)
-        sums = {name: metrics.mean_of(values) for name, values in terms.items()}
-        sums |= _accuracies([exit.logits for exit in (outputs, *outputs.branches)], batch.labels)
-        spoilt = jnp.sum(~jnp.isfinite(teacher_logits), (1, 2))
+        grads, (outputs, collections, kept, terms) = jax.grad(loss_of, has_aux=True)(state.params)
+        counted = _count(outputs, batch.labels, terms)
+        spoilt = _not_finite_counts(taught, len(teachers))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
-            sums, spoilt = lax.psum((sums, spoilt), axis_name)
+            counted, spoilt = lax.psum((counted, spoilt), axis_name)
             if not sync_bn:
-                batch_stats = lax.pmean(batch_stats, axis_name)
+                collections = _averaged(collections, axis_name)
         if drawn is not None:  # the same on every device, so counted once
-            sums["kept"] = metrics.mean_of(keep)
-        rate = schedule(state.step) * hyper.lr_scale
-        updates, opt_state = optim.transform(optimizer, rate, hyper.weight_decay).update(
-            grads, state.opt_state, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
+            counted = counted._replace(kept=metrics.mean_of(mask))
+        collections = {"networks": {name: collections}, "methods": {name: kept}}
+        params, opt_state = _update(name, optimizer, schedule, hyper, state, grads)
         causes = {
             **{f"teacher {k + 1} ({t.name})": spoilt[k] > 0 for k, t in enumerate(teachers)},
-            **{f"term {name}": ~jnp.isfinite(sums[name][0]) for name in terms},
+            **{f"term {term}": ~jnp.isfinite(pair[0]) for term, pair in counted.weighted.items()},
             "gradients": ~_all_finite(grads),
-            "batch statistics": ~_all_finite(batch_stats),
+            "batch statistics": ~_all_finite(collections),
         }
-        updated = TrainState(state.step + 1, params, batch_stats, opt_state, state.skipped)
-        return _guarded(state, updated, sums, causes, may_skip)
+        updated = TrainState(state.step + 1, params, collections, opt_state, state.skipped)
+        return _guarded(state, updated, counted, causes, max_nonfinite_steps)
 
     return train_step
 
 
-def is_halted(state: TrainState, may_skip: int) -> Array:
-    """Whether more steps than `may_skip` were not finite; `state.step` is then the last of them."""
-    return state.skipped > may_skip
+def method_terms(
+    network: Network,
+    methods: Methods,
+    variables: dict[str, Variables],
+    context: Context,
+    head: Callable[[Array], Array] | None,
+    key_of: Callable[[str], Array],
+) -> tuple[dict[str, Term], dict[str, Variables]]:
+    """The terms of all methods, each times the method's weight, and their collections afterwards.
+
+    Raises:
+      ValueError: two methods give a term of one name.
+    """
+    terms: dict[str, Term] = {}
+    collections = {}
+    for name, method in methods:
+        given = dataclasses.replace(context, head=head, key=key_of(name))
+        found, after = method.terms(variables.get(name, {}), given)
+        if double := terms.keys() & found.keys():
+            raise ValueError(f"{network.name}: two methods give a term {', '.join(double)}")
+        factor = context.hyper.methods.get(name, 1.0)
+        terms |= {k: Term(term.value, factor * term.weight) for k, term in found.items()}
+        if name in variables:
+            collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
+    return terms, collections
 
 
-def _guarded(state, updated, sums, causes, may_skip):
+def is_halted(state: TrainState, max_nonfinite_steps: int) -> Array:
+    """Whether more steps than allowed were not finite; `state.step` is then the last of them."""
+    return state.skipped > max_nonfinite_steps
+
+
+def _trained(params: Any, name: str) -> dict[str, Any]:
+    """What one optimizer holds: a network's parameters and those of its methods."""
+    return {"network": params["networks"][name], "methods": params["methods"][name]}
+
+
+def _teacher_outputs(
+    frozen: FrozenTeachers,
+    variables: Teaching,
+    inputs: Array,
+    cached: TeacherOutputs | None,
+    drawn: Array | None,
+) -> TeacherOutputs:
+    """The teachers' outputs, from the cache where there is one; those of a dropped one are 0."""
+    if cached is None:
+        return frozen.outputs(variables, inputs, drawn)
+    logits = cached.logits.swapaxes(0, 1)
+    if drawn is None:
+        return cached._replace(logits=logits)
+    features = tuple(
+        jax.tree.map(lambda x, k=k: jnp.where(drawn[k], x, jnp.zeros_like(x)), found)
+        for k, found in enumerate(cached.features)
+    )
+    return TeacherOutputs(jnp.where(drawn[:, None, None], logits, 0.0), features)
+
+
+def teacher_doors(frozen: FrozenTeachers, variables: Teaching, methods: Methods) -> dict[str, Any]:
+    """What lets methods ask teachers more than their outputs on the batch."""
+    if not needs_variables(methods):
+        return {}
+
+    def own(k):
+        return lax.stop_gradient(frozen.variables_of(k, variables))
+
+    def apply(k, inputs):
+        return frozen.networks[k].apply(own(k), inputs)[0]
+
+    heads = tuple(
+        lambda feature, k=k, network=network: network.head(own(k), feature)
+        for k, network in enumerate(frozen.networks)
+    )
+    return {"teacher_heads": heads, "teacher_apply": apply}
+
+
+def _update(name, optimizer, schedule, hyper, state, grads):
+    """(params, opt_state) after the optimizer's step."""
+    rule = optim.transform(optimizer, schedule, hyper, state.step)
+    held = _trained(state.params, name)
+    updates, opt_state = rule.update(_trained(grads, name), state.opt_state[name], held)
+    updated = optax.apply_updates(held, updates)
+    params = {
+        "networks": {name: updated["network"]},
+        "methods": {name: updated["methods"]},
+    }
+    return params, {name: opt_state}
+
+
+def _count(outputs: Outputs, labels: Array, terms: dict[str, Term]) -> StepMetrics:
+    """What is counted of a step on this device."""
+    size = jnp.asarray(len(labels), jnp.int32)
+
+    def pair(term: Term):
+        return jnp.sum(jnp.broadcast_to(term.value, labels.shape)), size
+
+    pairs = {name: pair(term) for name, term in terms.items()}
+    weighted = {name: (terms[name].weight * value, n) for name, (value, n) in pairs.items()}
+    loss = sum((value for value, _ in weighted.values()), jnp.float32(0))
+    exits = (outputs, *outputs.branches)
+    accuracy = tuple(metrics.mean_of(jnp.argmax(x.logits, -1) == labels) for x in exits)
+    return StepMetrics((loss, size), accuracy, pairs, weighted, None, {})
+
+
+def _not_finite_counts(taught: TeacherOutputs, teachers: int) -> Array:
+    """(K,) numbers that are not finite in what each teacher gave."""
+    counts = [jnp.sum(~jnp.isfinite(taught.logits[k])) for k in range(teachers)]
+    for k, found in enumerate(taught.features):
+        counts[k] += sum(jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(found))
+    return jnp.stack(counts) if counts else jnp.zeros((0,), jnp.int32)
+
+
+def _averaged(collections: Any, axis_name: str) -> Any:
+    """Statistics that each device keeps of its share, averaged over the devices."""
+    return jax.tree.map(
+        lambda x: lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+        collections,
+    )
+
+
+def _guarded(state, updated, counted: StepMetrics, causes, max_nonfinite_steps):
     """The state after a step, and what to count of it; nothing more where training has halted."""
     bad = functools.reduce(jnp.logical_or, causes.values())
-    halted = is_halted(state, may_skip)
-    halts = bad & (state.skipped >= may_skip)
+    halted = is_halted(state, max_nonfinite_steps)
+    halts = bad & (state.skipped >= max_nonfinite_steps)
     chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
     after = chosen.replace(
         step=jnp.where(halted | halts, state.step, updated.step),
         skipped=state.skipped + (bad & ~halted),
     )
-    counted = {
-        name: jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), pair)
-        for name, pair in sums.items()
-    }
+    counted = jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), counted)
     steps = (~halted).astype(jnp.int32)
-    counted |= {
-        f"{NOT_FINITE}{cause}": ((flag & ~halted).astype(jnp.int32), steps)
-        for cause, flag in causes.items()
+    nonfinite = {
+        cause: ((flag & ~halted).astype(jnp.int32), steps) for cause, flag in causes.items()
     }
-    return after, counted
+    return after, counted._replace(nonfinite=nonfinite)
 
 
 def _all_finite(tree: Any) -> Array:
     # As one vector: a test for each leaf would be joined anew in the update of every parameter.
-    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])))
-
-
-def _accuracies(exits: Sequence[Array], labels: Array) -> metrics.Metrics:
-    return {
-        name: metrics.mean_of(jnp.argmax(logits, -1) == labels)
-        for name, logits in zip(accuracy_names(len(exits)), exits, strict=True)
-    }
-
-
-def accuracy_names(exits: int) -> list[str]:
-    """What the accuracy of a network is called, then those of its branches, deepest first."""
-    return ["accuracy", *(f"branch{i}_accuracy" for i in range(1, exits))]
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not leaves:
+        return jnp.asarray(True)
+    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))

@@ -1,22 +1,27 @@
-"""Networks that are not trained: their logits, few images at a time where that is faster."""
+"""The frozen teachers of a stage: their outputs, few images at a time where that is faster."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from distill_jax.models import Network, Variables
+from distill_jax.models import Network, Outputs, Variables
 from distill_jax.models.basics import FROZEN
 from distill_jax.models.kernels.cpu_conv import CPU_CHUNK
 from distill_jax.models.zoo.stages import BLOCKS, alike_but_for_depth, join, stack_blocks
 
+# What a method can need of teachers besides outputs: that they can be run on other inputs, or their
+# classifiers. Both ask for the variables at every step.
+APPLY, HEAD = "apply", "head"
 
-class Row(NamedTuple):
-    """The frozen variables of the networks that one body runs.
+
+class Group(NamedTuple):
+    """The frozen variables of networks that share one compiled body.
 
     Args:
       own: of each network; of several with a leading axis.
@@ -27,119 +32,187 @@ class Row(NamedTuple):
     shared: Variables
 
 
-class Prepared(NamedTuple):
-    """What frozen networks made of their variables, row by row."""
+class FrozenVariables(NamedTuple):
+    """What frozen networks made of their variables, group by group."""
 
-    rows: tuple[Row, ...]
+    groups: tuple[Group, ...]
 
 
-def exit_logits(network: Network, variables: Variables, images: Array) -> Array:
-    """(E, B, C) logits of a network that is not trained, and of its E - 1 branches.
+class TeacherOutputs(NamedTuple):
+    """Outputs of K teachers on a batch (B), or cached on a split (N in the place of B).
+
+    Args:
+      logits: (K, B, C); cached (N, K, C), so that one gather serves all.
+      features: for each teacher what the methods need besides, by the field of `Outputs`.
+    """
+
+    logits: Any
+    features: tuple[dict[str, Any], ...] = ()
+
+    def each(self) -> tuple[Outputs, ...]:
+        """The teachers' outputs one by one; what nobody needs is None or ()."""
+        missing = {"feature": None, "stages": ()}
+        features = self.features or ({},) * len(self.logits)
+        return tuple(
+            Outputs(logits, **{**missing, **found})  # type: ignore[arg-type]
+            for logits, found in zip(self.logits, features, strict=True)
+        )
+
+
+def frozen_forward(
+    network: Network, variables: Variables, images: Array, select: Callable[[Outputs], Any]
+) -> Any:
+    """What `select` picks of a frozen network's outputs, arrays with a leading axis of images.
+
+    On the CPU some images at a time, so that what is between two layers stays in the cache.
 
     Args:
       network: the network.
       variables: its variables, or what `Network.freeze` made of them.
       images: (B, H, W, channels), normalised.
-
-    On the CPU some images at a time, so that what is between two layers stays in the cache: 0.87
-    of the time for ResNet-56, 0.97 for plain CNN 10.
+      select: picks arrays (B, ...).
     """
     frozen = network.freeze(variables, (images.shape[1], images.shape[2]))
 
     def run(part):
-        outputs = network.apply(frozen, part)[0]
-        return jnp.stack([exit.logits for exit in (outputs, *outputs.branches)])
+        return select(network.apply(frozen, part)[0])
 
     parts, rest = divmod(len(images), CPU_CHUNK)
     if rest or parts < 2 or jax.default_backend() != "cpu":
         return run(images)
-    logits = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
-    return logits.swapaxes(0, 1).reshape(logits.shape[1], len(images), -1)
+    found = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
+    return jax.tree.map(lambda x: x.reshape(len(images), *x.shape[2:]), found)
+
+
+def exit_logits(network: Network, variables: Variables, images: Array) -> Array:
+    """(E, B, C) logits of a network that is not trained, and of its E - 1 branches."""
+
+    def select(outputs):
+        return tuple(exit.logits for exit in (outputs, *outputs.branches))
+
+    return jnp.stack(frozen_forward(network, variables, images, select))
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
-    """The frozen teachers' networks, largest first; their variables travel apart."""
+class FrozenTeachers:
+    """The frozen teachers' networks, largest first; their variables travel apart.
+
+    Args:
+      networks: the K networks.
+      needs: the outputs that the methods need of them, besides the logits.
+    """
 
     networks: tuple[Network, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> list[tuple[Network, ...]]:
+    def groups(self) -> list[tuple[Network, ...]]:
         """The networks, those together that differ in depth alone and stand side by side.
 
-        One compiled body runs them, on the CPU: four ResNets compile in 0.5 of the time. Elsewhere
-        a loop whose length is not known when it is compiled waits for the host at each turn.
+        One compiled body runs them on the CPU. Elsewhere a loop whose length is not known when it
+        is compiled waits for the host at each turn.
         """
-        rows: list[tuple[Network, ...]] = []
+        groups: list[tuple[Network, ...]] = []
         for network in self.networks:
-            if rows and jax.default_backend() == "cpu" and _alike(rows[-1][0], network):
-                rows[-1] += (network,)
+            if groups and jax.default_backend() == "cpu" and _alike(groups[-1][0], network):
+                groups[-1] += (network,)
             else:
-                rows.append((network,))
-        return rows
+                groups.append((network,))
+        return groups
 
-    def prepare(self, variables: tuple[Variables, ...] | Prepared) -> Prepared:
+    def freeze(self, variables: tuple[Variables, ...] | FrozenVariables) -> FrozenVariables:
         """What the networks make of their variables, see `Network.freeze`, to be computed once.
 
-        Not in the step's own program: there XLA takes 1.6 times as long to compile four ResNets.
+        Not in the step's own program, where XLA takes longer to compile it.
 
         Raises:
           ValueError: not as many variables as networks.
         """
-        if isinstance(variables, Prepared):
+        if isinstance(variables, FrozenVariables):
             return variables
         if len(variables) != len(self.networks):
             raise ValueError(f"{len(self.networks)} teachers, but {len(variables)} variables")
         left = iter(variables)
-        return Prepared(tuple(_prepare(row, [next(left) for _ in row]) for row in self.rows))
+        return FrozenVariables(tuple(_freeze(g, [next(left) for _ in g]) for g in self.groups))
 
-    def logits(
-        self, variables: tuple[Variables, ...] | Prepared, images: Array, keep: Array | None
-    ) -> Array:
-        """(K, B, C) logits without gradient; a dropped teacher's are zeros and are not computed.
+    def variables_of(self, k: int, variables: tuple[Variables, ...] | FrozenVariables) -> Variables:
+        """The frozen variables of teacher `k` alone."""
+        for networks, group in zip(self.groups, self.freeze(variables).groups, strict=True):
+            if k < len(networks):
+                if len(networks) == 1:
+                    return group.own
+                return jax.tree.map(lambda leaf, k=k: leaf[k], group.own) | group.shared
+            k -= len(networks)
+        raise IndexError(k)
+
+    def outputs(
+        self,
+        variables: tuple[Variables, ...] | FrozenVariables,
+        images: Array,
+        mask: Array | None,
+    ) -> TeacherOutputs:
+        """Their outputs without gradient; a dropped teacher's are zeros and are not computed.
 
         Args:
-          variables: of each network, or what `prepare` made of them.
+          variables: of each network, or what `freeze` made of them.
           images: (B, H, W, channels), normalised.
-          keep: (K,) booleans, the same on every device; None keeps all without asking.
+          mask: (K,) booleans, the same on every device; None keeps all without asking.
         """
-        classes = self.networks[0].classes if self.networks else 1
-        empty = jnp.zeros((len(images), classes), jnp.promote_types(images.dtype, jnp.float32))
-        logits, first = [empty[None][:0]], 0
-        for networks, row in zip(self.rows, self.prepare(variables).rows, strict=True):
-            kept = None if keep is None else keep[first : first + len(networks)]
-            logits.append(_row_logits(networks, row, images, kept, empty))
-            first += len(networks)
-        return lax.stop_gradient(jnp.concatenate(logits))
+        found: list[dict[str, Any]] = []
+        for networks, group in zip(self.groups, self.freeze(variables).groups, strict=True):
+            kept = None if mask is None else mask[len(found) : len(found) + len(networks)]
+            found.extend(_group_outputs(networks, group, images, kept, self.needs))
+        if not found:
+            return TeacherOutputs(jnp.zeros((0, len(images), 1), jnp.float32))
+        logits = jnp.stack([outputs.pop("logits") for outputs in found])
+        return lax.stop_gradient(TeacherOutputs(logits, tuple(found)))
 
 
 def _alike(one: Network, other: Network) -> bool:
+    if one.module is None or other.module is None:
+        return False
     same = dataclasses.replace(one, name=other.name, module=other.module) == other
     return same and alike_but_for_depth(one.module, other.module)
 
 
-def _prepare(networks: tuple[Network, ...], variables: list[Variables]) -> Row:
+def _freeze(networks: tuple[Network, ...], variables: list[Variables]) -> Group:
     network = networks[0]
     if len(networks) == 1:
-        return Row(network.freeze(variables[0]), {})
+        return Group(network.freeze(variables[0]), {})
     pairs = zip(networks, variables, strict=True)
-    own, shared = join([stack_blocks(one.module, given) for one, given in pairs])
+    own, shared = join([stack_blocks(one.module, given) for one, given in pairs])  # type: ignore[arg-type]
     axes = {**dict.fromkeys((*own, FROZEN), 0), BLOCKS: None}
     frozen = jax.vmap(lambda own: network.freeze(own | shared), out_axes=axes)(own)
-    return Row(frozen, {BLOCKS: frozen.pop(BLOCKS)})
+    return Group(frozen, {BLOCKS: frozen.pop(BLOCKS)})
 
 
-def _row_logits(
-    networks: tuple[Network, ...], row: Row, images: Array, keep: Array | None, empty: Array
-) -> Array:
-    """(K, B, C) logits of the networks of a row; `empty` of those that are not kept."""
+def _group_outputs(
+    networks: tuple[Network, ...],
+    group: Group,
+    images: Array,
+    mask: Array | None,
+    needs: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """What is needed of each network of a group; zeros of those that are not kept."""
 
-    def logits(own, kept):
+    def outputs(own, kept):
         def run():
-            return exit_logits(networks[0], own | row.shared, images)[0]
+            return frozen_forward(
+                networks[0],
+                own | group.shared,
+                images,
+                lambda found: {name: getattr(found, name) for name in ("logits", *needs)},
+            )
 
-        return run() if kept is None else lax.cond(kept, run, lambda: empty)
+        if kept is None:
+            return run()
+        # Built in the branch: zeros that come from without are copied at every step.
+        shapes = jax.eval_shape(run)
+        return lax.cond(
+            kept, run, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        )
 
     if len(networks) == 1:
-        return logits(row.own, None if keep is None else keep[0])[None]
-    return lax.map(lambda each: logits(*each), (row.own, keep))
+        return [outputs(group.own, None if mask is None else mask[0])]
+    found = lax.map(lambda each: outputs(*each), (group.own, mask))
+    return [jax.tree.map(lambda x, k=k: x[k], found) for k in range(len(networks))]

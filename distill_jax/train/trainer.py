@@ -1,4 +1,4 @@
-"""The moving parts of stages in training: of one, or of a population that is trained at once."""
+"""A stage in training, with its arrays: one, or a population that is trained at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from distill_jax import data
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
-from distill_jax.train import metrics, optim, preflight, programs, scoring, sharding
-from distill_jax.train.options import Asked, Means, check_table
-from distill_jax.train.recipe import steps_per_epoch
-from distill_jax.train.scoring import Trained
-from distill_jax.train.step import NOT_FINITE, Resident, init_state, is_halted
+from distill_jax.train import evaluation, metrics, optim, preflight, programs, sharding
+from distill_jax.train.evaluation import StageResult
+from distill_jax.train.options import StageInputs, TrainOptions, cache_shapes, caches_teachers
+from distill_jax.train.stage import init_methods, steps_per_epoch
+from distill_jax.train.state import DeviceDataset, TrainState
+from distill_jax.train.step import init_state, is_halted, needs_variables
+from distill_jax.train.teachers import TeacherOutputs
 
 # How long the machine works before it looks up: signals, saves, progress. Each time costs: on a CPU
-# the step's memory is asked for anew, 0.2 s for ResNet-56, whose steps take 0.8 s.
+# the step's memory is asked for anew.
 DISPATCH_SECONDS = 2.0
 
 
@@ -30,18 +32,18 @@ class NotFiniteError(FloatingPointError):
     """More steps were not finite than may be skipped; the state before the last is saved."""
 
 
-class Member:
-    """What there is of one stage besides its arrays."""
+class Replica:
+    """What there is of one stage besides its arrays in training."""
 
-    def __init__(self, asked: Asked, dataset: Dataset):
-        self.job, self.teachers, self.checkpoints, self.plain_accuracy = asked
-        self.dataset = dataset.limited(self.job.recipe.train_limit, self.job.seed)
+    def __init__(self, inputs: StageInputs, dataset: Dataset):
+        self.stage, self.teachers, self.checkpoints, self.plain_accuracy, self.start = inputs
+        self.dataset = dataset.limited(self.stage.recipe.train_limit, self.stage.seed)
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.seconds = -1, 0.0
         self.preflight: dict[str, Any] = {}
 
     @property
-    def frozen(self) -> tuple[Variables, ...]:
+    def teacher_variables(self) -> tuple[Variables, ...]:
         """The variables of the teachers."""
         return tuple(teacher.variables for teacher in self.teachers)
 
@@ -49,17 +51,26 @@ class Member:
     def meta(self) -> dict[str, Any]:
         """What is saved beside the arrays."""
         names = ("history", "best_epoch", "seconds", "preflight")
-        return {"address": self.job.address, **{name: getattr(self, name) for name in names}}
+        return {"stage": self.stage.id, **{name: getattr(self, name) for name in names}}
 
     def restore(self, meta: dict[str, Any]) -> None:
         """Takes what was saved beside the arrays."""
         for name in ("history", "best_epoch", "seconds", "preflight"):
             setattr(self, name, meta[name])
 
-    def table(self, topology: sharding.Topology) -> np.ndarray:
-        """(N, K, C) logits of the teachers for every training image."""
-        said = scoring.what_teachers_say(self.job, self.teachers, "train", self.dataset, topology)
-        return said.swapaxes(0, 1)
+    def first_state(self) -> TrainState:
+        """The state before the first step: fresh, or what the phase before it left."""
+        stage, key = self.stage, jax.random.key(self.stage.seed)
+        own = init_methods(stage, len(self.dataset.train.labels), key)
+        kept = self.start.get("methods", {})
+        own |= {name: kept[name] for name in own if _alike(own[name], kept.get(name))}
+        return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
+
+    def teacher_cache(self, topology: sharding.Topology) -> TeacherOutputs:
+        """The teachers' outputs for every training image."""
+        pairs = list(zip(self.stage.teachers, self.teacher_variables, strict=True))
+        train = self.dataset.train
+        return programs.teacher_outputs(pairs, train, self.dataset, topology, self.stage.needs)
 
 
 class _Chunk(NamedTuple):
@@ -67,87 +78,105 @@ class _Chunk(NamedTuple):
 
     start: int
     steps: int
-    data: Resident
-    order: np.ndarray  # (S, B), or (members, S, B)
+    data: DeviceDataset
+    order: np.ndarray  # (S, B), or (replicas, S, B)
 
 
-class Group:
-    """Stages in training: one, or several whose arrays then have a leading axis of members.
+class Trainer:
+    """Stages in training: one, or several whose arrays then have a leading axis of replicas.
 
-    The members of a population have network, teachers' networks, structure of the recipe and size
-    of the training set in common, and nothing else to do with each other: each has checkpoints and
-    results of its own.
+    The replicas of a population have network, teachers' networks, methods, structure of the recipe
+    and size of the training set in common, and nothing else to do with each other: each has
+    checkpoints and results of its own.
     """
 
-    def __init__(self, asked: Sequence[Asked], dataset: Dataset, means: Means):
-        self.members = [Member(one, dataset) for one in asked]
-        self.alone = len(asked) == 1
-        self.dataset, self.means, self.topology = dataset, means, means.topology
-        job = self.members[0].job
-        self.recipe, self.network = job.recipe, job.network
-        self.steps = steps_per_epoch(len(self.members[0].dataset.train.labels), self.recipe)
+    def __init__(self, inputs: Sequence[StageInputs], dataset: Dataset, options: TrainOptions):
+        self.replicas = [Replica(one, dataset) for one in inputs]
+        self.alone = len(inputs) == 1
+        self.dataset, self.options, self.topology = dataset, options, options.topology
+        stage = self.replicas[0].stage
+        self.recipe, self.network = stage.recipe, stage.network
+        self.steps = steps_per_epoch(len(self.replicas[0].dataset.train.labels), self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
-        table = check_table(job, dataset, means.teacher_logits)
-        self.data = None if self.streamed else self._resident(table)
-        self.watched = "test" if self.recipe.selection == "test" else "valid"
-        self.split = programs.place(getattr(dataset, self.watched), self.topology)
-        frozen = [
-            () if table else programs.prepare(job.teachers, m.frozen, self.topology)
-            for m in self.members
-        ]
-        self.frozen = frozen[0] if self.alone else self.topology.spread(frozen)
-        keys = [jax.random.key(m.job.seed) for m in self.members]
+        self.cached = caches_teachers(stage, dataset, options.teacher_logits)
+        self.data = None if self.streamed else self._device_dataset()
+        self.eval_split = "test" if self.recipe.selection == "test" else "valid"
+        self.split = programs.device_put(getattr(dataset, self.eval_split), self.topology)
+        self.frozen = self._frozen_variables()
+        keys = [jax.random.key(r.stage.seed) for r in self.replicas]
         self.key = self._together(keys)
-        self.hyper = self._together([m.job.recipe.hyper for m in self.members])
+        self.hyper = self._together([r.stage.hyper for r in self.replicas])
         program = programs.train_program(
-            self.network,
-            job.teachers,
-            self.recipe.structure,
+            stage,
             self.steps,
-            dataset.mean,
-            dataset.std,
+            dataset,
             self.topology,
-            may_skip=means.may_skip,
+            max_nonfinite_steps=options.max_nonfinite_steps,
             shared_data=None if self.alone else not self.recipe.train_limit,
         )
         self.loop = program.loop
-        states = [init_state(self.network, self.recipe.optim, key) for key in keys]
+        states = [replica.first_state() for replica in self.replicas]
         self.state = self._together(states)
-        self.best = [self.topology.replicate(state.variables) for state in states]
-        # On one device the loop's step is the body: told the same, it is traced but once. Elsewhere
-        # no teacher need be traced for it.
-        alike = self.alone and self.topology.count == 1
-        told = (states[0], (), self.recipe.hyper, keys[0])
-        self.zeros = programs.zero_sums(
-            program.body,
-            *((self.state, self.frozen, self.hyper, self.key) if alike else told),
-            batch_size=self.recipe.batch_size,
-            image_shape=dataset.image_shape,
-            table=(len(job.teachers), dataset.classes) if table or not alike else None,
-            where=self.topology.replicated if alike else None,
-        )
+        self.best = [self.topology.replicate(s.variables(self.network.name)) for s in states]
+        self.zeros = self._zero_sums(program.body, states[0], keys[0])
         self.sums = self._together([self.zeros for _ in states])
 
-    def _resident(self, table: bool) -> Resident:
-        """The training images in place, beside the teachers' logits where there is a table."""
-        logits = [m.table(self.topology) if table else None for m in self.members]
+    def _device_dataset(self) -> DeviceDataset:
+        """The training images in place, beside the teachers' outputs where these are cached."""
+        caches = [r.teacher_cache(self.topology) if self.cached else None for r in self.replicas]
         if self.recipe.train_limit and not self.alone:  # to each its own images
-            return self._together(
-                [Resident(*m.dataset.train, x) for m, x in zip(self.members, logits, strict=True)]
-            )
-        images = self.topology.place(Resident(*self.members[0].dataset.train))
-        return images._replace(teacher_logits=self._together(logits))
+            pairs = zip(self.replicas, caches, strict=True)
+            return self._together([DeviceDataset(*r.dataset.train, cache) for r, cache in pairs])
+        images = self.topology.device_put(DeviceDataset(*self.replicas[0].dataset.train))
+        return images._replace(teachers=self._together(caches))
 
-    # ---------------------------------------------------------------- one member, and all of them
+    def _frozen_variables(self) -> Any:
+        """The teachers' variables as the step takes them, where it runs teachers at all."""
+        stage = self.replicas[0].stage
+        if self.cached and not needs_variables(stage.methods):
+            frozen: list[Any] = [()] * len(self.replicas)
+        else:
+            frozen = [
+                programs.freeze_teachers(stage.teachers, r.teacher_variables, self.topology)
+                for r in self.replicas
+            ]
+        return frozen[0] if self.alone else self.topology.stack(frozen)
+
+    def _zero_sums(self, body: Any, state: TrainState, key: Any) -> metrics.StepMetrics:
+        """Where the sums of metrics start.
+
+        On one device the loop's step is the body: given the same, it is traced but once. Elsewhere
+        no teacher need be traced for it: their outputs are given as if cached.
+        """
+        stage, replica = self.replicas[0].stage, self.replicas[0]
+        alike = self.alone and self.topology.count == 1
+        given: tuple[Any, ...]
+        if alike:
+            cached = self.data.teachers if self.data is not None else None
+            given = (self.state, self.frozen, self.hyper, self.key)
+        else:
+            cached = cache_shapes(stage, len(replica.dataset.train.labels))
+            teachers = replica.teacher_variables if needs_variables(stage.methods) else ()
+            given = (state, teachers, stage.hyper, key)
+        return programs.zero_sums(
+            body,
+            *given,
+            batch_size=self.recipe.batch_size,
+            image_shape=self.dataset.image_shape,
+            cached=cached,
+            where=self.topology.replicated if alike else None,
+        )
+
+    # ---------------------------------------------------------------- one replica, and all of them
     def _together(self, trees: list[Any]) -> Any:
-        return self.topology.replicate(trees[0]) if self.alone else self.topology.spread(trees)
+        return self.topology.replicate(trees[0]) if self.alone else self.topology.stack(trees)
 
     def _of(self, i: int, tree: Any) -> Any:
         return tree if self.alone else self.topology.member(i, tree)
 
     def _variables(self, i: int) -> Variables:
-        """The weights of a member where they can be evaluated; a copy, as the state is donated."""
-        return self.topology.replicate(self._of(i, self.state.variables))
+        """The weights of a replica where they can be evaluated; a copy, as the state is donated."""
+        return self.topology.replicate(self._of(i, self.state).variables(self.network.name))
 
     @property
     def step(self) -> int:
@@ -157,7 +186,7 @@ class Group:
     @property
     def epochs_done(self) -> int:
         """Epochs trained and measured."""
-        return len(self.members[0].history)
+        return len(self.replicas[0].history)
 
     # ------------------------------------------------------------------------- saved and restored
     def _arrays(self, i: int) -> dict[str, Any]:
@@ -165,16 +194,16 @@ class Group:
         return {"state": state, "sums": sums, "best": self.best[i]}
 
     def save(self) -> None:
-        """A checkpoint of each member in its own place, as if it were trained alone."""
-        for i, member in enumerate(self.members):
-            if member.checkpoints is not None:
+        """A checkpoint of each replica in its own place, as if it were trained alone."""
+        for i, replica in enumerate(self.replicas):
+            if replica.checkpoints is not None:
                 arrays = self._arrays(i)
-                member.checkpoints.save(int(arrays["state"].step), arrays, member.meta)
+                replica.checkpoints.save(int(arrays["state"].step), arrays, replica.meta)
 
     def restore(self) -> None:
-        """Goes to the newest checkpoint that all members have; stays where it is without one."""
-        places = [m.checkpoints for m in self.members if m.checkpoints is not None]
-        if len(places) < len(self.members):
+        """Goes to the newest checkpoint that all replicas have; stays where it is without one."""
+        places = [r.checkpoints for r in self.replicas if r.checkpoints is not None]
+        if len(places) < len(self.replicas):
             return
         among = set.intersection(*(set(place.steps()) for place in places))
         while among:
@@ -186,21 +215,27 @@ class Group:
                 self.state = self._together([x["state"] for x in arrays])
                 self.sums = self._together([x["sums"] for x in arrays])
                 self.best = [self.topology.replicate(x["best"]) for x in arrays]
-                for member, (_, meta) in zip(self.members, saved, strict=True):
-                    member.restore(meta)
+                for replica, (_, meta) in zip(self.replicas, saved, strict=True):
+                    replica.restore(meta)
                 return
             among = {step for step in among if step <= min(steps)}
 
     # ------------------------------------------------------------------------------------ training
-    def look_before(self) -> None:
-        """Looks at each member's teachers and loss before the first step."""
-        for i, m in enumerate(self.members):
-            fresh = self._variables(i)
-            found = scoring.look_before(
-                m.job, m.teachers, fresh, m.dataset, self.topology, m.plain_accuracy
+    def preflight(self) -> None:
+        """Evaluates each replica's teachers and its loss before the first step."""
+        for i, replica in enumerate(self.replicas):
+            state = self._of(i, self.state)
+            found = evaluation.run_preflight(
+                replica.stage,
+                replica.teachers,
+                state.variables(self.network.name),
+                state.method_variables(self.network.name),
+                replica.dataset,
+                self.topology,
+                replica.plain_accuracy,
             )
-            m.preflight = preflight.as_json(found)
-            self.means.reporter.notice(found.lines())
+            replica.preflight = preflight.as_json(found)
+            self.options.reporter.notice(found.lines())
 
     def train_epoch(self) -> Iterator[int]:
         """Trains what is left of the epoch that the history has not seen, and measures it.
@@ -220,9 +255,9 @@ class Group:
                     took = self._dispatch(chunk, step - begin, step - begin + size)
                     images += size * orders.shape[0] * orders.shape[2]
                     seconds, waited, spent = seconds + waited + took, 0.0, waited + took
-                    for member in self.members:
-                        member.seconds += spent
-                    self.means.reporter.progress(self.step, images / seconds)
+                    for replica in self.replicas:
+                        replica.seconds += spent
+                    self.options.reporter.progress(self.step, images / seconds)
                     yield size
                     size = _next_size(size, took)
                 idle = time.perf_counter()
@@ -230,16 +265,16 @@ class Group:
         self._end_epoch(images / seconds if seconds else 0.0)
 
     def _orders(self, epoch: int) -> list[np.ndarray]:
-        """Who sees which examples when, (members, S, B); a smaller last batch apart."""
+        """Who sees which examples when, (replicas, S, B); a smaller last batch apart."""
         orders = [
             data.epoch_order(
-                len(m.dataset.train.labels),
+                len(r.dataset.train.labels),
                 self.recipe.batch_size,
-                seed=m.job.seed,
+                seed=r.stage.seed,
                 epoch=epoch,
                 last_batch=self.recipe.last_batch,
             )
-            for m in self.members
+            for r in self.replicas
         ]
         whole = np.stack([order for order, _ in orders])
         rest = np.stack([order[None] for _, order in orders])
@@ -248,9 +283,11 @@ class Group:
     def _chunks(self, orders: np.ndarray, epoch: int, skip: int) -> Iterator[_Chunk]:
         """The steps of `orders`, from the chunk that holds step `skip` on."""
         if self.streamed:
-            split = data.at_epoch(self.dataset.train, self.members[0].job.seed, epoch)
+            split = data.at_epoch(self.dataset.train, self.replicas[0].stage.seed, epoch)
             for chunk in data.chunks(split, orders[0], skip=skip):
-                placed = self.topology.place(Resident(chunk.images, chunk.labels))
+                placed = self.topology.device_put(
+                    DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
+                )
                 yield _Chunk(chunk.start, chunk.steps, placed, chunk.order)
         elif self.data is not None and skip < orders.shape[1]:
             yield _Chunk(0, orders.shape[1], self.data, orders[0] if self.alone else orders)
@@ -274,90 +311,97 @@ class Group:
         return took
 
     def _check_finite(self) -> None:
-        """Raises NotFiniteError where a member has halted; what was before that step is saved."""
-        may_skip = self.means.may_skip
-        halted = np.atleast_1d(jax.device_get(is_halted(self.state, may_skip)))
+        """Raises NotFiniteError where a replica halted; what was before that step is saved."""
+        allowed = self.options.max_nonfinite_steps
+        halted = np.atleast_1d(jax.device_get(is_halted(self.state, allowed)))
         if not halted.any():
             return
         i = int(np.argmax(halted))
-        counts, step = jax.device_get(self._of(i, (self.sums, self.state.step)))
+        sums, step = jax.device_get(self._of(i, (self.sums, self.state.step)))
         # Whoever goes on from there meets the step again.
-        self.state = self.state.replace(skipped=jnp.minimum(self.state.skipped, may_skip))
+        self.state = self.state.replace(skipped=jnp.minimum(self.state.skipped, allowed))
         self.save()
-        job = self.members[i].job
-        causes = [
-            name.removeprefix(NOT_FINITE)
-            for name, (count, _) in counts.items()
-            if name.startswith(NOT_FINITE) and count
-        ]
+        stage = self.replicas[i].stage
+        causes = [cause for cause, (count, _) in sums.nonfinite.items() if count]
         raise NotFiniteError(
-            f"{job.network.name}, seed {job.seed}: step {step + 1} of "
+            f"{stage.network.name}, seed {stage.seed}: step {step + 1} of "
             f"{self.steps * self.recipe.epochs} is not finite in {', '.join(causes)}"
-            + (f", after {may_skip} such steps were skipped" if may_skip else "")
+            + (f", after {allowed} such steps were skipped" if allowed else "")
             + "; its update was not made, and the state before it is kept. A smaller learning "
             "rate helps, or nonfinite='skip N' to pass over up to N such steps"
         )
 
     def _end_epoch(self, images_per_second: float) -> None:
-        """Measures the epoch just trained; keeps the weights that are the best so far."""
+        """Evaluates the epoch just trained; keeps the weights that are the best so far."""
         recipe, epoch = self.recipe, self.epochs_done
-        for i, member in enumerate(self.members):
+        for i, replica in enumerate(self.replicas):
             begun = time.perf_counter()
-            schedule = optim.schedule(member.job.recipe.optim, recipe.epochs, self.steps)
+            schedule = optim.schedule(replica.stage.recipe.optim, recipe.epochs, self.steps)
             rate = schedule(self.step - 1)
             record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
-            trained = metrics.compute(self._of(i, self.sums))
-            record |= {f"train_{k}": v for k, v in trained.items() if NOT_FINITE not in k}
+            trained = metrics.record(self._of(i, self.sums))
+            record |= {f"train_{name}": value for name, value in trained.items()}
             variables = self._variables(i)
             if len(self.split.labels):
                 found = programs.evaluate(
                     self.network, variables, self.split, self.dataset, self.topology
                 )
-                record |= {f"{self.watched}_{name}": value for name, value in found.items()}
-            if self._is_best(member, record):
-                member.best_epoch, self.best[i] = epoch, variables
-            member.history.append({**record, "images_per_second": round(images_per_second, 1)})
-            member.seconds += time.perf_counter() - begun
-            self.means.reporter.epoch_ended(member.job, member.history[-1])
-        self.sums = self._together([self.zeros for _ in self.members])
+                record |= {f"{self.eval_split}_{name}": value for name, value in found.items()}
+            if self._is_best(replica, record):
+                replica.best_epoch, self.best[i] = epoch, variables
+            replica.history.append({**record, "images_per_second": round(images_per_second, 1)})
+            replica.seconds += time.perf_counter() - begun
+            self.options.reporter.epoch_ended(replica.stage, replica.history[-1])
+        self.sums = self._together([self.zeros for _ in self.replicas])
 
-    def _is_best(self, member: Member, record: dict[str, Any]) -> bool:
+    def _is_best(self, replica: Replica, record: dict[str, Any]) -> bool:
         if self.recipe.selection == "last":
             return True
-        accuracy, loss = (record.get(f"{self.watched}_{x}", math.nan) for x in ("accuracy", "loss"))
+        accuracy, loss = (
+            record.get(f"{self.eval_split}_{x}", math.nan) for x in ("accuracy", "loss")
+        )
         best = -1.0
-        if member.best_epoch >= 0:
-            best = member.history[member.best_epoch][f"{self.watched}_accuracy"]
+        if replica.best_epoch >= 0:
+            best = replica.history[replica.best_epoch][f"{self.eval_split}_accuracy"]
         # The later of equals; and never one whose logits are not finite.
         return math.isfinite(loss) and accuracy >= best
 
-    def finish(self) -> list[Trained]:
-        """Scores the test set with each member's weights."""
-        return [self._finish(i, member) for i, member in enumerate(self.members)]
+    def finish(self) -> list[StageResult]:
+        """Scores the test set with each replica's weights."""
+        return [self._finish(i, replica) for i, replica in enumerate(self.replicas)]
 
-    def _finish(self, i: int, member: Member) -> Trained:
-        if member.best_epoch < 0:
+    def _finish(self, i: int, replica: Replica) -> StageResult:
+        if replica.best_epoch < 0:
             raise NotFiniteError(
                 f"{self.network.name}: no epoch gave a number to select by; the last was "
-                f"{member.history[-1]}"
+                f"{replica.history[-1]}"
             )
         state = self._of(i, self.state)
-        best, newest = self.best[i], member.best_epoch + 1 == self.epochs_done
-        last = best if newest else state.variables
-        deployed, scored = scoring.score(
-            member.job, member.teachers, best, last, self.dataset, self.topology
+        best, newest = self.best[i], replica.best_epoch + 1 == self.epochs_done
+        last = best if newest else state.variables(self.network.name)
+        deployed, scored = evaluation.score(
+            replica.stage, replica.teachers, best, last, self.dataset, self.topology
         )
         record = {
             **scored,
-            "valid_accuracy": member.history[member.best_epoch].get("valid_accuracy"),
-            "best_epoch": member.best_epoch + 1,
+            "valid_accuracy": replica.history[replica.best_epoch].get("valid_accuracy"),
+            "best_epoch": replica.best_epoch + 1,
             "epochs": self.recipe.epochs,
-            "seconds": round(member.seconds, 2),
+            "seconds": round(replica.seconds, 2),
             "skipped_steps": int(state.skipped),
             "state_digest": digest({"best": best, "last": state}),
-            "preflight": member.preflight,
+            "preflight": replica.preflight,
         }
-        return Trained(deployed, member.history, record)
+        whole = {}
+        if replica.stage.phase:
+            methods = state.method_variables(self.network.name)
+            whole = jax.device_get({"network": best, "methods": methods})
+        return StageResult(deployed, replica.history, record, whole)
+
+
+def _alike(ours: Variables, theirs: Variables | None) -> bool:
+    """Whether two trees have the same names, shapes and types."""
+    return theirs is not None and jax.eval_shape(lambda: ours) == jax.eval_shape(lambda: theirs)
 
 
 def _next_size(steps: int, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""Splits, fingerprints, orders and augmentation, against plain NumPy."""
+"""Splits, orders and augmentation, against plain NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -68,28 +68,6 @@ class TestSplit:
             full.limited(91, seed=1)
         with pytest.raises(data.DataError, match="per_class is -1"):
             full.limited(-1, seed=1)
-
-
-class TestFingerprint:
-    def test_is_of_the_content_and_not_of_the_split(self):
-        first = build()
-        assert len(first.fingerprint) == 64
-        assert first.fingerprint == build(split_seed=9, valid_fraction=0.5).fingerprint
-        assert first.fingerprint == build(name="other").limited(3, 0).fingerprint
-
-    def test_moves_with_every_part(self):
-        def changed(part, index):
-            pairs = [[array.copy() for array in numbered(count)] for count in (500, 40)]
-            pairs[part][index].flat[7] = (pairs[part][index].flat[7] + 1) % 5
-            return data.from_arrays(*map(tuple, pairs), classes=5).fingerprint
-
-        prints = {changed(part, index) for part in (0, 1) for index in (0, 1)}
-        prints |= {build().fingerprint, build(classes=6).fingerprint}
-        images, labels = numbered(540)
-        for cut in (500, 499):
-            pair = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
-            prints.add(data.from_arrays(*pair, classes=5).fingerprint)
-        assert len(prints) == 8
 
 
 class TestNormalisation:

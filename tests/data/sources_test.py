@@ -1,4 +1,4 @@
-"""Readers against small files of the published layouts, whole, damaged and hostile."""
+"""Readers against small files of the published layouts, whole, damaged and untrusted."""
 
 import gzip
 import importlib
@@ -14,6 +14,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.data import sources
+from distill_jax.runs import plan
 
 CIFAR10 = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
@@ -82,7 +83,7 @@ class TestDigits:
         both = [*zip(*got.train, strict=True), *zip(*got.test, strict=True)]
         assert sorted((image.tobytes(), label) for image, label in both) == want
         # Every published number on digits rests on this split.
-        assert got.fingerprint.startswith("c893bc25")
+        assert plan.digest_of(got).startswith("f9d07bf5")
 
 
 class TestSynthetic:
@@ -90,13 +91,13 @@ class TestSynthetic:
         got = data.load("synthetic:8x6x1:4:100:50")
         assert got.image_shape == (8, 6, 1) and got.classes == 4
         assert len(got.train.labels) + len(got.valid.labels) == 100 and len(got.test.labels) == 50
-        assert got.fingerprint == data.load("synthetic:8x6x1:4:100:50").fingerprint
+        assert plan.digest_of(got) == plan.digest_of(data.load("synthetic:8x6x1:4:100:50"))
         got = data.load("synthetic", valid_fraction=0)
         assert got.train.images.shape == (256, 32, 32, 3) and len(got.test.labels) == 128
         assert np.bincount(got.train.labels).tolist() == [26] * 6 + [25] * 4
 
-    @pytest.mark.parametrize("detail, floor", [("8x8x1:10:200:100", 0.5), ("32x32x3:10", 0.95)])
-    def test_can_be_learned(self, detail, floor):
+    @pytest.mark.parametrize("detail, least", [("8x8x1:10:200:100", 0.5), ("32x32x3:10", 0.95)])
+    def test_can_be_learned(self, detail, least):
         """The nearest class mean is right far more often than one guess in ten."""
         got = data.load(f"synthetic:{detail}", valid_fraction=0)
         train, test = (
@@ -104,7 +105,7 @@ class TestSynthetic:
         )
         means = np.stack([train[got.train.labels == label].mean(0) for label in range(10)])
         guess = ((test[:, None] - means) ** 2).sum(-1).argmin(1)
-        assert (guess == got.test.labels).mean() > floor
+        assert (guess == got.test.labels).mean() > least
 
     @pytest.mark.parametrize(
         "detail", ["8x8", "8x8x1", "8x8x1:1", "8x8x0:10", "8x8x1:10:-5", "8x8x1:3:4:5:6", "axbxc:3"]
@@ -248,14 +249,14 @@ class TestCifarBinary:
             with pytest.raises(data.DataError, match="damaged or cut short|lacks"):
                 load("cifar10", tmp_path)
 
-    def test_hostile_archive_writes_nothing_and_reads_no_link(self, tmp_path):
+    def test_untrusted_archive_writes_nothing_and_reads_no_link(self, tmp_path):
         home = tmp_path / "home"
         home.mkdir()
         images, labels, contents = cifar10_files()
         members = {f"cifar-10-batches-bin/{name}": raw for name, raw in contents.items()}
-        hostile = {"../x": b"x", str(tmp_path / "y"): b"y", "cifar-10-batches-bin/../../z": b"z"}
+        untrusted = {"../x": b"x", str(tmp_path / "y"): b"y", "cifar-10-batches-bin/../../z": b"z"}
         path = home / "cifar-10-binary.tar.gz"
-        write_tar(path, hostile | members)
+        write_tar(path, untrusted | members)
         same(load("cifar10", home), images, labels)
         assert list(tmp_path.rglob("*")) == [home, path]
         secret = tmp_path / "secret"
@@ -326,9 +327,9 @@ class TestCifarPickle:
     def test_runs_nothing(self, tmp_path):
         witness = tmp_path / "witness"
         for protocol in (0, 2, 4):
-            for hostile in (Touch(witness), {b"data": Touch(witness), b"labels": [1]}):
+            for untrusted in (Touch(witness), {b"data": Touch(witness), b"labels": [1]}):
                 _, _, contents = self.contents(2)
-                contents["data_batch_2"] = pickle.dumps(hostile, protocol=protocol)
+                contents["data_batch_2"] = pickle.dumps(untrusted, protocol=protocol)
                 write(tmp_path, contents)
                 with pytest.raises(data.DataError, match="pickle names .*system.*was not run"):
                     load("cifar10", tmp_path)

@@ -12,7 +12,7 @@ import distill_jax
 from distill_jax import data, models
 from distill_jax.data import streamed
 from distill_jax.runs import plan
-from distill_jax.train import fit, programs
+from distill_jax.train import fit, programs, sharding
 from distill_jax.train.reporter import Reporter
 
 N, CLASSES = 40, 4
@@ -160,10 +160,8 @@ def test_a_dataset_is_split_and_limited_without_decoding():
     assert set(few.train.images.rows) < set(dataset.train.images.rows)
     assert dataset.image_shape == (16, 16, 3)
     assert (dataset.mean, dataset.std) == data.NORMALISATION["imagenet"]
-    identity = plan.identity_of(dataset)
-    assert identity == plan.identity_of(dataset_of())
-    assert identity != plan.identity_of(dataset_of(split_seed=1))
-    assert dataset.fingerprint == dataset_of(split_seed=1).fingerprint
+    assert plan.digest_of(dataset) == plan.digest_of(dataset_of())
+    assert plan.digest_of(dataset) != plan.digest_of(dataset_of(split_seed=1))
     assert not dataset.train.images.source.read and not dataset.test.images.source.read
 
 
@@ -254,11 +252,11 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     resident = data.Split(np.asarray(dataset.test.images), dataset.test.labels)
     seen = dataset.test.images.source.read
     del seen[:]
-    asked = [(network, variables)] * 2  # decoded once for both
-    logits = programs.teach(asked, dataset.test, dataset)[1]
+    pairs, topology = [(network, variables)] * 2, sharding.Topology()  # decoded once for both
+    logits = programs.teacher_outputs(pairs, dataset.test, dataset, topology).logits[:, 1]
     # 18 examples fill 4 parts of 4 and half of a fifth, which nothing is read to fill up.
     assert sorted(seen) == [*range(18)]
-    (expected,) = programs.teach(asked[:1], resident, dataset)
+    (expected,) = programs.predict_logits(pairs[:1], resident, dataset)[0]
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     got, whole = (
         programs.evaluate(network, variables, s, dataset) for s in (dataset.test, resident)

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import golden, parity
+from experiments import golden
+from experiments.parity import __main__ as parity
+from experiments.parity.cases import Case, network_name, read_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = {case.name: case for case in parity.read_cases(GOLDEN)}
+CASES = {case.name: case for case in read_cases(GOLDEN)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -34,14 +36,14 @@ def test_a_wrong_reference_is_broken_and_fails_the_command(tmp_path):
 
 
 def test_an_unknown_kind_is_listed_and_breaks_nothing(tmp_path):
-    write(tmp_path, parity.Case("other", {"kind": "else"}, {"a": np.zeros(3)}))
+    write(tmp_path, Case("other", {"kind": "else"}, {"a": np.zeros(3)}))
     table, fine = parity.run(tmp_path)
-    assert fine and "unknown kind" in list(table.columns[6].cells)
+    assert fine and "not known here" in list(table.columns[6].cells)
 
 
 def test_a_folder_without_cases_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no golden case"):
-        parity.read_cases(tmp_path)
+        read_cases(tmp_path)
 
 
 def test_the_generator_is_that_of_the_cases():
@@ -58,8 +60,13 @@ def test_the_generator_is_that_of_the_cases():
         ("resnext_our.cifarresnext50", "evolving:cifar_resnext50"),
         ("senet_our.cifarsenet34", "evolving:cifar_senet34"),
         ("vgg_our.vgg16_bn", "evolving:cifar_vgg16"),
-        ("resnet_our.resnet34", "evolving:imagenet_resnet34"),
+        ("resnext_our.resnext18", "evolving:cifar_resnext18"),
+        ("senet_our.seresnet18", "evolving:cifar_senet18"),
     ],
 )
 def test_names_of_the_authors_networks(theirs, ours):
-    assert parity.network_name(theirs) == ours
+    assert network_name(theirs) == ours
+
+
+def test_networks_of_a_thousand_classes_are_imagenets():
+    assert network_name("resnet_our.resnet34", 1000) == "evolving:imagenet_resnet34"

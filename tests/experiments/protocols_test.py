@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from distill_jax.methods import Hyper
 from distill_jax.runs import config
 from experiments import protocols
 from experiments.protocols import Setting
@@ -15,8 +16,8 @@ TEXT = protocols.PAGE.read_text("utf-8")
 
 def by_hand(setting, protocol):
     """(weight of CE, weight of all KLs), from the words of the page."""
-    weight, temperature, classes, _, kept = setting[1:]
-    ce = (kept if protocol == "paper" else 1) * (1 - weight)
+    weight, temperature, classes, teachers, kept = setting[1:]
+    ce = (teachers if protocol == "paper" else 1) * (1 - weight)
     return ce, kept * weight * temperature**2 / (classes if protocol == "official" else 1)
 
 
@@ -79,8 +80,32 @@ def test_ratio_of_one_teacher():
 
 
 def test_all_dropped_is_plain_training():
-    for weights in protocols.effective_weights(Setting("", 0.7, 5.0, 10, 4, 0)).values():
-        np.testing.assert_allclose(weights, (1, 0), atol=1e-9)
+    for protocol, weights in protocols.effective_weights(Setting("", 0.7, 5.0, 10, 4, 0)).items():
+        # The paper never drops all, and counts the labels for each teacher whatever is dropped.
+        expected = (4 * 0.3, 0) if protocol == "paper" else (1, 0)
+        np.testing.assert_allclose(weights, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [(1, 1, 1), (1, 0, 1), (1, 0, 0)])
+def test_the_paper_s_loss_with_stochastic_teaching(kept):
+    """K (1-λ) CE + λ T² (KL_T + Σ b_i KL_Ai), in NumPy."""
+    rng, weight, temperature = np.random.default_rng(0), 0.3, 4.0
+    student, teachers = rng.normal(size=(6, 5)), rng.normal(size=(3, 6, 5))
+    labels = np.arange(6) % 5
+
+    def log_softmax(logits):
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    ce = -log_softmax(student)[np.arange(6), labels]
+    own = log_softmax(student / temperature)
+    theirs = log_softmax(teachers / temperature)
+    kl = (np.exp(theirs) * (theirs - own)).sum(-1)
+    expected = 3 * (1 - weight) * ce
+    expected += weight * temperature**2 * (kl[0] + kept[1] * kl[1] + kept[2] * kl[2])
+    options = config.resolve({"protocol": "paper"}).loss
+    hyper = Hyper(temperature=temperature, kd_weight=weight)
+    found = protocols.loss(options, student, labels, teachers, np.array(kept, bool), hyper)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_same_balance_under_the_other_reduction():
@@ -115,6 +140,7 @@ def test_what_a_protocol_sets():
             found.loss.kl_reduction,
             found.loss.cross_entropy,
             found.dropping.kind,
+            str(found.dropping.teacher_droppable),
             found.selection,
         ]
 

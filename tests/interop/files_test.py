@@ -14,7 +14,7 @@ import struct
 import zipfile
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_pytorch_is_read_to_the_bit(path):
     assert_same(read_state_dict(path), real_state())
 
 
-def test_the_hand_made_file_that_the_hostile_ones_vary_is_good(tmp_path):
+def test_the_hand_made_file_that_the_untrusted_ones_vary_is_good(tmp_path):
     path = of_one(tmp_path / "w.pth")
     assert_same(read_state_dict(path), {"w": np.array([1, 2], np.float32)})
 
@@ -144,7 +144,7 @@ def test_big_endian_storages_are_turned(tmp_path):
 
 def test_every_bfloat16_is_widened_exactly(tmp_path):
     bits = np.arange(2**16, dtype=np.uint16)
-    values = bits[(bits & 0x7F80) != 0x7F80].view(ml_dtypes.bfloat16)
+    values = bits[(bits & 0x7F80) != 0x7F80].view(jnp.bfloat16)
     expected = {"w": values.astype(np.float32)}
     (tmp_path / "w.safetensors").write_bytes(safetensors.numpy.save({"w": values}))
     assert_same(read_state_dict(tmp_path / "w.safetensors"), expected)
@@ -192,7 +192,7 @@ def test_variables_come_back_to_the_bit(tmp_path, ending):
         load_variables(tmp_path / f"w{ending}", build("plane4", 10, (8, 8, 3)))
 
 
-# ------------------------------------------------------------------------------------ hostile files
+# ---------------------------------------------------------------------------------- untrusted files
 class Runs:
     def __init__(self, function, *arguments):
         self.call = function, arguments

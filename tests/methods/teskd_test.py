@@ -9,59 +9,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contexts import context_of, outputs_of
+from float64 import close, kl_of, log_softmax
 from random_variables import random_variables
 
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.evals import classification
-from distill_jax.methods import losses
-from distill_jax.methods.losses import EvolveOptions, LossOptions
-from distill_jax.models import Outputs
-from distill_jax.train import optim, programs, sharding
+from distill_jax.methods import KD, TESKD, CrossEntropy, Hyper, Shapes, base
+from distill_jax.train import metrics, optim, programs, sharding
 from distill_jax.train.reporter import Reporter
-from distill_jax.train.step import (
-    Batch,
-    Hyper,
-    Resident,
-    TrainState,
-    evolving_objective,
-    make_train_step,
-    multi_teacher_objective,
-)
+from distill_jax.train.state import Batch, DeviceDataset
+from distill_jax.train.step import init_state, make_train_step
 
 RANDOM = np.random.RandomState(0)
 B, C, F = 6, 7, 5
 LOGITS = (3 * RANDOM.standard_normal((3, B, C))).astype(np.float32)
 FEATURES = RANDOM.standard_normal((3, B, F)).astype(np.float32)  # of both signs
 LABELS = RANDOM.randint(0, C, B)
-OPTIONS = [
-    EvolveOptions(),
-    EvolveOptions(temperature=3.0, feature_weight=0.1),
-    EvolveOptions(detach_target=True, feature_weight=0.01),
-    EvolveOptions(branch_weights=(0.5, 2.0), feature_weight=0.01, feature_reduction="mean"),
-    EvolveOptions(
+METHODS = [
+    TESKD(),
+    TESKD(temperature=3.0, feature_weight=0.1),
+    TESKD(detach_target=True, feature_weight=0.01),
+    TESKD(branch_weights=(0.5, 2.0), feature_weight=0.01, feature_reduction="mean"),
+    TESKD(
         temperature=3.0, ce_weight=1.0, kd_weight=0.3, detach_target=True, branch_weights=(0.0, 1.5)
     ),
-    EvolveOptions(ce_weight=0.0, kd_weight=0.0, feature_weight=1.0),
+    TESKD(ce_weight=0.0, kd_weight=0.0, feature_weight=1.0),
 ]
 
 
 # ----------------------------------------------------------------------- the loss again, in float64
-def log_softmax(x):
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-def by_hand(logits, features, labels, options, batch_size):
+def by_hand(logits, features, labels, method, batch_size):
     """The terms (B,) unweighted, and the gradients of the weighted loss, each (1 + branches, ...).
 
     The gradients are those of the sum over examples; by (ce and kl and feature) in this order.
     """
     s, f = np.float64(logits), np.float64(features)
-    branches, t = len(s) - 1, options.temperature
-    w = options.branch_weights or (1.0,) * branches
-    a, b, c = options.ce_weight, options.kd_weight, options.feature_weight
-    count = batch_size if options.feature_reduction == "sum" else 1
+    branches, t = len(s) - 1, method.temperature
+    w = method.branch_weights or (1.0,) * branches
+    a, b, c = method.ce_weight, method.kd_weight, method.feature_weight
+    count = batch_size if method.feature_reduction == "sum" else 1
     ce, kl, feature = (np.zeros(len(labels)) for _ in range(3))
     by_logits, by_features = np.zeros_like(s), np.zeros_like(f)
     for i, weight in enumerate((1.0, *w)):
@@ -74,59 +62,66 @@ def by_hand(logits, features, labels, options, batch_size):
         log_q = log_softmax(s[i] / t)
         kl += weight * t**2 * np.sum(m * (np.log(m) - log_q), -1)
         by_logits[i] += b * weight * t * (m.sum(-1, keepdims=True) * np.exp(log_q) - m)
-        if not options.detach_target:
+        if not method.detach_target:
             slope = np.log(m) + 1 - log_q
             by_logits[0] += b * weight * t * p * (slope - np.sum(p * slope, -1, keepdims=True))
         gap = np.where((f[i] > 0) | (f[0] > 0), f[i] - f[0], 0)
         feature += weight * count * np.sum(gap**2, -1)
         by_features[i] += c * weight * count * 2 * gap
-    terms = {"ce": ce, "kl": kl, "feature": feature}
+    terms = {"teskd_ce": ce, "teskd_kl": kl, "teskd_feature": feature}
     return terms, by_logits, by_features
 
 
+def exits_of(logits, features):
+    """The outputs of a backbone with its branches."""
+    backbone, *branches = (outputs_of(*pair) for pair in zip(logits, features, strict=True))
+    return backbone._replace(branches=tuple(branches))
+
+
+def terms_of(logits, features, labels, method, batch_size):
+    context = context_of(exits_of(logits, features), labels=labels)
+    return method.terms({}, dataclasses.replace(context, batch_size=batch_size))[0]
+
+
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def found(logits, features, labels, options, batch_size):
+def evaluated(logits, features, labels, method, batch_size):
+    """Gradients of the summed loss by logits and features; (loss (B,), terms (B,), weights)."""
+
     def total(logits, features):
-        loss, terms = losses.self_distillation(
-            logits, features, labels, batch_size=batch_size, options=options
-        )
-        return jnp.sum(loss), (loss, terms)
+        terms = terms_of(logits, features, labels, method, batch_size)
+        loss = sum(term.weight * term.value for term in terms.values())
+        values, weights = ({k: term[i] for k, term in terms.items()} for i in range(2))
+        return jnp.sum(loss), (loss, values, weights)
 
     return jax.grad(total, (0, 1), has_aux=True)(logits, features)
 
 
-def close(got, want, tolerance=1e-5):
-    assert got.shape == want.shape and got.dtype == np.float32
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_loss_terms_and_gradients_equal_float64(options):
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_terms_and_gradients_equal_float64(method):
     batch = 4 * B  # of which these are one device's
-    (by_logits, by_features), (loss, terms) = found(LOGITS, FEATURES, LABELS, options, batch)
-    expected, expected_by_logits, expected_by_features = by_hand(
-        LOGITS, FEATURES, LABELS, options, batch
-    )
-    weights = (options.ce_weight, options.kd_weight, options.feature_weight)
-    assert terms.keys() == {*expected, *(f"weighted_{name}" for name in expected)}
-    for (name, value), weight in zip(expected.items(), weights, strict=True):
+    case = (LOGITS, FEATURES, LABELS, method, batch)
+    (by_logits, by_features), (loss, terms, weights) = evaluated(*case)
+    expected, expected_by_logits, expected_by_features = by_hand(*case)
+    numbers = (method.ce_weight, method.kd_weight, method.feature_weight)
+    assert list(terms) == list(expected)
+    for (name, value), number in zip(expected.items(), numbers, strict=True):
         close(terms[name], value)
-        close(terms[f"weighted_{name}"], weight * value)
-    close(loss, sum(w * v for w, v in zip(weights, expected.values(), strict=True)))
+        assert weights[name] == np.float32(number)
+    close(loss, sum(w * v for w, v in zip(numbers, expected.values(), strict=True)))
     close(by_logits, expected_by_logits, 4e-5)
     close(by_features, expected_by_features)
 
 
 def test_the_gradients_by_hand_equal_numeric_differences():
-    options = OPTIONS[1]
-    _, by_logits, by_features = by_hand(LOGITS, FEATURES, LABELS, options, B)
+    method = METHODS[1]
+    _, by_logits, by_features = by_hand(LOGITS, FEATURES, LABELS, method, B)
 
     def loss(logits, features):
-        terms, _, _ = by_hand(logits, features, LABELS, options, B)
+        terms, _, _ = by_hand(logits, features, LABELS, method, B)
         return sum(
             w * v.sum()
             for w, v in zip(
-                (options.ce_weight, options.kd_weight, options.feature_weight),
+                (method.ce_weight, method.kd_weight, method.feature_weight),
                 terms.values(),
                 strict=True,
             )
@@ -146,8 +141,8 @@ def test_the_gradients_by_hand_equal_numeric_differences():
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_the_kl_reaches_the_backbone_unless_detached_and_the_feature_term_never(detach):
-    options = EvolveOptions(ce_weight=0.0, feature_weight=1.0, detach_target=detach)
-    (by_logits, by_features), _ = found(LOGITS, FEATURES, LABELS, options, B)
+    method = TESKD(ce_weight=0.0, feature_weight=1.0, detach_target=detach)
+    (by_logits, by_features), _ = evaluated(LOGITS, FEATURES, LABELS, method, B)
     assert (np.abs(by_logits[0]).min() > 1e-6) == (not detach)
     assert detach == (not np.any(by_logits[0]))
     assert not np.any(by_features[0])
@@ -156,30 +151,32 @@ def test_the_kl_reaches_the_backbone_unless_detached_and_the_feature_term_never(
 
 def test_features_that_neither_has_are_left_out():
     features = np.float32([[[-1, -1, 2, 2]], [[-5, 3, -5, 3]]])  # of the backbone, of a branch
-    _, (_, terms) = found(LOGITS[:2, :1], features, LABELS[:1], EvolveOptions(), 1)
-    assert float(terms["feature"][0]) == 16 + 49 + 1
+    _, (_, terms, _) = evaluated(LOGITS[:2, :1], features, LABELS[:1], TESKD(), 1)
+    assert float(terms["teskd_feature"][0]) == 16 + 49 + 1
 
 
 def test_the_feature_sum_grows_with_the_batch_and_the_mean_does_not():
     def mean_of(reduction, repeats):
-        _, terms = losses.self_distillation(
+        terms = terms_of(
             np.tile(LOGITS, (1, repeats, 1)),
             np.tile(FEATURES, (1, repeats, 1)),
             np.tile(LABELS, repeats),
-            batch_size=B * repeats,
-            options=EvolveOptions(feature_reduction=reduction),
+            TESKD(feature_reduction=reduction),
+            B * repeats,
         )
-        return {name: float(value.mean()) for name, value in terms.items()}
+        means = {name: float(term.value.mean()) for name, term in terms.items()}
+        return means | {f"weighted {name}": terms[name].weight * x for name, x in means.items()}
 
     for reduction, factor in (("sum", 3), ("mean", 1)):
         once, thrice = mean_of(reduction, 1), mean_of(reduction, 3)
         for name in once:
             expected = once[name] * (factor if "feature" in name else 1)
             assert thrice[name] == pytest.approx(expected, rel=1e-5)
-    assert mean_of("sum", 1)["feature"] == pytest.approx(B * mean_of("mean", 1)["feature"])
+    one_sum, one_mean = (mean_of(reduction, 1)["teskd_feature"] for reduction in ("sum", "mean"))
+    assert one_sum == pytest.approx(B * one_mean)
 
 
-def test_impossible_options_are_refused():
+def test_impossible_numbers_are_refused():
     for values, message in (
         ({"temperature": 0.0}, "temperature is a number above 0, got 0.0"),
         ({"temperature": float("nan")}, "temperature is a number above 0"),
@@ -189,55 +186,79 @@ def test_impossible_options_are_refused():
         ({"feature_reduction": "max"}, "feature_reduction is one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            EvolveOptions(**values)
-    with pytest.raises(ValueError, match="2 branches need as many branch_weights"):
-        found(LOGITS, FEATURES, LABELS, EvolveOptions(branch_weights=(1.0,)), B)
+            TESKD(**values)
+
+
+def test_networks_without_branches_or_with_others_than_weighted_are_refused():
+    shapes = Shapes(exits_of(LOGITS, FEATURES), (), C, B)
+    TESKD(branch_weights=(1.0, 2.0)).check(shapes)
+    with pytest.raises(ValueError, match="has 2 branches, branch_weights gives"):
+        TESKD(branch_weights=(1.0,)).check(shapes)
+    alone = shapes._replace(student=shapes.student._replace(branches=()))
+    with pytest.raises(ValueError, match="needs a network with branches"):
+        TESKD().check(alone)
+
+
+# ----------------------------------------------------------------------------- limits of numbers
+LIMITS = [
+    (dtype, float(limit))
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32)
+    for limit in (jnp.finfo(dtype).max, jnp.finfo(dtype).tiny, jnp.finfo(dtype).smallest_subnormal)
+]
+
+
+@pytest.mark.parametrize(("dtype", "magnitude"), LIMITS)
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.5, 1.0, 4.0, 20.0, 100.0])
+def test_no_number_of_any_type_makes_a_loss_or_gradient_that_is_not_finite(
+    dtype, magnitude, temperature
+):
+    values = np.zeros((3, 4))
+    values[0, 0], values[1] = magnitude, [magnitude, -magnitude, magnitude, 0]
+    exits = jnp.asarray(np.stack([values, -values, values[:, ::-1]]), dtype)
+    labels = jnp.array([1, 1, 2])
+    chex.assert_tree_all_finite(
+        evaluated(exits, exits, labels, TESKD(temperature=temperature), len(labels))
+    )
 
 
 # ------------------------------------------------------------------------ taught by frozen teachers
 def test_a_frozen_teacher_adds_its_weighted_kl_to_the_backbone():
-    def seen(logits, features):
-        exits = [Outputs(s, f, ()) for s, f in zip(logits, features, strict=True)]
-        return exits[0]._replace(branches=tuple(exits[1:]))
-
     teachers = jnp.asarray(2 * RANDOM.standard_normal((2, B, C)), jnp.float32)
-    hyper = Hyper(1.0, 0.0, 3.0, 0.7, 1.0)  # another temperature than the branches'
+    hyper = Hyper(temperature=3.0, kd_weight=0.7)  # another temperature than the branches'
 
     @functools.partial(jax.jit, static_argnums=2)
-    def run(logits, keep, number):
-        objective = evolving_objective(EvolveOptions(), LossOptions())
-
+    def run(logits, mask, methods):
         def total(logits):
-            loss, terms = objective(
-                seen(logits, FEATURES), LABELS, teachers[:number], keep[:number], hyper, B
-            )
+            context = context_of(exits_of(logits, FEATURES), teachers, mask, LABELS, hyper)
+            terms = {}
+            for method in methods:
+                terms |= method.terms({}, context)[0]
+            loss = sum(term.weight * term.value for term in terms.values())
             return jnp.sum(loss), (loss, terms)
 
         return jax.grad(total, has_aux=True)(logits)
 
     every, none = jnp.array([True, True]), jnp.array([False, False])
-    alone_gradient, (alone, alone_terms) = run(LOGITS, every, 0)
-    gradient, (loss, terms) = run(LOGITS, every, 2)
-    log_q, log_p = (log_softmax(np.float64(x) / 3.0) for x in (LOGITS[0], teachers))
-    kl = np.sum(np.exp(log_p) * (log_p - log_q), (0, 2))
-    close(terms["frozen_kl"], kl)
-    close(terms["weighted_frozen_kl"], 0.7 * 9 * kl)
+    alone_gradient, (alone, alone_terms) = run(LOGITS, every, (TESKD(),))
+    gradient, (loss, terms) = run(LOGITS, every, (TESKD(), KD()))
+    kl = sum(kl_of(teacher, LOGITS[0], 3.0) for teacher in teachers)
+    close(terms["kl"].value, kl)
+    close(terms["kl"].weight * terms["kl"].value, 0.7 * 9 * kl)
     close(loss, np.asarray(alone) + 0.7 * 9 * kl)
     for name in alone_terms:
-        np.testing.assert_array_equal(terms[name], alone_terms[name])
-    weighted = sum(value for name, value in terms.items() if name.startswith("weighted_"))
-    np.testing.assert_allclose(weighted, loss, rtol=1e-5)
+        chex.assert_trees_all_equal(terms[name], alone_terms[name])
+    log_q, log_p = (log_softmax(np.float64(x) / 3.0) for x in (LOGITS[0], teachers))
     added = 0.7 * 3 * (2 * np.exp(log_q) - np.exp(log_p).sum(0))
     np.testing.assert_allclose(gradient[0] - alone_gradient[0], added, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(gradient[1:], alone_gradient[1:])
-    _, (dropped, _) = run(LOGITS, none, 2)
+    _, (dropped, _) = run(LOGITS, none, (TESKD(), KD()))
     np.testing.assert_allclose(dropped, alone, rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------- through real networks
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 4, 8, 3
 SGD = optim.OptimOptions(learning_rate=0.05)
-SUMMED = EvolveOptions(feature_weight=1e-2)  # enough for a wrong sum to show
+SUMMED = TESKD(feature_weight=1e-2)  # enough for a wrong sum to show
 
 
 def examples(n=BATCH * STEPS):
@@ -248,7 +269,13 @@ def examples(n=BATCH * STEPS):
     )
 
 
-def prepare(keys, images):
+def first_batch():
+    images, labels = examples(BATCH)
+    places = jnp.arange(BATCH, dtype=jnp.int32)
+    return Batch(jnp.asarray(images), jnp.asarray(labels), places, places)
+
+
+def preprocess(keys, images):
     return images.astype(jnp.float32) / 127.5 - 1
 
 
@@ -261,14 +288,13 @@ def test_the_kl_reaches_the_backbones_classifier_and_the_feature_term_its_stages
     @jax.grad
     def gradient_of(params, chosen):
         outputs, _ = network.apply(
-            {**variables, "params": params}, prepare(None, images), train=True
+            {**variables, "params": params}, preprocess(None, images), train=True
         )
         values = []
         for detach in (False, True):
-            objective = evolving_objective(EvolveOptions(detach_target=detach), LossOptions())
-            empty = jnp.zeros((0, BATCH, CLASSES)), jnp.zeros(0, bool)
-            _, terms = objective(outputs, labels, *empty, Hyper(), BATCH)
-            values += [terms["kl"].mean(), terms["feature"].mean()]
+            context = context_of(outputs, labels=labels)
+            terms, _ = TESKD(detach_target=detach).terms({}, context)
+            values += [terms["teskd_kl"].value.mean(), terms["teskd_feature"].value.mean()]
         return jnp.dot(chosen, jnp.stack(values))
 
     live, feature, detached, _ = (gradient_of(variables["params"], c) for c in np.eye(4))
@@ -285,69 +311,59 @@ def test_the_kl_reaches_the_backbones_classifier_and_the_feature_term_its_stages
     np.testing.assert_allclose(live[branch]["kernel"], detached[branch]["kernel"], rtol=1e-4)
 
 
+def step_of(network, method, axis_name=None):
+    return make_train_step(
+        network=network,
+        methods=(("teskd", method),),
+        teachers=(),
+        optimizer=SGD,
+        schedule=optim.schedule(SGD, 1, STEPS),
+        preprocess=preprocess,
+        axis_name=axis_name,
+    )
+
+
 @functools.cache
 def trained(mode, devices):
     """The state after some steps of evolving:plane2 and the metrics' sums, as NumPy."""
     topology = sharding.Topology(mode, devices)
     network = models.build("evolving:plane2", CLASSES, SHAPE)
-
-    def step(axis_name):
-        return make_train_step(
-            network=network,
-            teachers=(),
-            optimizer=SGD,
-            schedule=optim.schedule(SGD, 1, STEPS),
-            objective=evolving_objective(SUMMED, LossOptions()),
-            prepare=prepare,
-            axis_name=axis_name,
-        )
-
-    state = start_of(network)
-    images, labels = examples()
-    rows = jnp.arange(BATCH)
-    batch = Batch(images[:BATCH], labels[:BATCH], rows)
-    arguments = (Hyper(weight_decay=1e-3), jax.random.key(0))
-    sums = jax.eval_shape(step(None), state, (), batch, *arguments)[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    state, arguments = start_of(network), (Hyper(weight_decay=1e-3), jax.random.key(0))
+    counted = jax.eval_shape(step_of(network, SUMMED), state, (), first_batch(), *arguments)[1]
     order = np.arange(BATCH * STEPS, dtype=np.int32).reshape(STEPS, BATCH)
-    loop = sharding.train_loop(step(topology.axis_name), topology)
-    state, zeros, data, arguments = topology.replicate(
-        (state, zeros, Resident(images, labels), arguments)
+    loop = sharding.train_loop(step_of(network, SUMMED, topology.axis_name), topology)
+    state, sums, dataset, arguments = topology.replicate(
+        (state, metrics.zeros_like(counted), DeviceDataset(*examples()), arguments)
     )
     bounds = np.int32(0), np.int32(STEPS)
-    return jax.device_get(loop(state, zeros, (), data, order, *bounds, *arguments))
+    return jax.device_get(loop(state, sums, (), dataset, order, *bounds, *arguments))
 
 
 def start_of(network):
-    variables = random_variables(network.shapes)
-    opt_state = optim.transform(SGD, 0.0, 0.0).init(variables["params"])
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, variables["params"], variables["batch_stats"], opt_state, jnp.int32(0))
+    start = random_variables(network.shapes)
+    return init_state(network, SGD, jax.random.key(0), start=start)
 
 
 @pytest.mark.parametrize(("mode", "devices"), [("pmap", 1), ("pmap", 2), ("pmap", 4)])
 def test_every_mode_and_device_count_gives_the_same_loss_and_parameters(mode, devices):
     state, sums = trained(mode, devices)
     expected_state, expected = trained("jit", 1)
-    assert {"kl", "feature", "weighted_feature", "branch1_accuracy"} <= expected.keys()
-    for name in expected:
-        np.testing.assert_allclose(sums[name], expected[name], rtol=2e-5, err_msg=name)
+    assert expected.terms.keys() == {"teskd_ce", "teskd_kl", "teskd_feature"}
+    assert len(expected.accuracy) == 2
+    chex.assert_trees_all_close(sums, expected, rtol=2e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=2e-4, atol=2e-5)
-    moved = np.abs(state.params["fc_b1"]["kernel"] - filled_kernel("fc_b1")).max()
-    assert moved > 1e-3
-
-
-def filled_kernel(name):
-    variables = random_variables(models.build("evolving:plane2", CLASSES, SHAPE).shapes)
-    return np.asarray(variables["params"][name]["kernel"])
+    ((name, params),) = state.params["networks"].items()
+    start = random_variables(models.build(name, CLASSES, SHAPE).shapes)["params"]
+    assert np.abs(params["fc_b1"]["kernel"] - start["fc_b1"]["kernel"]).max() > 1e-3
 
 
 def test_the_feature_sum_is_over_the_whole_batch_and_matters():
     _, sums = trained("jit", 1)
     _, halves = trained("pmap", 2)
-    share = sums["weighted_feature"][0] / sums["loss"][0]
+    share = sums.weighted["teskd_feature"][0] / sums.loss[0]
     assert share > 0.01  # else half of it would not have been seen above
-    assert halves["feature"][0] == pytest.approx(sums["feature"][0], rel=2e-5)
+    whole, halved = (x.terms["teskd_feature"][0] for x in (sums, halves))
+    assert halved == pytest.approx(whole, rel=2e-5)
 
 
 # ----------------------------------------------------------------------------------- half precision
@@ -355,37 +371,22 @@ def test_the_feature_sum_is_over_the_whole_batch_and_matters():
 def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(name):
     wide = models.build(name, CLASSES, SHAPE)
     narrow = dataclasses.replace(wide, dtype="bfloat16")
-    objective = (
-        evolving_objective(EvolveOptions(), LossOptions())
-        if wide.branches
-        else multi_teacher_objective(LossOptions())
-    )
-    images, labels = examples(BATCH)
-    rows = jnp.arange(BATCH)
-    batch = Batch(images, labels, rows)
-    state = start_of(wide)
-    empty = jnp.zeros((0, BATCH, CLASSES)), jnp.zeros(0, bool)
+    method = TESKD() if wide.branches else CrossEntropy()
+    state, batch = start_of(wide), first_batch()
 
     @jax.jit
     def loss_of(variables):
-        outputs, _ = wide.apply(variables, prepare(None, images), train=True)
-        return objective(outputs, labels, *empty, Hyper(), BATCH)[0].mean()
+        outputs, _ = wide.apply(variables, preprocess(None, batch.inputs), train=True)
+        return base.total(method.terms({}, context_of(outputs, labels=batch.labels))[0])
 
-    step = make_train_step(
-        network=narrow,
-        teachers=(),
-        optimizer=SGD,
-        schedule=lambda step: 0.05,
-        objective=objective,
-        prepare=prepare,
-    )
-    after, sums = jax.jit(step)(state, (), batch, Hyper(), jax.random.key(0))
-    loss, expected = float(sums["loss"][0]) / BATCH, float(loss_of(state.variables))
-    assert sums["loss"][0].dtype == jnp.float32
+    step = jax.jit(step_of(narrow, method))
+    after, counted = step(state, (), batch, Hyper(), jax.random.key(0))
+    loss, expected = float(counted.loss[0]) / BATCH, float(loss_of(state.variables(name)))
+    assert counted.loss[0].dtype == jnp.float32
     # bfloat16 keeps eight bits; the layers' errors mostly cancel in the mean over the batch.
     assert loss == pytest.approx(expected, rel=2**-6)
     assert abs(loss - expected) > 1e-6 * expected  # else nothing was computed in it
-    for tree in (after.params, after.batch_stats, after.opt_state):
+    for tree in (after.params, after.collections, after.opt_state):
         assert {x.dtype for x in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
     chex.assert_tree_all_finite(after)
 
@@ -403,16 +404,16 @@ TINY = {
 @pytest.fixture(scope="module")
 def run():
     """The results, and the whole evolving network with the variables that it was left with."""
-    kept, deploy = [], models.deploy
+    deployed, deploy = [], models.deploy
 
     def spy(network, variables):
-        kept.append((network, variables))
+        deployed.append((network, variables))
         return deploy(network, variables)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "deploy", spy)
         results = distill_jax.run(TINY)
-    ((whole, variables),) = [pair for pair in kept if pair[0].branches]
+    ((whole, variables),) = [pair for pair in deployed if pair[0].branches]
     return results, whole, variables
 
 
@@ -426,8 +427,8 @@ def test_what_is_left_of_an_evolving_network_is_its_backbone_with_the_same_logit
         for name, leaves in modules.items():
             chex.assert_trees_all_equal(leaves, variables[collection][name])
     dataset = data.load(**TINY["dataset"])
-    asked = [(network, deployed), (whole, variables)]
-    own, inside = (exits[0] for exits in programs.predict(asked, dataset.test, dataset))
+    pairs = [(network, deployed), (whole, variables)]
+    own, inside = (exits[0] for exits in programs.predict_logits(pairs, dataset.test, dataset))
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
     row = results.rows[0]
     assert row["network"] == "evolving:plane4"
@@ -447,7 +448,8 @@ def test_the_row_of_an_evolving_network_has_its_branches_accuracies(run):
     assert row["test_branch1_accuracy"] == expected
     assert "test_branch2_accuracy" not in row and "test_branch1_accuracy" not in results.rows[1]
     for record in results.histories["dense", "evolving:plane4", 0]:
-        total = sum(record[f"train_weighted_{name}"] for name in ("ce", "kl", "feature"))
+        terms = ("teskd_ce", "teskd_kl", "teskd_feature")
+        total = sum(record[f"train_weighted_{name}"] for name in terms)
         assert record["train_loss"] == pytest.approx(total, rel=1e-5)
         assert {"train_branch1_accuracy", "valid_branch1_accuracy"} <= record.keys()
 
@@ -458,7 +460,8 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
     pairs = [results.networks["dense", name, 0] for name in ("plane2", "evolving:plane4")]
-    student, teacher = programs.teach(pairs, dataset.test, dataset)
+    shown = programs.teacher_outputs(pairs, dataset.test, dataset, sharding.Topology())
+    student, teacher = shown.logits.swapaxes(0, 1)
     assert row["agreement"] == {"evolving:plane4": classification.agreement(student, teacher)}
     assert row["kl"] == {"evolving:plane4": classification.kl(teacher, student)}
     assert all(record["train_kl"] > 0 for record in results.histories["dense", "plane2", 0])
@@ -466,9 +469,9 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
 
 def test_branch_weights_of_another_number_are_refused_before_anything_starts():
     class Loud(Reporter):
-        def stage_started(self, jobs, step, steps, histories):
+        def stage_started(self, stages, step, steps, histories):
             raise AssertionError("a stage started")
 
     wrong = {**TINY, "evolve": {"branch_weights": (1.0, 1.0)}}
-    with pytest.raises(ConfigError, match="evolving:plane4 has 1 branches"):
+    with pytest.raises(ConfigError, match="evolving:plane4 .*has 1 branches"):
         distill_jax.run(wrong, reporter=Loud())

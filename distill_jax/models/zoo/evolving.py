@@ -16,6 +16,7 @@ from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool, resize_bilinear
 from distill_jax.models.zoo import vgg
 from distill_jax.models.zoo.four_stage_resnet import FourStageResNet
+from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, TORCH, Conv, Init, Linear, conv_norm
 
 
@@ -63,6 +64,11 @@ class Evolving(nn.Module):
         if feature.shape[-1] != width:
             feature = global_average_pool(stages[-1])
         return outputs._replace(feature=feature, branches=tuple(branches))
+
+    @nn.nowrap
+    def head(self) -> Head:
+        """The backbone's: it takes this network's feature only where that is the backbone's."""
+        return self.backbone.head()
 
     def _block(
         self,

@@ -14,7 +14,8 @@ from jax import Array
 
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool, max_pool_overlapping
-from distill_jax.models.zoo.layers import HE, TORCH, Conv, Init, Linear, conv_norm
+from distill_jax.models.zoo.heads import Head, one_layer
+from distill_jax.models.zoo.layers import HE, TORCH, Conv, Init, conv_norm
 from distill_jax.models.zoo.resnet import BasicBlock, Bottleneck
 from distill_jax.models.zoo.stages import Staged
 
@@ -58,12 +59,17 @@ class FourStageResNet(Staged):
             kernel_init=self.initial.conv,
             name=self.stem_name,
         )
-        x = nn.relu(conv_norm(images, mode, stem, "bn1"))
-        x = max_pool_overlapping(x) if self.large_stem else x
+        first = nn.relu(conv_norm(images, mode, stem, "bn1"))
+        x = max_pool_overlapping(first) if self.large_stem else first
         block = functools.partial(self.block, kernel_init=self.initial.conv)
         stages = self.run_stages(x, mode, block, WIDTHS)
-        feature = global_average_pool(stages[-1])
-        return Outputs(Linear(self.classes, name="fc")(feature, mode), feature, stages)
+        feature = global_average_pool(stages.ends[-1])
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, stages.ends, stem=first, preacts=stages.last_preacts)
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return one_layer("fc", self.classes)
 
 
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> FourStageResNet:

@@ -12,6 +12,7 @@ from jax import Array
 
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import flatten_channels_first, max_pool
+from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, Linear, conv_norm
 
 M = "M"
@@ -47,22 +48,30 @@ class PlainCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
-        x, stages, index = images, [], 0
+        x, index = images, 0
+        stem, stages, preacts = None, [], []
         for position, width in enumerate(self.layers):
             if width == M:
                 x = max_pool(x)
                 index += 1
                 continue
             conv = Conv(int(width), name=f"conv_layers.{index}")
-            x = nn.relu(conv_norm(x, mode, conv, f"conv_layers.{index + 1}"))
+            preact = conv_norm(x, mode, conv, f"conv_layers.{index + 1}")
+            x = nn.relu(preact)
+            stem = x if stem is None else stem
             index += 3  # convolution, BatchNorm, ReLU
             if position + 1 == len(self.layers) or self.layers[position + 1] == M:
                 stages.append(x)
-        x = flatten_channels_first(x)
+                preacts.append(preact)
+        feature = flatten_channels_first(x)
         for position, width in enumerate(self.hidden):
-            x = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(x, mode))
-        logits = Linear(self.classes, name=f"fc_layers.{2 * len(self.hidden)}")(x, mode)
-        return Outputs(logits, x, tuple(stages))
+            feature = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(feature, mode))
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, tuple(stages), stem=stem, preacts=tuple(preacts))
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return one_layer(f"fc_layers.{2 * len(self.hidden)}", self.classes)
 
 
 def build(size: int, classes: int, image_shape: tuple[int, int, int]) -> PlainCNN:

@@ -11,7 +11,8 @@ from jax import Array
 
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool
-from distill_jax.models.zoo.layers import Conv, Linear, conv_norm, he_fan_out
+from distill_jax.models.zoo.heads import Head, one_layer
+from distill_jax.models.zoo.layers import Conv, conv_norm, he_fan_out
 from distill_jax.models.zoo.stages import Staged
 
 DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)
@@ -20,7 +21,8 @@ DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut, ReLU after the sum; projected where shapes change.
 
-    `features` is the width of the block's output over `expansion`, `widen` times it that between.
+    Gives the block's output, and the sum before its ReLU. `features` is the width of the output
+    over `expansion`, `widen` times it that between.
     """
 
     expansion = 1
@@ -31,7 +33,7 @@ class BasicBlock(nn.Module):
     widen: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, mode: Mode) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> tuple[Array, Array]:
         def conv(features, kernel_size, stride, name):
             return Conv(
                 features,
@@ -48,13 +50,15 @@ class BasicBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = conv(self.features, 1, self.stride, "downsample.0")
             x = conv_norm(x, mode, shortcut, "downsample.1")
-        return nn.relu(x + y)
+        preact = x + y
+        return nn.relu(preact), preact
 
 
 class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions and a shortcut; the stride is at the 3×3.
 
-    The output is four times `features` wide, the middle `widen` times, in `groups` groups.
+    Gives the block's output, and the sum before its ReLU. The output is four times `features`
+    wide, the middle `widen` times, in `groups` groups.
     """
 
     expansion = 4
@@ -66,7 +70,7 @@ class Bottleneck(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, mode: Mode) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> tuple[Array, Array]:
         def conv(features, kernel_size, name, stride=1, groups=1):
             return Conv(
                 features,
@@ -85,7 +89,8 @@ class Bottleneck(nn.Module):
         if self.stride != 1 or x.shape[-1] != outputs:
             shortcut = conv(outputs, 1, "downsample.0", self.stride)
             x = conv_norm(x, mode, shortcut, "downsample.1")
-        return nn.relu(x + y)
+        preact = x + y
+        return nn.relu(preact), preact
 
 
 class CifarResNet(Staged):
@@ -99,8 +104,13 @@ class CifarResNet(Staged):
         stem = Conv(self.widths[0], use_bias=False, kernel_init=he_fan_out, name="conv1")
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
         stages = self.run_stages(x, mode, BasicBlock, self.widths[1:])
-        feature = global_average_pool(stages[-1])
-        return Outputs(Linear(self.classes, name="fc")(feature, mode), feature, stages)
+        feature = global_average_pool(stages.ends[-1])
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, stages.ends, stem=x, preacts=stages.last_preacts)
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return one_layer("fc", self.classes)
 
 
 def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> CifarResNet:

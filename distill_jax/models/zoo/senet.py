@@ -14,6 +14,7 @@ from jax import Array
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool
 from distill_jax.models.zoo.four_stage_resnet import COUNTS, WIDTHS
+from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, Linear, conv_norm
 from distill_jax.models.zoo.stages import Staged
 
@@ -24,7 +25,8 @@ class SEBlock(nn.Module):
     """Convolutions, each with BatchNorm and ReLU, scaled per channel by what their mean excites.
 
     `layers` lists (kernel size, width over `features`, whether it carries the stride). The last one
-    has its ReLU before the scaling, and the block another after the sum.
+    has its ReLU before the scaling, and the block another after the sum. Gives the block's output,
+    and the sum.
     """
 
     layers: ClassVar[tuple[tuple[int, int, bool], ...]] = ((3, 1, True), (3, 1, False))
@@ -33,7 +35,7 @@ class SEBlock(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, mode: Mode) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> tuple[Array, Array]:
         y = x
         for index, (kernel_size, widen, strided) in enumerate(self.layers):
             stride = self.stride if strided else 1
@@ -45,7 +47,8 @@ class SEBlock(nn.Module):
             x = conv_norm(x, mode, shortcut, "shortcut.1")
         squeezed = Linear(outputs // REDUCTION, name="excitation.0")(global_average_pool(y), mode)
         scale = nn.sigmoid(Linear(outputs, name="excitation.2")(nn.relu(squeezed), mode))
-        return nn.relu(y * scale[:, None, None].astype(y.dtype) + x)
+        preact = y * scale[:, None, None].astype(y.dtype) + x
+        return nn.relu(preact), preact
 
 
 class SEBottleneck(SEBlock):
@@ -69,8 +72,13 @@ class SENet(Staged):
         x = nn.relu(conv_norm(images, mode, Conv(WIDTHS[0], name="pre.0"), "pre.1"))
         block = SEBottleneck if self.bottleneck else SEBlock
         stages = self.run_stages(x, mode, block, WIDTHS)
-        feature = global_average_pool(stages[-1])
-        return Outputs(Linear(self.classes, name="linear")(feature, mode), feature, stages)
+        feature = global_average_pool(stages.ends[-1])
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, stages.ends, stem=x, preacts=stages.last_preacts)
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return one_layer("linear", self.classes)
 
 
 def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> SENet:

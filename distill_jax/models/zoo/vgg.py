@@ -11,7 +11,8 @@ from jax import Array
 
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool, max_pool
-from distill_jax.models.zoo.layers import HE_VGG, Conv, Linear, conv_norm
+from distill_jax.models.zoo.heads import Head
+from distill_jax.models.zoo.layers import HE_VGG, Conv, conv_norm
 
 WIDTHS = (64, 128, 256, 512, 512)
 COUNTS = {
@@ -25,19 +26,21 @@ CIFAR_DEPTHS = (16, 19)
 
 
 def _conv(x: Array, mode: Mode, width: int, name: str, norm: str) -> Array:
+    """A convolution and its BatchNorm, before the ReLU."""
     conv = Conv(width, kernel_init=HE_VGG.conv, bias_init=HE_VGG.conv_bias, name=name)
-    return nn.relu(conv_norm(x, mode, conv, norm))
+    return conv_norm(x, mode, conv, norm)
 
 
-def _linear(width: int, name: str) -> Linear:
-    return Linear(width, kernel_init=HE_VGG.linear, bias_init=HE_VGG.linear_bias, name=name)
+def _head(names: tuple[str, ...], widths: tuple[int, ...]) -> Head:
+    return Head(names, widths, HE_VGG.linear, HE_VGG.linear_bias, parent=None)
 
 
 class VGG(nn.Module):
     """Five blocks with pools after the first three, average pool and one linear layer.
 
     At 32×32 the last two blocks both see 4×4 maps; images of 64×64 or more are pooled once more
-    between them. State-dict names: block0.0, block0.1, ..., classifier.
+    between them. The first block is stem and stage. State-dict names: block0.0, block0.1, ...,
+    classifier.
     """
 
     counts: tuple[int, ...]
@@ -46,15 +49,22 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         pools = 4 if min(images.shape[1:3]) >= 64 else 3
-        x, stages = images, []
+        x, stages, preacts = images, [], []
         for block, (width, count) in enumerate(zip(WIDTHS, self.counts, strict=True)):
             for index in range(count):  # convolution, BatchNorm, ReLU
                 name, norm = f"block{block}.{3 * index}", f"block{block}.{3 * index + 1}"
-                x = _conv(x, mode, width, name, norm)
+                preact = _conv(x, mode, width, name, norm)
+                x = nn.relu(preact)
             stages.append(x)
+            preacts.append(preact)
             x = max_pool(x) if block < pools else x
         feature = global_average_pool(x)
-        return Outputs(_linear(self.classes, "classifier")(feature, mode), feature, tuple(stages))
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, tuple(stages), stem=stages[0], preacts=tuple(preacts))
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return _head(("classifier",), (self.classes,))
 
 
 class CifarVGG(nn.Module):
@@ -70,20 +80,25 @@ class CifarVGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
-        x, stages = images, []
+        x, stages, preacts = images, [], []
         for index in range(1, self.counts[0] + 1):
-            x = _conv(x, mode, WIDTHS[0], f"conv{index}", f"bn{index}")
-        x = max_pool(x)
+            x = nn.relu(_conv(x, mode, WIDTHS[0], f"conv{index}", f"bn{index}"))
+        stem, x = x, max_pool(x)
         for layer, (width, count) in enumerate(zip(WIDTHS[1:], self.counts[1:], strict=True), 1):
             for index in range(count):
                 name, norm = f"layer{layer}.{3 * index}", f"layer{layer}.{3 * index + 1}"
-                x = _conv(x, mode, width, name, norm)
+                preact = _conv(x, mode, width, name, norm)
+                x = nn.relu(preact)
             x = max_pool(x)
             stages.append(x)
+            preacts.append(max_pool(preact))  # a pool and a ReLU commute
         feature = global_average_pool(x)
-        y = nn.relu(_linear(512, "classifier.0")(feature, mode))
-        y = nn.relu(_linear(512, "classifier.2")(y, mode))
-        return Outputs(_linear(self.classes, "classifier.4")(y, mode), feature, tuple(stages))
+        logits = self.head().run(feature, mode)
+        return Outputs(logits, feature, tuple(stages), stem=stem, preacts=tuple(preacts))
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return _head(("classifier.0", "classifier.2", "classifier.4"), (512, 512, self.classes))
 
 
 def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> VGG:

@@ -11,7 +11,8 @@ from jax import Array
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.kernels.pools import global_average_pool
-from distill_jax.models.zoo.layers import Conv, Linear, conv_norm, he_fan_out
+from distill_jax.models.zoo.heads import Head, one_layer
+from distill_jax.models.zoo.layers import Conv, conv_norm, he_fan_out
 from distill_jax.models.zoo.stages import Staged
 
 
@@ -19,14 +20,14 @@ class PreActivationBlock(nn.Module):
     """BatchNorm and ReLU before each of two 3×3 convolutions, nothing after the sum.
 
     Where the width changes, the shortcut is a 1×1 convolution of the activated input; a block that
-    only strides does not occur.
+    only strides does not occur. Gives the sum, and its normalised input before the first ReLU.
     """
 
     features: int
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, mode: Mode) -> Array:
+    def __call__(self, x: Array, mode: Mode) -> tuple[Array, Array]:
         def conv(kernel_size, stride, name):
             return Conv(
                 self.features,
@@ -37,12 +38,13 @@ class PreActivationBlock(nn.Module):
                 name=name,
             )
 
-        active = nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, mode))
+        preact = BatchNorm(x.shape[-1], name="bn1")(x, mode)
+        active = nn.relu(preact)
         y = nn.relu(conv_norm(active, mode, conv(3, self.stride, "conv1"), "bn2"))
         y = conv(3, 1, "conv2")(y, mode)
         if x.shape[-1] != self.features:
             x = conv(1, self.stride, "convShortcut")(active, mode)
-        return x + y
+        return x + y, preact
 
 
 class WideResNet(Staged):
@@ -63,10 +65,16 @@ class WideResNet(Staged):
         x = Conv(16, use_bias=False, kernel_init=he_fan_out, name="conv1")(images, mode)
         widths = tuple(width * self.factor for width in (16, 32, 64))
         stages = self.run_stages(x, mode, PreActivationBlock, widths)
-        x = nn.relu(BatchNorm(widths[-1], name="bn1")(stages[-1], mode))
-        feature = global_average_pool(x)
-        logits = Linear(self.classes, bias_init=nn.initializers.zeros, name="fc")(feature, mode)
-        return Outputs(logits, feature, stages)
+        preact = BatchNorm(widths[-1], name="bn1")(stages.ends[-1], mode)
+        feature = global_average_pool(nn.relu(preact))
+        logits = self.head().run(feature, mode)
+        # A stage's end is normalised by the block after it: the first one of the next stage.
+        preacts = (*stages.first_preacts[1:], preact)
+        return Outputs(logits, feature, stages.ends, stem=x, preacts=preacts)
+
+    @nn.nowrap
+    def head(self) -> Head:
+        return one_layer("fc", self.classes, bias_init=nn.initializers.zeros)
 
 
 def build(depth: int, factor: int, classes: int, image_shape: tuple[int, int, int]) -> WideResNet:

@@ -4,16 +4,19 @@ A config file starts from `default_config`; `resolve` checks everything that can
 data and turns it into an `Experiment`.
 """
 
+from distill_jax.runs.config.arguments import config_arguments
 from distill_jax.runs.config.defaults import default_config, smoke
-from distill_jax.runs.config.experiment import PROTOCOLS, Experiment, Row, checkpoint_due, resolve
+from distill_jax.runs.config.experiment import Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
+from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, resolve
 
 __all__ = [
     "PROTOCOLS",
     "ConfigError",
     "Experiment",
-    "Row",
+    "Comparison",
     "checkpoint_due",
+    "config_arguments",
     "default_config",
     "resolve",
     "smoke",

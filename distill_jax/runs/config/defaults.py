@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from distill_jax.methods import losses
+from distill_jax.methods import TESKD
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -53,15 +53,35 @@ def default_config() -> ml_collections.ConfigDict:
                 "milestones": (0.5, 0.75),
                 "decay": 0.1,
                 "warmup_epochs": 0.0,
+                "clip_norm": 0.0,  # of all gradients together; 0 clips nothing
+                "accumulate_steps": 1,  # steps whose gradients make one update
+                "decayed": "all",  # or kernels: weight decay spares biases and BatchNorms
+                "trainable": (),  # regular expressions of the parameters that move; all where empty
+                "frozen": (),  # and of those that do not
             },
+            # What teaches, with its weight: {"kd": 1.0, "fitnet": 100.0}. The cross-entropy counts
+            # (1 - kd_weight) beside kd, else 1; {"ce": weight} says otherwise.
+            "methods": ml_collections.FieldReference({"kd": 1.0}, field_type=object),
+            # {method: {number: value}}, such as {"fitnet": {"hint_layer": 1}}.
+            "method_options": ml_collections.FieldReference({}, field_type=object),
+            # Trained before the stage itself, each from the weights of the one before: a dict of
+            # recipe fields and methods that differ, such as {"methods": {"fitnet": 1, "ce": 0},
+            # "epochs": 10, "trainable": ("conv1.*", "bn1.*", "layer1.*", "layer2.*")}.
+            "phases": (),
             "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": "sum"},
-            "dropping": {"kind": "", "number": 1, "survival": 0.75, "teacher_droppable": True},
-            # TESKD, for networks called evolving:NAME; see distill_jax.methods.teskd.EvolveOptions.
-            "evolve": dataclasses.asdict(losses.EvolveOptions()),
+            # teacher_droppable: whether the largest may be dropped too; by protocol where unset.
+            "dropping": {
+                "kind": "",
+                "number": 1,
+                "survival": 0.75,
+                "teacher_droppable": ml_collections.config_dict.placeholder(bool),
+            },
+            # TESKD, for networks called evolving:NAME; see distill_jax.methods.TESKD.
+            "evolve": dataclasses.asdict(TESKD()),
             # Networks that are not trained but read, from .safetensors, .npz or .pth: FILE for the
             # largest of the row, or NAME=FILE,NAME=FILE.
             "teacher_weights": "",
-            # {network: {recipe field or seed: value}}
+            # {network: {recipe field, methods, method_options or seed: value}}
             "overrides": {},
             # {label: {recipe field: value}}: plain training of the students, changed like that.
             "controls": {},

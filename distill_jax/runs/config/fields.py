@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+# Sections whose keys are the user's own.
+OPEN = ("config.methods",)
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the field, its value and what was expected."""
@@ -28,10 +31,14 @@ def _check_section(where: str, value: Any) -> None:
 
 
 def typed(where: str, value: Any, default: Any) -> Any:
+    if default is None:  # a flag that may stay unset
+        if value is None or isinstance(value, bool):
+            return value
+        raise ConfigError(f"{where} is True, False or None, got {value!r}")
     if isinstance(default, Mapping):
-        # Sections whose keys are the user's own (overrides, controls) are checked by their readers.
+        # Sections whose keys are the user's own are checked by their readers.
         _check_section(where, value)
-        return merge(default, value, where) if default else dict(value)
+        return merge(default, value, where) if default and where not in OPEN else dict(value)
     if isinstance(default, tuple):
         if isinstance(value, str):
             return (value,)

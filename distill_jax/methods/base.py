@@ -1,0 +1,171 @@
+"""The seam of every method: what it is given, what it adds to a student's loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from distill_jax.models import Outputs
+
+# What a method can ask of a teacher; a student shows all of it.
+OUTPUTS = ("logits", "feature", "stem", "stages", "preacts")
+
+
+class Hyper(NamedTuple):
+    """The numbers of a step, traced: changing them compiles nothing anew.
+
+    Args:
+      lr_scale: factor on the schedule's learning rate.
+      weight_decay: decay added to the gradient of every parameter.
+      temperature: T > 0 of the softened distributions.
+      kd_weight: λ in [0, 1].
+      survival: probability that a teacher survives "bernoulli" dropping.
+      methods: the weight of each method of the stage, by its name.
+    """
+
+    lr_scale: Array | float = 1.0
+    weight_decay: Array | float = 0.0
+    temperature: Array | float = 1.0
+    kd_weight: Array | float = 0.0
+    survival: Array | float = 1.0
+    methods: dict[str, Array | float] = {}
+
+
+class Term(NamedTuple):
+    """A part of the loss: `weight` times the mean of `value`.
+
+    Args:
+      value: (B,), a number per example, or () for the batch.
+      weight: (), may be traced.
+    """
+
+    value: Array
+    weight: Array | float = 1.0
+
+
+class Shapes(NamedTuple):
+    """What a method can know before the first step; arrays are `jax.ShapeDtypeStruct`s.
+
+    Args:
+      student: its outputs on the whole batch, over all devices.
+      teachers: theirs, as far as the method `needs` them.
+      classes: C.
+      examples: N of the training split.
+    """
+
+    student: Outputs
+    teachers: tuple[Outputs, ...]
+    classes: int
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a method is given at a step, on a device's share of the batch.
+
+    Args:
+      student: outputs of the student in training mode, with gradient.
+      teachers: outputs of the K teachers, largest first, without gradient; what no method of the
+        stage needs is None or (). Those of a dropped teacher are zeros.
+      teacher_mask: (K,) booleans, the teachers of this mini-batch; the same on every device.
+      labels: (B,) integers in [0, C).
+      hyper: the numbers of the step.
+      inputs: (B, ...), as the networks see them.
+      index: (B,) places in the training split.
+      position: (B,) places in the whole batch.
+      batch_size: examples over all devices.
+      epoch: () float32, epochs since the first step: the step over the steps of an epoch.
+      key: this method's random key of the step, the same on every device.
+      axis_name: the devices' axis, None where there is one device.
+      head: feature (B, F) -> logits by the student's classifier, with gradient.
+      teacher_heads: the same of each teacher, without.
+      teacher_apply: (k, inputs) -> outputs of teacher k for other inputs.
+    """
+
+    student: Outputs
+    teachers: tuple[Outputs, ...]
+    teacher_mask: Array
+    labels: Array
+    hyper: Hyper
+    inputs: Any = None
+    index: Array | None = None
+    position: Array | None = None
+    batch_size: int = 0
+    epoch: Array | float = 0.0
+    key: Array | None = None
+    axis_name: str | None = None
+    head: Callable[[Array], Array] | None = None
+    teacher_heads: tuple[Callable[[Array], Array], ...] = ()
+    teacher_apply: Callable[[int, Any], Outputs] | None = None
+
+    @property
+    def teacher_logits(self) -> Array:
+        """(K, B, C) logits of the teachers; K may be 0."""
+        if not self.teachers:
+            return jnp.zeros((0, *self.student.logits.shape), self.student.logits.dtype)
+        return jnp.stack([teacher.logits for teacher in self.teachers])
+
+    def over_teachers(self, term: Callable[[int, Outputs], Array]) -> Array:
+        """Adds up `term(k, teacher)` of the kept teachers; each is computed, then masked."""
+        values = [
+            jnp.where(self.teacher_mask[k], term(k, teacher), 0.0)
+            for k, teacher in enumerate(self.teachers)
+        ]
+        return sum(values[1:], values[0])
+
+    def whole_batch(self, values: Array) -> Array:
+        """Gathers (B, ...) of all devices in the batch's order, for terms that compare examples."""
+        if self.axis_name is None:
+            return values
+        return lax.all_gather(values, self.axis_name, tiled=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What travels to a student: terms of its loss, with the variables that they need.
+
+    A method is a frozen dataclass of its numbers, hashable and without arrays. Its variables are
+    {"params": trained by the student's optimizer, other collections: kept by the method itself};
+    they are checkpointed with the student's and never deployed.
+    """
+
+    # What it reads of a teacher's outputs, of `OUTPUTS`.
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    # Whether it teaches only where there are teachers; others act on plain training too.
+    taught: ClassVar[bool] = True
+    # Whether it counts the labels itself, in the place of the cross-entropy term.
+    replaces_ce: ClassVar[bool] = False
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError where the method cannot teach networks of these outputs."""
+
+    def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
+        """Draws the method's variables; most have none."""
+        return {}
+
+    def terms(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """Computes the terms of the loss by name, and the variables after this step.
+
+        Terms are computed for every teacher and masked: a collective must not stand inside a
+        conditional. Of the variables returned all but "params" are taken over.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.terms")
+
+
+def total(terms: dict[str, Term]) -> Array:
+    """Adds up weight times mean of all terms."""
+    return sum((term.weight * jnp.mean(term.value) for term in terms.values()), jnp.float32(0.0))
+
+
+def taps(outputs: Outputs) -> list[Any]:
+    """The points at which the literature taps features: stem, stages, feature.
+
+    Number 0 is the stem, 1 to S the stages' ends, S + 1 the vector before the classifier.
+    """
+    return [outputs.stem, *outputs.stages, outputs.feature]

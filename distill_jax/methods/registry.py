@@ -1,0 +1,180 @@
+"""Methods by name: those that come with the library, and those that a user brings."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+from jax import Array
+
+from distill_jax.identity import describe
+from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
+from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods.kd import KD, CrossEntropy
+from distill_jax.methods.teskd import TESKD
+from distill_jax.models import Outputs
+
+# (student, teacher, labels, hyper) -> (B,)
+EdgeLoss = Callable[[Outputs, Outputs, Array, Hyper], Array]
+
+METHODS: dict[str, type[Method]] = {
+    "ce": CrossEntropy,
+    "kd": KD,
+    "teskd": TESKD,
+    "fitnet": FitNet,
+}
+# Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
+ELSEWHERE = {
+    "ce": "config.loss and recipe.kd_weight",
+    "kd": "config.loss, recipe.temperature and recipe.kd_weight",
+    "teskd": "config.evolve",
+}
+_registered: dict[str, tuple[Method, str]] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeMethod(Method):
+    """A function of one edge as a method: its values, added up over the kept teachers."""
+
+    name: str
+    loss: EdgeLoss
+    needs: tuple[str, ...] = OUTPUTS  # type: ignore[misc]  # an instance's own
+
+    taught: ClassVar[bool] = True
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError where the function does not give (B,) numbers."""
+        batch = shapes.student.logits.shape[0]
+        labels = jax.ShapeDtypeStruct((batch,), "int32")
+        for teacher in shapes.teachers:
+            found = jax.eval_shape(self.loss, shapes.student, teacher, labels, _SOME_HYPER)
+            if getattr(found, "shape", None) != (batch,):
+                raise ValueError(
+                    f"method {self.name!r} gives {getattr(found, 'shape', found)} for a batch of "
+                    f"{batch}: expected one number an example, ({batch},)"
+                )
+
+    def terms(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """{name: the function's values}."""
+
+        def loss(k: int, teacher: Outputs) -> Array:
+            return self.loss(context.student, teacher, context.labels, context.hyper)
+
+        return {self.name: Term(context.over_teachers(loss))}, variables
+
+
+_SOME_HYPER: Any = Hyper(*(jax.ShapeDtypeStruct((), "float32"),) * 5)  # type: ignore[arg-type]
+
+
+def register_method(
+    name: str,
+    method: Method | EdgeLoss,
+    version: str = "1",
+    *,
+    needs: tuple[str, ...] = OUTPUTS,
+) -> None:
+    """Makes a method known under a name, to be used wherever a built-in's name is.
+
+    The name, the version and what the method is made of are part of the id of every stage that uses
+    it. Registering a name again replaces it.
+
+    Args:
+      name: for `config.methods`.
+      method: a `Method`, or a function (student, teacher, labels, hyper) -> (B,) of one edge.
+      version: to be raised when the method comes to compute something else.
+      needs: which of a teacher's outputs a function reads, of `base.OUTPUTS`; all that it does not
+        read need not be computed or cached.
+
+    Raises:
+      ValueError: a name that is taken or cannot be written in a config, neither a method nor a
+        function of four arguments, or an unknown output.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a method's name is an identifier such as 'my_loss', got {name!r}")
+    if name in METHODS:
+        raise ValueError(f"{name!r} is a method of the library: choose another name")
+    if isinstance(method, type) or not (isinstance(method, Method) or callable(method)):
+        raise ValueError(
+            f"method {name!r} is {method!r}: expected an instance of distill_jax.methods.Method or "
+            "a function (student, teacher, labels, hyper) -> (B,)"
+        )
+    if not isinstance(method, Method):
+        if len(inspect.signature(method).parameters) != 4:
+            raise ValueError(
+                f"method {name!r} takes {inspect.signature(method)}: expected (student, teacher, "
+                "labels, hyper)"
+            )
+        if unknown := sorted(set(needs) - set(OUTPUTS)):
+            raise ValueError(f"needs are of {OUTPUTS}, got {', '.join(unknown)}")
+        method = EdgeMethod(name=name, loss=method, needs=tuple(needs))
+    try:
+        hash(method)
+    except TypeError as error:
+        raise ValueError(
+            f"method {name!r} cannot be hashed ({error}): expected a frozen dataclass of numbers, "
+            "names and tuples"
+        ) from None
+    _registered[name] = (method, str(version))
+
+
+def names() -> tuple[str, ...]:
+    """The names of all methods, those of the library first."""
+    return (*METHODS, *_registered)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where no method is called `name`; the message lists those there are."""
+    if name not in names():
+        close = difflib.get_close_matches(str(name), names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"unknown method {name!r}{hint} There are {', '.join(names())}")
+
+
+def build(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The method called `name` with its numbers from `options`.
+
+    Raises:
+      ValueError: unknown name or option, or a value out of its range.
+    """
+    check_name(name)
+    options = dict(options or {})
+    if name in METHODS:
+        known = [f.name for f in dataclasses.fields(METHODS[name])]
+        make: Callable[..., Method] = METHODS[name]
+    else:
+        method = _registered[name][0]
+        fixed = ("name", "loss", "needs") if isinstance(method, EdgeMethod) else ()
+        known = [f.name for f in dataclasses.fields(method) if f.name not in fixed]
+        make = lambda **changes: dataclasses.replace(method, **changes)  # noqa: E731
+    for option in options:
+        if option not in known:
+            there = f"there are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"method {name!r} has no option {option!r}: {there}")
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def identity_of(name: str, method: Method) -> Any:
+    """What of a method belongs to a stage's id; a number at its default adds nothing to it.
+
+    Returns:
+      JSON values: name and changed numbers of a library's method, also version and source of a
+      registered one.
+    """
+    changed = {
+        f.name: _plain(getattr(method, f.name))
+        for f in dataclasses.fields(method)
+        if name in METHODS and getattr(method, f.name) != f.default
+    }
+    if name in METHODS:
+        return {"name": name, **changed}
+    return {"name": name, "version": _registered[name][1], "repr": describe(method)}
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

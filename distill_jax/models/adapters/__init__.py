@@ -1,0 +1,102 @@
+"""Networks from outside: linen modules, nnx modules and pairs of functions as `Network`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+
+from distill_jax import identity
+from distill_jax.models.adapters.base import Outside, check
+from distill_jax.models.adapters.functions import PairNetwork
+from distill_jax.models.adapters.linen_module import LinenNetwork
+from distill_jax.models.adapters.nnx_module import NnxNetwork, layout_of
+from distill_jax.models.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """What is known of a network from outside besides the thing itself, see `register_network`."""
+
+    name: str
+    version: str
+    stages: tuple[str, ...] = ()
+    feature: str | None = None
+    head: str | None = None
+    call: Callable[..., Any] | None = None
+
+
+def adapt(
+    make: Callable[[], Any], door: Door, classes: int, image_shape: tuple[int, int, int]
+) -> Network:
+    """Makes a network of what `make` gives, and runs it on shapes alone.
+
+    Args:
+      make: gives a `Network`, a linen module, an nnx module or a pair (init, apply).
+      door: its name, and which of its parts are what.
+      classes: C.
+      image_shape: (H, W, channels).
+
+    Raises:
+      ValueError: it is none of these, cannot be run, or gives something of a wrong shape.
+    """
+    thing = make()
+    options: dict[str, Any] = {
+        "name": door.name,
+        "classes": classes,
+        "image_shape": image_shape,
+        "version": door.version,
+        "stages": door.stages,
+        "feature": door.feature,
+        "head_name": door.head,
+    }
+    network: Outside
+    if isinstance(thing, Network):
+        _refuse_parts(door, "a Network")
+        return _renamed(thing, door, classes, image_shape)
+    if isinstance(thing, nn.Module):
+        network = LinenNetwork(module=thing, call=door.call, **options)
+    elif isinstance(thing, nnx.Module):
+        network = NnxNetwork(
+            module=None,
+            call=door.call,
+            make=make,
+            layout=layout_of(thing),
+            code=identity.describe(thing),
+            **options,
+        )
+    elif isinstance(thing, tuple) and len(thing) == 2 and all(map(callable, thing)):
+        _refuse_parts(door, "a pair (init, apply)")
+        network = PairNetwork(module=None, pair=(thing[0], thing[1]), **options)
+    else:
+        given = f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+        raise ValueError(
+            f"build of {door.name} gives {given}: expected a Network, an instance of a linen or "
+            "nnx module, or a pair of functions (init, apply)"
+        )
+    check(network)
+    return network
+
+
+def _renamed(
+    network: Network, door: Door, classes: int, image_shape: tuple[int, int, int]
+) -> Network:
+    if (network.classes, network.image_shape) != (classes, image_shape):
+        raise ValueError(
+            f"build of {door.name} gives a network of {network.classes} classes on "
+            f"{network.image_shape} images: expected {classes} on {image_shape}"
+        )
+    return dataclasses.replace(network, name=door.name, version=door.version)
+
+
+def _refuse_parts(door: Door, kind: str) -> None:
+    parts = {"stages": door.stages, "feature": door.feature, "head": door.head, "call": door.call}
+    given = [name for name, value in parts.items() if value]
+    if given:
+        raise ValueError(
+            f"{door.name} is {kind} and gives its Outputs itself: {', '.join(given)} name parts of "
+            "linen and nnx modules"
+        )

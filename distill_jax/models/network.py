@@ -1,0 +1,213 @@
+"""A network as pure functions: what every kind of network offers, and the built-in kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from distill_jax import identity
+from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
+from distill_jax.models.zoo.evolving import Evolving
+from distill_jax.models.zoo.stages import BLOCKS, BOUNDS, draw_stages, stack_blocks
+
+EVOLVING = "evolving:"  # before any name: that network with TESKD's branches
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+_NOT_STATE = ("params", FROZEN, BLOCKS, BOUNDS)  # what `freeze` makes is no state of a network
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network as pure functions; hashable, holds no arrays.
+
+    This class runs the built-in networks, modules called with (images, `Mode`). A subclass for
+    networks of another kind defines `init`, `apply`, `head` and `freeze`.
+
+    Args:
+      name: what it is called.
+      module: its linen module; None where there is none.
+      classes: C.
+      image_shape: (H, W, channels) of its images.
+      dtype: of the computation, one of `DTYPES`; variables are float32.
+      version: under which it was registered; None of a network that comes with the library.
+    """
+
+    name: str
+    module: nn.Module | None
+    classes: int
+    image_shape: tuple[int, int, int]
+    dtype: str = "float32"
+    version: str | None = None
+
+    @property
+    def backbone(self) -> Network:
+        """The network that stays when an evolving one's branches go; any other is its own."""
+        if not isinstance(self.module, Evolving):
+            return self
+        name = self.name.removeprefix(EVOLVING)
+        return dataclasses.replace(self, name=name, module=self.module.backbone)
+
+    @property
+    def branches(self) -> int:
+        """The number of student branches of an evolving network, 0 of any other."""
+        return 0 if self.backbone is self else _branches(self)
+
+    @property
+    def shapes(self) -> Variables:
+        """The shapes and types of what `init` gives, without computing any of it."""
+        return _shapes(self)
+
+    @property
+    def identity(self) -> Any:
+        """All that the network is, as a JSON value: equal for equal networks in every process.
+
+        A built-in network is its name and dtype. A registered one is also its version, the shapes
+        of its variables and the text of its code, see `distill_jax.identity.describe`.
+        """
+        if self.version is None:
+            return [self.name, self.dtype]
+        shapes = {path: f"{leaf.dtype} {leaf.shape}" for path, leaf in identity.leaves(self.shapes)}
+        return {
+            "name": self.name,
+            "version": self.version,
+            "shapes": shapes,
+            "repr": self._describe(),
+        }
+
+    def _describe(self) -> str:
+        return identity.describe([self.module, self.dtype])
+
+    def init(self, key: Array) -> Variables:
+        """Draws fresh {"params": ..., other collections}, float32, in one compiled call."""
+        if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
+            return self._draw(key)
+        return _compiled_draw(jax.default_backend())(self, key)
+
+    def _draw(self, key: Array) -> Variables:
+        images = jnp.zeros((1, *self.image_shape))
+        return draw_stages(
+            self._linen,
+            key,
+            lambda module, key: dict(module.init(key, images, Mode(train=True))),
+        )
+
+    def freeze(self, variables: Variables, size: tuple[int, int] | None = None) -> Variables:
+        """Makes of `variables` what running the network untrained makes of them, for `apply`.
+
+        BatchNorms are folded into the convolutions, kernels brought into the form in which they are
+        fastest, equal blocks stacked. Where it is run often, do this once, before.
+
+        Args:
+          variables: of this network; what was made of such comes back as it is.
+          size: of the images, where it is not that of `image_shape`.
+        """
+        if FROZEN in variables:
+            return variables
+        if BLOCKS not in variables:
+            variables = stack_blocks(cast(nn.Module, self.backbone.module), variables)
+        mode = Mode(dtype=DTYPES[self.dtype], freezing=True)
+        nothing = jnp.zeros((1, *(size or self.image_shape[:2]), self.image_shape[2]), mode.dtype)
+        made = self._linen.apply(variables, nothing, mode, mutable=(FROZEN, BLOCKS))[1]
+        return {**variables, FROZEN: {}, **made}
+
+    def apply(
+        self,
+        variables: Variables,
+        inputs: Array,
+        *,
+        train: bool = False,
+        rngs: Array | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[Outputs, Variables]:
+        """Runs the network.
+
+        Args:
+          variables: {"params": ..., other collections}, or what `freeze` made of them.
+          inputs: (B, H, W, channels), normalised.
+          train: normalise by the batch and update the running statistics; else by these.
+          rngs: the step's key, equal on all devices; the built-in networks draw nothing.
+          axis_name: the devices' axis over which the batch's statistics are shared.
+
+        Returns:
+          Its outputs, and every collection but the parameters after it.
+        """
+        mode = Mode(train, axis_name, DTYPES[self.dtype])
+        state = {name: tree for name, tree in variables.items() if name not in _NOT_STATE}
+        if not train:
+            frozen = self.freeze(variables, (inputs.shape[1], inputs.shape[2]))
+            return cast(Outputs, self._linen.apply(frozen, inputs, mode)), state
+        outputs, updated = self._linen.apply(variables, inputs, mode, mutable=list(state))
+        return cast(Outputs, outputs), {**state, **updated}
+
+    def head(self, variables: Variables, feature: Array) -> Array:
+        """Classifies features: the layers that follow `Outputs.feature`, (B, F) -> (B, C).
+
+        Raises:
+          ValueError: the network shows no head, or features are not as wide as it takes them.
+        """
+        show = getattr(self.module, "head", None)
+        if show is None:
+            raise ValueError(f"{self.name} shows no head: its module has no method `head`")
+        head = show()
+        width = variables["params"][head.names[0]]["kernel"].shape[0]
+        if feature.ndim != 2 or feature.shape[1] != width:
+            raise ValueError(
+                f"the head of {self.name} takes features of shape (B, {width}), got {feature.shape}"
+            )
+        mode = Mode(dtype=DTYPES[self.dtype])
+        return head.apply({"params": variables["params"]}, feature, mode)
+
+    @property
+    def _linen(self) -> nn.Module:
+        if self.module is None:
+            raise ValueError(f"{self.name} has no module: its class has to say how it is run")
+        return self.module
+
+
+def deploy(network: Network, variables: Variables) -> Variables:
+    """The variables of `network.backbone` alone, from those of an evolving network.
+
+    Its logits are those of the whole. Any other network's variables come back as they are.
+    """
+    if network.backbone is network:
+        return variables
+    return {
+        collection: {name: variables[collection][name] for name in modules}
+        for collection, modules in network.backbone.shapes.items()
+    }
+
+
+def count_parameters(network: Network) -> int:
+    """The number of trainable parameters, without building any of them."""
+    return sum(leaf.size for leaf in jax.tree.leaves(network.shapes["params"]))
+
+
+@functools.lru_cache(maxsize=128)
+def _shapes(network: Network) -> Variables:
+    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+
+
+@functools.lru_cache(maxsize=128)
+def _branches(network: Network) -> int:
+    images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+    return len(jax.eval_shape(network.apply, network.shapes, images)[0].branches)
+
+
+@functools.cache
+def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
+    return jax.jit(
+        lambda network, key: network._draw(key),
+        static_argnums=0,
+        compiler_options=run_once(backend),
+    )
+
+
+def run_once(backend: str) -> dict[str, Any] | None:
+    """Options to compile what runs once: on a CPU unoptimised, in a third of the time or less."""
+    return {"xla_backend_optimization_level": 0} if backend == "cpu" else None

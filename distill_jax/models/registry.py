@@ -1,0 +1,161 @@
+"""Networks by name: those that come with the library, and those that are registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.models.adapters import Door, adapt
+from distill_jax.models.families import FAMILIES, MODELS, Builder
+from distill_jax.models.network import DTYPES, EVOLVING, Network
+from distill_jax.models.zoo import evolving
+
+_FORBIDDEN = "<>+;,#:"  # these mean something in the text of a graph
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Registration:
+    """What `register_network` was given for one name."""
+
+    door: Door
+    build: Callable[[int, jax.ShapeDtypeStruct], Any]
+
+
+_REGISTERED: dict[str, Registration] = {}
+
+
+def build(
+    name: str, classes: int, image_shape: tuple[int, int, int], dtype: str = "float32"
+) -> Network:
+    """Builds the network called `name`, for (H, W, channels) images of `classes` classes.
+
+    A registered network chooses the types in which it computes, whatever `dtype` is.
+
+    Raises:
+      ValueError: unknown name or dtype, fewer than two classes, images that it cannot take, or a
+        registered network that does not do as it should.
+    """
+    check_name(name)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
+    if classes < 2:
+        raise ValueError(f"a classifier needs two classes or more, got {classes}")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape is (height, width, channels), got {image_shape}")
+    height, width, channels = image_shape
+    shape = (height, width, channels)
+    own = name.removeprefix(EVOLVING)
+    if own in _REGISTERED:
+        network = _adapted(_REGISTERED[own], classes, shape)
+    else:
+        network = Network(own, _builder(own)(classes, shape), classes, shape, dtype)
+    return _evolving(network) if name.startswith(EVOLVING) else network
+
+
+def check_name(name: str) -> None:
+    """Raises an error unless there is a network called `name`.
+
+    Raises:
+      ValueError: there is none, and the message lists those there are; or its size is no legal one.
+    """
+    own = name.removeprefix(EVOLVING)
+    if own not in _REGISTERED:
+        _builder(own)(2, (224, 224, 3))  # images that all of them take
+
+
+def register_network(
+    name: str,
+    build: Callable[[int, jax.ShapeDtypeStruct], Any],
+    version: str = "1",
+    *,
+    stages: Sequence[str] = (),
+    feature: str | None = None,
+    head: str | None = None,
+    call: Callable[..., Any] | None = None,
+) -> None:
+    """Makes a network known by name, wherever the name of a built-in network may stand.
+
+    A name that was registered before goes to the new network.
+
+    Args:
+      name: a text without spaces and `<>+;,#:` that is no built-in network's name.
+      build: (classes, inputs) -> the network, inputs being the shape (1, H, W, channels) and type
+        of a preprocessed batch. It gives a `Network`, a linen module, an nnx module, or a pair of
+        functions (init, apply): init(key) -> {"params": ..., other collections},
+        apply(variables, inputs, *, train, rngs, axis_name) -> (logits or `Outputs`, collections)
+        or, with fewer of the keywords, the logits alone.
+      version: part of the network's identity; to be raised when the network changes in a way that
+        its code does not show.
+      stages: paths of the submodules whose outputs are its stages, "Block_1" or "Block_1/Conv_0".
+      feature: path of the one whose output is the vector before the classifier; by default the
+        input of `head`, else the average of the last stage.
+      head: path of the one that classifies the feature.
+      call: (module, inputs, train) -> output, where a module is not to be called with its inputs
+        and a flag `train`, `training`, `deterministic` or `use_running_average`.
+
+    Raises:
+      ValueError: the name is not free or has a forbidden character, or an argument is of a wrong
+        type.
+    """
+    if not isinstance(name, str) or not name or re.search(rf"[{_FORBIDDEN}\s]", name):
+        raise ValueError(
+            f"a network's name is a text without spaces and any of {_FORBIDDEN}, got {name!r}"
+        )
+    if any(family.size(name) for family in FAMILIES):
+        raise ValueError(f"{name!r} is a built-in network: register yours under another name")
+    if not isinstance(version, str):
+        raise ValueError(f"the version of {name} is a text, got {version!r}")
+    if not callable(build):
+        raise ValueError(
+            f"build of {name} is a function (classes, inputs), got {type(build).__name__}"
+        )
+    if isinstance(stages, str):
+        raise ValueError(f"stages of {name} are several names, got {stages!r}: write ({stages!r},)")
+    door = Door(name, version, tuple(stages), feature, head, call)
+    _REGISTERED[name] = Registration(door, build)
+
+
+def _builder(name: str) -> Builder:
+    for family in FAMILIES:
+        size = family.size(name)
+        if size is not None:
+            return functools.partial(family.builder, *size)
+    names = [*MODELS, *_REGISTERED]
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    rules = ", ".join(family.form.format("D", "K") for family in FAMILIES if family.any_size)
+    raise ValueError(
+        f"unknown network {name!r}{hint} There are {', '.join(names)}, other sizes of {rules}, "
+        f"and {EVOLVING}NAME for each"
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _adapted(
+    registration: Registration, classes: int, image_shape: tuple[int, int, int]
+) -> Network:
+    """Adapts a network once, so that what was compiled for it is found again."""
+    inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def make() -> Any:
+        return registration.build(classes, inputs)
+
+    return adapt(make, registration.door, classes, image_shape)
+
+
+def _evolving(network: Network) -> Network:
+    """The network with TESKD's branches."""
+    if network.module is None or type(network) is not Network:
+        raise ValueError(
+            f"{EVOLVING}{network.name}: branches grow on the library's modules only, and "
+            f"{network.name} comes from outside"
+        )
+    module = evolving.build(network.module, network.classes)
+    return dataclasses.replace(network, name=f"{EVOLVING}{network.name}", module=module)

@@ -1,0 +1,271 @@
+"""From a config to an `Experiment`: everything is checked that can be without data."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from distill_jax import graph, methods, models
+from distill_jax.methods import TESKD, LossOptions
+from distill_jax.runs.config.defaults import default_config
+from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
+from distill_jax.runs.config.fields import ConfigError, merge, one_of, typed, unknown, words
+from distill_jax.train.dropping import Dropping
+from distill_jax.train.options import TEACHER_LOGITS
+from distill_jax.train.sharding import Topology, ask_for_cpu_devices
+
+SEEDS = "a whole number from 0 to 2**32 - 1"
+PROTOCOLS = ("standard", "paper", "official")
+STOCHASTIC = "+drop"  # suffix of a guidance whose last network is taught stochastically
+
+
+def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment:
+    """The experiment that a config describes.
+
+    Raises:
+      ConfigError: unknown field, value of another type or out of range, impossible row.
+    """
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    values = merge(default_config().to_dict(), values, "config")
+    try:
+        return _resolve(values)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def _resolve(values: dict[str, Any]) -> Experiment:
+    protocol = one_of("protocol", values["protocol"], PROTOCOLS)
+    loss = {k: v or getattr(LOSSES[protocol], k) for k, v in values["loss"].items()}
+    dropping = dict(values["dropping"])
+    survival = dropping.pop("survival")
+    dropping["kind"] = dropping["kind"] or ("bernoulli" if protocol == "paper" else "fixed")
+    if dropping["teacher_droppable"] is None:  # the paper drops assistants alone
+        dropping["teacher_droppable"] = protocol != "paper"
+    networks = words("networks", values["networks"])
+    for name in networks:
+        models.check_name(name)
+    students = words("students", values["students"]) or networks[-1:]
+    for student in students:
+        one_of("students", student, networks)
+    ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
+    experiment = Experiment(
+        name=values["name"],
+        dataset=values["dataset"],
+        networks=networks,
+        comparisons=_comparisons(values, networks),
+        students=students,
+        seeds=_seeds(values["seeds"]),
+        recipe={**values["recipe"], "survival": survival},
+        overrides=_overrides(values["overrides"], values["recipe"], networks),
+        methods=_method_weights("methods", values["methods"]),
+        method_options=_method_options("method_options", values["method_options"]),
+        phases=_phases(values["phases"], values["recipe"]),
+        loss=LossOptions(**loss),
+        evolve=TESKD(**values["evolve"]),
+        teacher_weights=_teacher_weights(values["teacher_weights"], networks),
+        dropping=Dropping(**dropping),
+        selection=values["selection"] or ("test" if protocol == "official" else "validation"),
+        protocol=protocol,
+        dtype=one_of("dtype", values["dtype"], tuple(models.DTYPES)),
+        topology=Topology(values["parallel"], values["devices"]),
+        population=_at_least("population", values["population"], 0),
+        teacher_logits=one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
+        max_nonfinite_steps=_max_nonfinite_steps(values["nonfinite"]),
+        checkpoint_every=values["checkpoint_every"],
+    )
+    checkpoint_due(experiment.checkpoint_every)
+    for comparison in experiment.comparisons:
+        for component in graph.plan(comparison.graph, students):
+            for phase in ({}, *experiment.phases):
+                experiment.recipe_of(component.network, **{**dict(comparison.changes), **phase})
+            if comparison.stochastic and component.network == networks[-1]:
+                experiment.dropping.check(len(component.teachers))
+    return experiment
+
+
+def checkpoint_due(every: str) -> Callable[[int, float, float], bool]:
+    """Whether to save, from text such as "500 steps", "2 epochs" or "5 minutes".
+
+    Returns:
+      (steps, epochs, seconds since the last save) -> bool.
+
+    Raises:
+      ConfigError: the text is not a number above 0 and one of these units.
+    """
+    number, _, unit = every.strip().partition(" ")
+    units = {"step": (0, 1), "epoch": (1, 1), "minute": (2, 60), "second": (2, 1)}
+    try:
+        position, scale = units[unit.strip().removesuffix("s")]
+        limit = float(number) * scale
+    except (KeyError, ValueError):
+        limit = 0.0
+    if not limit > 0:
+        raise ConfigError(
+            f"checkpoint_every is a number above 0 of steps, epochs, minutes or seconds, such as "
+            f"'5 minutes', got {every!r}"
+        )
+    return lambda *since: since[position] >= limit
+
+
+def _max_nonfinite_steps(text: str) -> int:
+    word, _, number = text.strip().partition(" ")
+    if word == "halt" and not number:
+        return 0
+    if word == "skip" and number.strip().isdecimal():
+        return int(number)
+    raise ConfigError(f"nonfinite is 'halt' or 'skip N', such as 'skip 10', got {text!r}")
+
+
+def _at_least(name: str, value: int, low: int) -> int:
+    if value < low:
+        raise ConfigError(f"{name} is {low} or more, got {value}")
+    return value
+
+
+def _comparisons(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Comparison, ...]:
+    specs = words("guidance", values["guidance"])
+    if not specs:
+        raise ConfigError("guidance is empty: name at least one, such as 'dense'")
+    found = []
+    for spec in specs:
+        stochastic = spec.endswith(STOCHASTIC)
+        taught_by = graph.from_spec(spec.removesuffix(STOCHASTIC), networks)
+        found.extend(_swept(Comparison(spec, taught_by, stochastic), values))
+    for label, changes in values["controls"].items():
+        checked = merge(values["recipe"], changes, f"controls.{label}", fill=False)
+        alone = graph.none(networks)
+        found.append(Comparison(f"none, {label}", alone, False, tuple(checked.items())))
+    labels = [comparison.label for comparison in found]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"guidance is named twice: {', '.join(labels)}")
+    return tuple(found)
+
+
+def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
+    """The comparison once for each combination of the swept values that matter to it."""
+    fields = {}
+    for name, choices in _sweep(values).items():
+        if any(comparison.graph.teachers) or not _concerns_teachers(name):
+            fields[name] = choices
+    if not comparison.stochastic:
+        fields.pop("survival", None)
+    found = []
+    for combination in itertools.product(*fields.values()):
+        changes = tuple(zip(fields, combination, strict=True))
+        label = "".join(f", {name}={value}" for name, value in changes)
+        label = comparison.label + label
+        found.append(dataclasses.replace(comparison, label=label, changes=changes))
+    return found
+
+
+def _sweep(values: dict[str, Any]) -> dict[str, list[Any]]:
+    """The swept fields with their values: recipe fields, "survival", weights "methods.NAME"."""
+    weights = {f"methods.{name}": 1.0 for name in values["methods"]}
+    defaults = {**values["recipe"], "survival": values["dropping"]["survival"], **weights}
+    fields = {}
+    for name, choices in values["sweep"].items():
+        if name not in defaults:
+            raise ConfigError(unknown(f"sweep.{name}", name, tuple(defaults)))
+        choices = tuple(choices) if isinstance(choices, (list, tuple)) else (choices,)
+        fields[name] = [typed(f"sweep.{name}", choice, defaults[name]) for choice in choices]
+        if not choices or len(set(choices)) < len(choices):
+            raise ConfigError(f"sweep.{name} is one value or more, all different, got {choices}")
+    return fields
+
+
+def _concerns_teachers(field: str) -> bool:
+    """Whether a swept field makes no difference to a network that nobody teaches."""
+    name = field.removeprefix("methods.")
+    if name != field:
+        return name == "ce" or methods.build(name).taught
+    return field in ("temperature", "kd_weight", "survival")
+
+
+def _method_weights(where: str, weights: Mapping[str, Any]) -> dict[str, float]:
+    checked = {}
+    for name, weight in weights.items():
+        methods.check_name(name)
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (number and math.isfinite(weight)):
+            raise ConfigError(f"{where}.{name} is a weight, a finite number, got {weight!r}")
+        checked[name] = float(weight)
+    return checked
+
+
+def _method_options(where: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    for name, values in options.items():
+        methods.check_name(name)
+        if name in methods.ELSEWHERE:
+            raise ConfigError(
+                f"{where}.{name}: what {name!r} takes stands in {methods.ELSEWHERE[name]}"
+            )
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}.{name} is a section with fields, got {values!r}")
+        methods.build(name, values)
+    return {name: dict(values) for name, values in options.items()}
+
+
+def _with_methods(where: str, changes: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of recipe fields, methods and their options, checked."""
+    defaults = {**recipe, "seed": 0, "methods": {}, "method_options": {}}
+    checked = merge(defaults, changes, where, fill=False)
+    if "methods" in checked:
+        checked["methods"] = _method_weights(f"{where}.methods", checked["methods"])
+    if "method_options" in checked:
+        options = _method_options(f"{where}.method_options", checked["method_options"])
+        checked["method_options"] = options
+    return checked
+
+
+def _phases(phases: tuple[Any, ...], recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    checked = tuple(_with_methods(f"phases[{i}]", x, recipe) for i, x in enumerate(phases))
+    for i, phase in enumerate(checked):
+        if not phase or "seed" in phase:
+            raise ConfigError(
+                f"phases[{i}] is a dict of recipe fields and methods that differ, got {phases[i]!r}"
+            )
+    return checked
+
+
+def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for part in words("teacher_weights", text):
+        name, equals, file = part.partition("=")
+        name, file = (name.strip(), file.strip()) if equals else (networks[0], part)
+        if name not in networks:
+            raise ConfigError(unknown("teacher_weights", name, networks))
+        if name in files or not file:
+            raise ConfigError(f"teacher_weights names one file for each network, got {text!r}")
+        files[name] = file
+    return files
+
+
+def _overrides(
+    overrides: Mapping[str, Any], recipe: Mapping[str, Any], networks: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    checked = {}
+    for name, changes in overrides.items():
+        if name not in networks:
+            raise ConfigError(unknown(f"overrides.{name}", name, networks))
+        checked[name] = _with_methods(f"overrides.{name}", changes, recipe)
+        if not _is_seed(checked[name].get("seed", 0)):
+            raise ConfigError(f"overrides.{name}.seed is {SEEDS}, got {changes['seed']}")
+    return checked
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = tuple(value)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(map(_is_seed, seeds)):
+        raise ConfigError(f"seeds are one or more, all different, each {SEEDS}, got {seeds}")
+    return seeds
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32

@@ -1,0 +1,176 @@
+"""What is known of one network: before its first step, and when it is trained or was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax import data, models
+from distill_jax.evals import classification
+from distill_jax.identity import digest
+from distill_jax.models import Network, Variables
+from distill_jax.train import preflight, programs, sharding
+from distill_jax.train.metrics import accuracy_names
+from distill_jax.train.stage import Stage
+
+PREFLIGHT_IMAGES = 64  # of the batch on which the terms of the loss are computed
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a stage gives.
+
+    Of an evolving network only the backbone's weights stay, those of `Network.backbone`.
+
+    Args:
+      variables: the selected weights, to deploy and to teach with.
+      history: one dict an epoch.
+      record: accuracies, and what else is known of the stage.
+      whole: of a phase, what the next one starts from: {"network": variables, branches included,
+        "methods": {method: variables}}; empty of any other stage.
+      logits: (N, C) as a teacher by split, computed once for all students.
+    """
+
+    variables: Variables
+    history: list[dict[str, Any]]
+    record: dict[str, Any]
+    whole: dict[str, Any] = dataclasses.field(default_factory=dict)
+    logits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def cached_teacher_logits(
+    stage: Stage,
+    teachers: tuple[StageResult, ...],
+    part: str,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+) -> np.ndarray:
+    """(N, K, C) logits of the teachers of a stage for the "valid", "test" or "train" split.
+
+    On the first two a teacher is run once, however many stages it teaches; training images may be
+    others in each.
+    """
+    pairs = list(zip(stage.teachers, teachers, strict=True))
+    if part == "train":
+        variables = [(network, result.variables) for network, result in pairs]
+        return programs.teacher_outputs(variables, dataset.train, dataset, topology).logits
+    missing = [(network, result) for network, result in pairs if part not in result.logits]
+    split = getattr(dataset, part)
+    variables = [(network, result.variables) for network, result in missing]
+    found = programs.teacher_outputs(variables, split, dataset, topology).logits
+    for k, (_, result) in enumerate(missing):
+        result.logits[part] = found[:, k]
+    empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
+    return np.concatenate([empty, *(result.logits[part][:, None] for result in teachers)], 1)
+
+
+def run_preflight(
+    stage: Stage,
+    teachers: tuple[StageResult, ...],
+    fresh: Variables,
+    method_variables: dict[str, Variables],
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+    plain_accuracy: float | None,
+) -> preflight.Preflight:
+    """The teachers on the validation split, and the terms of the loss on one batch of it.
+
+    Args:
+      stage: the stage.
+      teachers: those of the stage.
+      fresh: the student's own variables, before its first step.
+      method_variables: those of its methods.
+      dataset: with its training split as the stage sees it.
+      topology: see `programs.outputs_on_split`.
+      plain_accuracy: see `preflight.warnings`.
+    """
+    part = "valid" if len(dataset.valid.labels) else "train"
+    split = getattr(dataset, part)
+    logits = cached_teacher_logits(stage, teachers, part, dataset, topology)
+    batch = data.Split(split.images[:PREFLIGHT_IMAGES], split.labels[:PREFLIGHT_IMAGES])
+    taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
+    if stage.needs:
+        pairs = _pairs(stage, teachers)
+        taught = programs.teacher_outputs(pairs, batch, dataset, topology, stage.needs)
+    sizes = programs.first_terms(
+        stage,
+        fresh,
+        method_variables,
+        tuple(teacher.variables for teacher in teachers),
+        batch,
+        taught,
+        dataset,
+    )
+    names = tuple(network.name for network in stage.teachers)
+    quality = preflight.teacher_quality(names, list(logits.swapaxes(0, 1)), split.labels)
+    terms = preflight.term_sizes(sizes)
+    warnings = preflight.warnings(quality, terms, plain_accuracy)
+    where = "validation" if part == "valid" else "training images"
+    return preflight.Preflight(quality, terms, warnings, where)
+
+
+def _pairs(stage: Stage, teachers: tuple[StageResult, ...]) -> list[tuple[Network, Variables]]:
+    results = zip(stage.teachers, teachers, strict=True)
+    return [(network, result.variables) for network, result in results]
+
+
+def score(
+    stage: Stage,
+    teachers: tuple[StageResult, ...],
+    best: Variables,
+    last: Variables,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+) -> tuple[Variables, dict[str, Any]]:
+    """Scores the test set with a stage's best and last weights, once each; once if they are one.
+
+    Returns:
+      The weights to deploy, and for the record: accuracies (those of the branches too), calibration
+      error, agreement with each teacher and KL from it.
+    """
+    weights = [best] if last is best else [best, last]
+    pairs = [(stage.network, variables) for variables in weights]
+    found = programs.predict_logits(pairs, dataset.test, dataset, topology)
+    own, newest = found[0], found[-1]
+    labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
+    measured = programs.classification_metrics(own, labels)
+    record = {
+        "parameters": _size(deployed),
+        **{f"test_{name}": measured[name] for name in accuracy_names(len(own))},
+        "last_test_accuracy": classification.accuracy(newest[0], labels),
+        "ece": classification.expected_calibration_error(own[0], labels),
+    }
+    agreement, kl = {}, {}
+    taught = cached_teacher_logits(stage, teachers, "test", dataset, topology)
+    for k, network in enumerate(stage.teachers):
+        agreement[network.name] = classification.agreement(own[0], taught[:, k])
+        kl[network.name] = classification.kl(taught[:, k], own[0])
+    return deployed, {**record, "agreement": agreement, "kl": kl}
+
+
+def evaluate_pretrained(
+    stage: Stage, dataset: data.Dataset, variables: Variables, topology: sharding.Topology
+) -> StageResult:
+    """A network that comes with its weights: evaluated once, trained never."""
+    alone = dataclasses.replace(stage, teachers=())
+    _, scored = score(alone, (), variables, variables, dataset, topology)
+    accuracy = None
+    if len(dataset.valid.labels):
+        found = programs.evaluate(stage.network, variables, dataset.valid, dataset, topology)
+        accuracy = found["accuracy"]
+    record = {
+        **scored,
+        "valid_accuracy": accuracy,
+        "best_epoch": 0,
+        "epochs": 0,
+        "seconds": 0.0,
+        "state_digest": digest(variables),
+    }
+    return StageResult(variables, [], record)
+
+
+def _size(variables: Variables) -> int:
+    return sum(x.size for x in jax.tree.leaves(variables["params"]))

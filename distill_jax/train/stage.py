@@ -1,0 +1,252 @@
+"""A stage: one network to train, its teachers, its methods and its recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from distill_jax import data, rng
+from distill_jax.methods import Hyper, Method, Shapes
+from distill_jax.models import Network, Outputs, Variables
+from distill_jax.train import optim, sharding
+from distill_jax.train.dropping import Dropping
+from distill_jax.train.optim import OptimOptions
+from distill_jax.train.step import Methods, teacher_needs
+
+SELECTIONS = ("validation", "test", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one network is trained.
+
+    Args:
+      epochs: passes over the training split.
+      batch_size: examples of a step, over all devices.
+      last_batch: "drop" the partial batch of an epoch, or "keep" it as a smaller one.
+      augment: a name in `data.AUGMENT`.
+      train_limit: training images per class, chosen by the stage's seed; 0 takes all.
+      selection: weights are those of the best epoch on "validation" (the later of equals), of the
+        best on "test" (as the papers' codes do; biased upwards), or of the "last" epoch.
+      sync_bn: BatchNorm sees the whole batch over all devices.
+      temperature: T > 0.
+      kd_weight: λ in [0, 1].
+      survival: probability that a source survives "bernoulli" dropping.
+      dropping: which teachers are dropped.
+      optim: the optimizer and its schedule.
+
+    Raises:
+      ValueError: a value out of its range, naming it.
+    """
+
+    epochs: int = 1
+    batch_size: int = 128
+    last_batch: str = "drop"
+    augment: str = "none"
+    train_limit: int = 0
+    selection: str = "validation"
+    sync_bn: bool = True
+    temperature: float = 1.0
+    kd_weight: float = 0.0
+    survival: float = 1.0
+    dropping: Dropping = Dropping()
+    optim: OptimOptions = OptimOptions()
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("train_limit", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {least} or more, got {getattr(self, name)}")
+        for name, allowed in (
+            ("last_batch", ("drop", "keep")),
+            ("augment", tuple(data.AUGMENT)),
+            ("selection", SELECTIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {allowed}, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is a number above 0, got {self.temperature}")
+        for name in ("kd_weight", "survival"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+
+    @property
+    def structure(self) -> Recipe:
+        """What decides what is compiled: the recipe with every number of `Hyper` set."""
+        unit = dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0)
+        return dataclasses.replace(
+            self, optim=unit, temperature=1.0, kd_weight=0.0, survival=1.0, train_limit=0
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One network to train.
+
+    Args:
+      network: the student.
+      teachers: the networks of its frozen teachers, largest first.
+      recipe: how it is trained.
+      seed: of its weights, order, augmentation and dropping.
+      methods: the terms of its loss by name.
+      weights: the weight of each of them.
+      id: digest of all that determines the stage.
+      file: the file that its weights are read from, where it is not trained.
+      start: the id of the stage whose weights it begins with, where not with fresh ones.
+      phase: whether it only prepares another stage, which starts from it.
+    """
+
+    network: Network
+    teachers: tuple[Network, ...]
+    recipe: Recipe
+    seed: int
+    methods: Methods = ()
+    weights: tuple[float, ...] = ()
+    id: str = ""
+    file: str = ""
+    start: str = ""
+    phase: bool = False
+
+    @property
+    def hyper(self) -> Hyper:
+        """The numbers that the step takes as arguments."""
+        recipe = self.recipe
+        names = (name for name, _ in self.methods)
+        numbers = Hyper(
+            lr_scale=recipe.optim.learning_rate,
+            weight_decay=recipe.optim.weight_decay,
+            temperature=recipe.temperature,
+            kd_weight=recipe.kd_weight,
+            survival=recipe.survival,
+            methods=dict(zip(names, self.weights, strict=True)),
+        )
+        return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), numbers)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The outputs that its methods need of its teachers besides the logits."""
+        return teacher_needs(self.methods) if self.teachers else ()
+
+
+def steps_per_epoch(examples: int, recipe: Recipe) -> int:
+    """Steps of one epoch over `examples`.
+
+    Raises:
+      ValueError: a batch larger than the training split.
+    """
+    if recipe.batch_size > examples:
+        raise ValueError(f"batch_size {recipe.batch_size} is larger than the {examples} examples")
+    partial = recipe.last_batch == "keep" and examples % recipe.batch_size > 0
+    return examples // recipe.batch_size + partial
+
+
+def shapes_of(stage: Stage, examples: int) -> Shapes:
+    """What the stage's methods can know before the first step, of the whole batch."""
+    size = stage.recipe.batch_size
+    return Shapes(
+        _output_shapes(stage.network, size, True),
+        tuple(_output_shapes(teacher, size, False) for teacher in stage.teachers),
+        stage.network.classes,
+        examples,
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _output_shapes(network: Network, batch_size: int, train: bool) -> Outputs:
+    images = jax.ShapeDtypeStruct((batch_size, *network.image_shape), jnp.float32)
+
+    def outputs(variables, images):
+        return network.apply(variables, images, train=train, rngs=jax.random.key(0))[0]
+
+    return jax.eval_shape(outputs, network.shapes, images)
+
+
+def _looks_at_shapes(method: Method) -> bool:
+    """Whether a method checks or draws anything by shapes, which takes tracing its networks."""
+    kind = type(method)
+    return kind.init is not Method.init or kind.check is not Method.check
+
+
+def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables]:
+    """Draws the variables of the stage's methods, of those that have any."""
+    looking = [(name, method) for name, method in stage.methods if _looks_at_shapes(method)]
+    if not looking:
+        return {}
+    shapes = shapes_of(stage, examples)
+
+    def draw(key):
+        return {
+            name: method.init(rng.stream(key, f"init {name}"), shapes) for name, method in looking
+        }
+
+    return {name: found for name, found in jax.jit(draw)(key).items() if found}
+
+
+def method_shapes(stage: Stage, examples: int) -> dict[str, Variables]:
+    """The shapes of what `init_methods` gives."""
+    return jax.eval_shape(lambda key: init_methods(stage, examples, key), jax.random.key(0))
+
+
+def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> None:
+    """Raises ValueError where the stage cannot be trained; nothing is compiled yet."""
+    recipe, network = stage.recipe, stage.network
+    if stage.file and network.branches:
+        raise ValueError(f"weights are read for {network.backbone.name}, not {network.name}")
+    examples = len(dataset.limited(recipe.train_limit, stage.seed).train.labels)
+    steps_per_epoch(examples, recipe)
+    topology.check_batch(recipe.batch_size)
+    if recipe.last_batch == "keep":
+        topology.check_batch(examples % recipe.batch_size)
+    if recipe.selection == "validation" and not len(dataset.valid.labels):
+        raise ValueError(
+            "selection 'validation' needs a validation split, and valid_fraction is 0; choose "
+            "selection 'last', or 'test' as the papers do"
+        )
+    if not len(dataset.test.labels):
+        raise ValueError("the test split is empty")
+    if stage.teachers:
+        recipe.dropping.check(len(stage.teachers))
+    for one in (network, *stage.teachers):
+        if (one.classes, one.image_shape) != (dataset.classes, dataset.image_shape):
+            raise ValueError(
+                f"{one.name} takes {one.image_shape} images of {one.classes} classes, "
+                f"{dataset.name} has {dataset.image_shape} and {dataset.classes}"
+            )
+    _check_moving(stage)
+    _check_methods(stage, examples)
+
+
+def _check_moving(stage: Stage) -> None:
+    """Raises ValueError where `trainable` and `frozen` leave no parameter to train."""
+    options = stage.recipe.optim
+    if not (options.trainable or options.frozen):
+        return
+    paths = optim.parameter_paths(stage.network.shapes["params"])
+    for pattern in (*options.trainable, *options.frozen):
+        if not any(optim.matches(pattern, path) for path in paths):
+            raise ValueError(
+                f"{stage.network.name} has no parameter that matches {pattern!r}; there are "
+                f"{', '.join(paths[:6])} ..."
+            )
+    if not any(optim.moves(options, path) for path in paths):
+        raise ValueError(
+            f"trainable {options.trainable} and frozen {options.frozen} leave nothing to train in "
+            f"{stage.network.name}"
+        )
+
+
+def _check_methods(stage: Stage, examples: int) -> None:
+    looking = [(name, method) for name, method in stage.methods if _looks_at_shapes(method)]
+    shapes = shapes_of(stage, examples) if looking else None
+    for name, method in looking:
+        try:
+            method.check(shapes)  # type: ignore[arg-type]
+        except (ValueError, TypeError, AttributeError) as error:
+            teachers = "+".join(teacher.name for teacher in stage.teachers) or "nobody"
+            raise ValueError(
+                f"method {name!r} for {stage.network.name} taught by {teachers}: {error}"
+            ) from error

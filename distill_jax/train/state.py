@@ -1,0 +1,95 @@
+"""The arrays of a stage in training, and its mini-batches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from flax import struct
+from jax import Array
+
+from distill_jax.models import Variables
+from distill_jax.train.teachers import TeacherOutputs
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes; arrays only.
+
+    Args:
+      step: () int32, steps done.
+      params: {"networks": {network: ...}, "methods": {network: {method: ...}}}: what is trained,
+        the adapters of a network's methods beside its own.
+      collections: likewise what is kept and not trained: running statistics, memory.
+      opt_state: by network, of its own parameters and those of its methods.
+      skipped: () int32, steps whose numbers were not finite and whose update was not made.
+    """
+
+    step: Array
+    params: Any
+    collections: Any
+    opt_state: Any
+    skipped: Array
+
+    def variables(self, network: str) -> Variables:
+        """What `Network.apply` takes."""
+        params, collections = self.params["networks"], self.collections["networks"]
+        return {"params": params[network], **collections[network]}
+
+    def method_variables(self, network: str) -> dict[str, Variables]:
+        """The variables of a network's methods, by the method's name."""
+        params, collections = self.params["methods"][network], self.collections["methods"][network]
+        return join_variables(params, collections)
+
+
+def join_variables(params: dict[str, Any], collections: dict[str, Any]) -> dict[str, Variables]:
+    """Puts the parameters of methods and their other collections together again."""
+    return {
+        name: ({"params": params[name]} if name in params else {}) | own
+        for name, own in collections.items()
+    }
+
+
+def split_variables(variables: dict[str, Variables]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, collections) of the variables of methods; none of those without parameters."""
+    params = {name: own["params"] for name, own in variables.items() if "params" in own}
+    others = {
+        name: {kind: tree for kind, tree in own.items() if kind != "params"}
+        for name, own in variables.items()
+    }
+    return params, others
+
+
+class DeviceDataset(NamedTuple):
+    """A training split as the loops hold it on the device.
+
+    Args:
+      inputs: (N, H, W, channels) uint8.
+      labels: (N,) int32.
+      teachers: what the frozen teachers give for each example, cached; None where the step is to
+        compute it.
+      index: (N,) int32, places in the split; None where these are the whole split.
+    """
+
+    inputs: Any
+    labels: Any
+    teachers: TeacherOutputs | None = None
+    index: Any = None
+
+
+@struct.dataclass
+class Batch:
+    """A mini-batch, or a device's share of it.
+
+    Args:
+      inputs: (B, H, W, channels) uint8.
+      labels: (B,) int32.
+      index: (B,) int32, places in the training split.
+      position: (B,) int32, places in the whole batch: augmentation draws by them.
+      teachers: cached outputs, (B, K, C) logits, where there are such.
+    """
+
+    inputs: Array
+    labels: Array
+    index: Array
+    position: Array
+    teachers: TeacherOutputs | None = None

@@ -1,0 +1,1 @@
+"""Compares this library with outputs of the authors' PyTorch code."""

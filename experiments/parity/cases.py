@@ -1,0 +1,105 @@
+"""Golden cases: what a file holds, and how ours is compared with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import models
+from distill_jax.interop import torch_weights
+from experiments import golden
+
+RUNNING_STATISTICS = 1e-4
+EXACT = 1e-5
+
+
+class Found(NamedTuple):
+    """One compared array: its error and its bound."""
+
+    what: str
+    error: float
+    bound: float
+
+
+class Case(NamedTuple):
+    """What a file of the folder holds: {"meta": dict, array name: array}."""
+
+    name: str
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def bound(self, what: str) -> float:
+        """Thirty times the authors' own float32 noise, at least 1e-5."""
+        return max(EXACT, 30 * self.meta.get("noise", {}).get(what, 0.0))
+
+    def compare(self, what: str, ours: Any, reference: Any = None, bound: float = 0.0) -> Found:
+        """Compares with the array `what` of the case, or with `reference`.
+
+        An array that is computed in float64 is compared with "f64_" of it, where there is one.
+        """
+        ours = np.asarray(ours)
+        if reference is None:
+            double = self.arrays.get(f"f64_{what}") if ours.dtype == np.float64 else None
+            reference = self.arrays[what] if double is None else double
+        ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+        if ours.shape != reference.shape:
+            raise ValueError(f"{what}: shape {ours.shape}, expected {reference.shape}")
+        size = np.max(np.abs(reference))
+        gap = np.max(np.abs(ours - reference))
+        return Found(what, float(gap / size if size else gap), bound or self.bound(what))
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """The cases of a folder and of those in it, by name.
+
+    Raises:
+      ValueError: no folder, or no case in it.
+    """
+    files = sorted(folder.rglob("*.npz"))
+    if not files:
+        raise ValueError(f"no golden case (*.npz) in {folder}")
+    cases = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        cases.append(Case(file.stem, json.loads(str(arrays.pop("meta"))), arrays))
+    return cases
+
+
+def network_name(name: str, classes: int = 100) -> str:
+    """This library's name for a network of the cases: "plane2", or file.function of TESKD's.
+
+    The authors' files are resnet_our, resnext_our, senet_our and vgg_our; functions have the
+    depth: resnet_our.cifarresnet18 is evolving:cifar_resnet18, and 1000 classes are ImageNet's.
+    """
+    if "." not in name:
+        return name
+    file, function = name.split(".")
+    family, depth = file.removesuffix("_our"), re.search(r"[a-z](\d+)", function)
+    if depth is None:
+        raise ValueError(f"{name}: no depth in its name")
+    kind = "imagenet" if classes == 1000 else "cifar"
+    return f"evolving:{kind}_{family}{depth[1]}"
+
+
+def load(case: Case, name: str, entries: list | None, seed: int, dtype: str):
+    """The network `name` with the weights of `seed`, in `dtype`."""
+    size, classes = case.meta.get("size", 32), case.meta["classes"]
+    network = models.build(network_name(name, classes), classes, (size, size, 3), dtype)
+    entries = entries or torch_weights.entries(network)
+    variables = torch_weights.from_state_dict(golden.state_dict(entries, seed), network)
+    return network, jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
+
+
+def batch(case: Case, t: int, dtype: str, size: int = 0) -> tuple[jax.Array, np.ndarray]:
+    """Images and labels of step `t`; `size` of them, or those of a step."""
+    meta = case.meta
+    n, seed = size or meta["batch"], meta["seed"] * 100 + t
+    images = jnp.asarray(golden.images(n, seed), dtype)
+    return images, golden.labels(n, seed, meta["classes"])

@@ -1,0 +1,119 @@
+"""Methods on features and logits that are given: losses, gradients, statistics afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.methods import KD, Context, CrossEntropy, Hyper
+from distill_jax.methods.fitnet import FitNet
+from experiments.parity.adapters import Places, to_torch, variables_of
+from experiments.parity.cases import Case, Found
+from experiments.parity.losses import outputs, terms_of
+
+Arrays = dict[str, jax.Array]
+
+
+class Computed(NamedTuple):
+    """What a method gives for the inputs of a case.
+
+    Args:
+      losses: scalars by their name in the case.
+      after: the state dict of its buffers after the call.
+    """
+
+    losses: dict[str, jax.Array]
+    after: dict[str, Any] = {}
+
+
+# (numbers of the case, inputs, state dict of its adapters) -> what our method gives.
+Compute = Callable[[dict[str, Any], Arrays, Arrays], Computed]
+
+
+def kd(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
+    """KD and the cross-entropy, and their weighted sum."""
+    context = Context(
+        student=outputs(inputs["student_logits"]),
+        teachers=(outputs(inputs["teacher_logits"]),),
+        teacher_mask=jnp.ones(1, bool),
+        labels=inputs["labels"],
+        hyper=Hyper(temperature=numbers["T"], kd_weight=1.0),
+    )
+    terms = terms_of([CrossEntropy(), KD()], context)
+    found = {"ce": jnp.mean(terms["ce"].value)}
+    found["kd"] = terms["kl"].weight * jnp.mean(terms["kl"].value)
+    return Computed(found | {"total": numbers["r"] * found["ce"] + numbers["a"] * found["kd"]})
+
+
+def fitnet(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
+    """The hint through a regressor."""
+    places: Places = {"regressor": ("0",)}
+    student, teacher = inputs["student_feature"], inputs["teacher_feature"]
+    context = Context(
+        student=outputs(stem=student),
+        teachers=(outputs(stem=teacher),),
+        teacher_mask=jnp.ones(1, bool),
+        labels=jnp.zeros(len(student), jnp.int32),
+        hyper=Hyper(),
+    )
+    terms, after = FitNet(hint_layer=0).terms(variables_of(state, places), context)
+    loss = jnp.mean(terms["fitnet"].value)
+    return Computed({"hint": loss}, to_torch({"batch_stats": after["batch_stats"]}, places))
+
+
+METHODS: dict[str, Compute] = {"kd": kd, "fitnet": fitnet}
+
+
+def check_method(case: Case, dtype: str) -> Iterator[Found]:
+    """Losses, gradients by inputs and adapters, and buffers, of each case of a method's file."""
+    compute = METHODS[case.meta["method"]]
+    for name, numbers in case.meta["cases"].items():
+        inputs = _some(case, name, "in", dtype)
+        state = _some(case, name, "param", dtype) | _some(case, name, "buf", dtype)
+        wanted = _named(case, name, "loss")
+        run = jax.jit(lambda i, s, numbers=numbers: compute(numbers, i, s))
+        computed = run(inputs, state)
+        for loss in wanted:
+            yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
+        for buffer in _named(case, name, "bufafter"):
+            yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
+        yield from _gradients(case, name, run, inputs, state, dtype)
+
+
+def _gradients(case: Case, name: str, run, inputs, state, dtype: str) -> Iterator[Found]:
+    floats = {k: x for k, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    for kind, at in (("grad", floats), ("gparam", state)):
+        for what in _named(case, name, kind):
+            loss, by = what.split(":", 1)
+
+            def value(array, loss=loss, by=by, kind=kind):
+                own = {**inputs, by: array} if kind == "grad" else inputs
+                theirs = {**state, by: array} if kind == "gparam" else state
+                return run(own, theirs).losses[loss]
+
+            yield _found(case, f"{name}:{kind}:{what}", jax.grad(value)(at[by]), dtype)
+
+
+def _found(case: Case, key: str, ours: Any, dtype: str) -> Found:
+    """Float64 is held to 1e-6 of the noise of float32, at least 1e-9."""
+    if case.meta["arrays"][key].get("zero"):  # zero but for rounding in the reference
+        return Found(key, float(jnp.max(jnp.abs(ours))), case.bound(key))
+    noise = case.meta["noise"].get(key, 0.0)
+    bound = max(1e-9, 1e-6 * noise) if dtype == "float64" else 0.0
+    return case.compare(key, ours, case.arrays[key], bound)
+
+
+def _named(case: Case, name: str, kind: str) -> list[str]:
+    start = f"{name}:{kind}:"
+    return [key.removeprefix(start) for key in case.arrays if key.startswith(start)]
+
+
+def _some(case: Case, name: str, kind: str, dtype: str) -> Arrays:
+    found = {}
+    for key in _named(case, name, kind):
+        array = case.arrays[f"{name}:{kind}:{key}"]
+        found[key] = jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
+    return found

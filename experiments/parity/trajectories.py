@@ -1,0 +1,242 @@
+"""Training steps through real networks, by our train step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.interop import torch_weights
+from distill_jax.methods import KD, CrossEntropy, Hyper, LossOptions
+from distill_jax.methods.fitnet import FitNet
+from distill_jax.models import Network, Variables
+from distill_jax.train import optim
+from distill_jax.train.metrics import StepMetrics
+from distill_jax.train.state import Batch, TrainState
+from distill_jax.train.step import Methods, init_state, make_train_step
+from experiments import golden
+from experiments.parity.adapters import to_torch, variables_of
+from experiments.parity.cases import Case, Found, batch, load
+from experiments.parity.losses import teskd
+
+EVALUATED = 99  # the batch on which the final network is evaluated
+
+
+def follow(
+    case: Case,
+    dtype: str,
+    network: Network,
+    variables: Variables,
+    methods: Methods,
+    hyper: Hyper,
+    teachers: list[tuple[Network, Variables]] = [],  # noqa: B006  never changed
+    masks: np.ndarray | None = None,
+    method_variables: dict[str, Variables] | None = None,
+    steps: int = 0,
+) -> tuple[TrainState, list[StepMetrics]]:
+    """Runs our train step over the batches of a trajectory.
+
+    Args:
+      case: gives batches, learning rate and momentum.
+      dtype: of the computation.
+      network: and variables: the student.
+      methods: the terms of its loss, with `hyper`.
+      teachers: frozen ones.
+      masks: (steps, K), which of them teach; None lets all.
+      method_variables: those of the methods.
+      steps: how many; 0 takes all of the case.
+    """
+    meta = case.meta
+    optimizer = optim.OptimOptions(momentum=meta["momentum"], nesterov=meta.get("nesterov", False))
+    step = make_train_step(
+        network=network,
+        methods=methods,
+        teachers=tuple(teacher for teacher, _ in teachers),
+        optimizer=optimizer,
+        schedule=lambda step: jnp.asarray(meta["lr"], dtype),
+        preprocess=lambda keys, images: images,
+        draw_mask=None if masks is None else lambda key, step, hyper: jnp.asarray(masks)[step],
+    )
+    state = init_state(network, optimizer, jax.random.key(0), method_variables, variables)
+    step, key, sums = jax.jit(step), jax.random.key(0), []
+    frozen = tuple(variables for _, variables in teachers)
+    places = jnp.arange(meta["batch"], dtype=jnp.int32)
+    for t in range(steps or meta.get("steps") or len(next(iter(case.arrays.values())))):
+        images, labels = batch(case, t, dtype)
+        state, found = step(state, frozen, Batch(images, labels, places, places), hyper, key)
+        sums.append(jax.device_get(found))
+    return state, sums
+
+
+def column(sums: list[StepMetrics], name: str, size: int) -> list[float]:
+    """The mean of a term at each step; "loss" is the total."""
+    pairs = (s.loss if name == "loss" else s.terms[name] for s in sums)
+    return [pair[0] / size for pair in pairs]
+
+
+def final_logits(case: Case, network: Network, state: TrainState, dtype: str) -> jax.Array:
+    """The final network's logits of a fresh batch, by running statistics."""
+    images, _ = batch(case, EVALUATED, dtype, len(case.arrays["final_eval_logits"]))
+    variables = state.variables(network.name)
+    return jax.jit(lambda v: network.apply(v, images)[0].logits)(variables)
+
+
+def norms(state: dict[str, Any], keys: list[str]) -> list[float]:
+    """The norm of each entry of a state dict."""
+    return [np.linalg.norm(state[key]) for key in keys]
+
+
+def check_trajectory(case: Case, dtype: str) -> Iterator[Found]:
+    """SGD steps under explicit masks: losses, the final network's logits, norms of its state."""
+    meta, masks = case.meta, np.asarray(case.meta["masks"], bool)
+    network, variables = load(case, meta["student"], meta["state"], meta["seed"], dtype)
+    pairs = zip(meta["teachers"], meta["teacher_seeds"], strict=True)
+    teachers = [load(case, name, None, seed, dtype) for name, seed in pairs]
+    options = LossOptions(kl_reduction=meta["kl"].replace(" ", "_"))
+    state, sums = follow(
+        case,
+        dtype,
+        network,
+        variables,
+        (("ce", CrossEntropy(options)), *([("kd", KD(options))] if teachers else [])),
+        Hyper(1.0, meta["weight_decay"], meta["T"], meta["lam"]),
+        teachers,
+        masks if teachers else None,
+        steps=len(case.arrays["loss"]),
+    )
+    yield case.compare("loss", column(sums, "loss", meta["batch"]))
+    yield case.compare("ce", column(sums, "ce", meta["batch"]), bound=case.bound("loss"))
+    yield case.compare("final_eval_logits", final_logits(case, network, state, dtype))
+    final = torch_weights.to_state_dict(state.variables(network.name))
+    yield case.compare("final_norms", norms(final, meta["keys"]))
+
+
+def check_evolution(case: Case, dtype: str) -> Iterator[Found]:
+    """SGD steps of an evolving network: each step's terms, the final backbone's logits."""
+    meta = case.meta
+    network, variables = load(case, meta["name"], meta.get("state"), meta["seed"], dtype)
+    methods = (("teskd", teskd(meta)),)
+    hyper = Hyper(1.0, meta["weight_decay"])
+    steps = len(case.arrays["losses"])
+    state, sums = follow(case, dtype, network, variables, methods, hyper, steps=steps)
+    names = {
+        "total": "loss",
+        "ce_sum": "teskd_ce",
+        "kd_sum": "teskd_kl",
+        "fea_sum": "teskd_feature",
+    }
+    columns = [column(sums, names[name], meta["batch"]) for name in meta["columns"]]
+    yield case.compare("losses", np.stack(columns, 1))
+    yield case.compare("final_eval_logits", final_logits(case, network, state, dtype))
+
+
+def check_method_trajectory(case: Case, dtype: str) -> Iterator[Found]:
+    """SGD steps of RepDistiller's loop: columns, student, adapters, gradients of the first step."""
+    meta, weights = case.meta, case.meta["weights"]
+    network, variables = load(case, meta["student"], None, meta["seed"], dtype)
+    pairs = zip(meta["teachers"], meta["teacher_seeds"], strict=True)
+    teachers = [load(case, name, None, seed, dtype) for name, seed in pairs]
+    methods: Methods = (("ce", CrossEntropy()), ("kd", KD()))
+    method, adapters = METHODS[meta["method"]](meta)
+    own = {}
+    if method is not None:
+        methods = (*methods, (method[0], method[1]))
+        state = {k: jnp.asarray(x, dtype) for k, x in _adapter_state(meta).items()}
+        own = {method[0]: variables_of(state, adapters)}
+    numbers = {"ce": weights["gamma"], "kd": weights["alpha"]}
+    hyper = Hyper(
+        weight_decay=meta["weight_decay"],
+        temperature=meta["kd_T"],
+        kd_weight=1.0,
+        methods=numbers | ({method[0]: weights["beta"]} if method else {}),
+    )
+    given = (case, dtype, network, variables, methods)
+    state, sums = follow(*given, hyper, teachers, None, own)
+    divergence = meta["kd_T"] ** 2 * np.asarray(column(sums, "kl", meta["batch"]))
+    columns = {
+        "total": column(sums, "loss", meta["batch"]),
+        "cls": column(sums, "ce", meta["batch"]),
+        "div": divergence,
+        "kd": column(sums, method[0], meta["batch"]) if method else np.zeros(len(sums)),
+    }
+    reference = case.arrays["losses" if dtype == "float32" else "f64_losses"]
+    for i, name in enumerate(meta["columns"]):
+        bound = max(1e-5, 30 * meta["noise_columns"][i])
+        yield case.compare(f"losses {name}", columns[name], reference[:, i], bound)
+    yield case.compare("final_eval_logits", final_logits(case, network, state, dtype))
+    yield from _final_state(case, network, variables, state)
+    if own:
+        first = to_torch(own[method[0]], adapters)
+        last = to_torch(state.method_variables(network.name)[method[0]], adapters)
+        keys = [name for name, _ in meta["adapters"]]
+        yield case.compare("adapter_norms", norms(last, keys))
+        moved = {key: np.asarray(last[key]) - np.asarray(first[key]) for key in keys}
+        yield case.compare("adapter_delta_norms", norms(moved, keys))
+    yield _first_gradients(case, given, hyper, teachers, own, method, adapters)
+
+
+def check_stochastic(case: Case, dtype: str) -> Iterator[Found]:
+    """DGKD's equation for stochastic teaching: K(1-λ) CE + λT² (KL of the largest + kept ones)."""
+    meta, masks = case.meta, np.asarray(case.meta["keep"], bool)
+    network, variables = load(case, meta["student"], None, meta["seed"], dtype)
+    pairs = zip(meta["teachers"], meta["teacher_seeds"], strict=True)
+    teachers = [load(case, name, None, seed, dtype) for name, seed in pairs]
+    options = LossOptions(cross_entropy="per_teacher")
+    methods = (("ce", CrossEntropy(options)), ("kd", KD(options)))
+    hyper = Hyper(1.0, meta["weight_decay"], meta["T"], meta["lam"])
+    given = (case, dtype, network, variables, methods)
+    state, sums = follow(*given, hyper, teachers, masks)
+    reference = case.arrays["losses" if dtype == "float32" else "f64_losses"]
+    # Ours adds up the KL of the teachers that are kept; the case has that of each.
+    kept = np.sum(np.where(masks, reference[:, 2:], 0.0), 1)
+    noise = max(meta["noise_columns"])
+    for name, ours, theirs in (
+        ("total", "loss", reference[:, 0]),
+        ("ce", "ce", reference[:, 1]),
+        ("kl of the kept", "kl", kept),
+    ):
+        bound = max(1e-5, 30 * noise)
+        yield case.compare(f"losses {name}", column(sums, ours, meta["batch"]), theirs, bound)
+    yield case.compare("final_eval_logits", final_logits(case, network, state, dtype))
+    yield from _final_state(case, network, variables, state)
+    yield _first_gradients(case, given, hyper, teachers, {}, None, {}, masks)
+
+
+def _adapter_state(meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    return golden.state_dict(meta["adapters"], meta["adapter_seed"])
+
+
+def _final_state(case: Case, network, variables, state: TrainState) -> Iterator[Found]:
+    """Norms of the student's final state and of its way there."""
+    last = torch_weights.to_state_dict(state.variables(network.name))
+    first = torch_weights.to_state_dict(variables)
+    yield case.compare("final_norms", norms(last, case.meta["keys"]))
+    moved = {key: last[key] - first[key] for key in case.meta["keys"]}
+    yield case.compare("final_delta_norms", norms(moved, case.meta["keys"]))
+
+
+def _first_gradients(
+    case: Case, given, hyper, teachers, own, method, adapters, masks=None
+) -> Found:
+    """Norms of the gradients at the first step: SGD's momentum after it, without weight decay."""
+    network = given[2]
+    state, _ = follow(*given, hyper._replace(weight_decay=0.0), teachers, masks, own, steps=1)
+    traces = jax.tree.leaves(state.opt_state[network.name], is_leaf=lambda x: hasattr(x, "trace"))
+    (trace,) = (x.trace for x in traces if hasattr(x, "trace"))
+    grads = torch_weights.to_state_dict({"params": trace["network"]})
+    if own:
+        grads |= to_torch({"params": trace["methods"][method[0]]}, adapters)
+    return case.compare("step1_grads", norms(grads, case.meta["grad_keys"]))
+
+
+# Method of a case -> ((name, method), where its adapters' variables stand by their first names).
+METHODS = {
+    "kd": lambda meta: (None, {}),
+    "hint": lambda meta: (
+        ("fitnet", FitNet(hint_layer=meta["hint_layer"])),
+        {"regress_s": ("0",)},
+    ),
+}
