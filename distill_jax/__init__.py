@@ -1,5 +1,8 @@
 """Knowledge distillation in JAX: TAKD, DGKD with stochastic teaching, and TESKD."""
 
+from distill_jax import data, interop, methods, models
+from distill_jax.methods import register_method
+from distill_jax.models import register_network
 from distill_jax.runs.config import (
     ConfigError,
     Experiment,
@@ -8,14 +11,23 @@ from distill_jax.runs.config import (
     resolve,
     smoke,
 )
-from distill_jax.runs.runner import Results, run
+from distill_jax.runs.runner import Results, WorkdirError, run
+from distill_jax.train.optim import register_optimizer
 
 __all__ = [
     "ConfigError",
     "Experiment",
     "Results",
+    "WorkdirError",
     "config_arguments",
+    "data",
     "default_config",
+    "interop",
+    "methods",
+    "models",
+    "register_method",
+    "register_network",
+    "register_optimizer",
     "resolve",
     "run",
     "smoke",

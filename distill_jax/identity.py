@@ -79,10 +79,11 @@ def describe(value: Any) -> str:
 
 
 class _Description:
-    """One description: what was described once is named only from then on."""
+    """One description: what was described once has a number from then on."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Any] = {}  # by id; holds the things, so that no id is used again
+        # By id; the things are held, so that no id is used again.
+        self._seen: dict[int, tuple[int, Any]] = {}
 
     def text(self, value: Any) -> str:
         if isinstance(value, enum.Enum):
@@ -124,8 +125,8 @@ class _Description:
         return f"{type(value).__name__}[{self._items(value)}]"
 
     def _function(self, function: types.FunctionType) -> str:
-        if not self._first_time(function):
-            return _name(function)
+        if number := self._number(function):
+            return f"{_name(function)}#{number}"
         used = dict(_closed_over(function))
         if _is_library(function):
             return f"{_name(function)}({self._fields(used)})" if used else _name(function)
@@ -134,8 +135,8 @@ class _Description:
         return f"{_name(function)}({_source(function)}, {self._fields(used)})"
 
     def _class(self, kind: type) -> str:
-        if not self._first_time(kind):
-            return _name(kind)
+        if number := self._number(kind):
+            return f"{_name(kind)}#{number}"
         bases = [base for base in kind.__bases__ if not _is_library(base)]
         if _is_library(kind):  # a lifted class of somebody's is made in a library
             return f"{_name(kind)}({self._items(bases)})" if bases else _name(kind)
@@ -152,8 +153,10 @@ class _Description:
 
     def _object(self, value: Any) -> str:
         kind = type(value)
-        if not self._first_time(value) or isinstance(value, nnx.RngStream | nnx.Rngs):
+        if isinstance(value, nnx.RngStream | nnx.Rngs):
             return self._class(kind)
+        if number := self._number(value):
+            return f"{_name(kind)}()#{number}"
         if isinstance(value, nnx.Variable):
             leaves = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", value[...])
             return f"{self._class(kind)}({leaves})"
@@ -167,10 +170,12 @@ class _Description:
         named = _name(value) if hasattr(value, "__qualname__") else self._class(kind)
         return f"{named}({self._fields(fields)})"
 
-    def _first_time(self, thing: Any) -> bool:
-        new = id(thing) not in self._seen
-        self._seen[id(thing)] = thing
-        return new
+    def _number(self, thing: Any) -> int | None:
+        """The number of what was described before; None of what is new, which gets the next."""
+        if id(thing) in self._seen:
+            return self._seen[id(thing)][0]
+        self._seen[id(thing)] = (len(self._seen) + 1, thing)
+        return None
 
 
 def _name(thing: Any) -> str:

@@ -62,7 +62,7 @@ def ask(seeds: int) -> dict[str, Any]:
 
     Another process even for the data alone: one that only touches JAX takes most of a GPU's memory.
     """
-    told = {
+    request = {
         "smoke": options.SMOKE.value,
         "dataset": DATASET.value,
         "data_dir": DATA_DIR.value,
@@ -71,7 +71,7 @@ def ask(seeds: int) -> dict[str, Any]:
         "networks": MINIATURE if options.SMOKE.value else PUBLISHED,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark.row", json.dumps(told)],
+        [sys.executable, "-m", "experiments.benchmark.row", json.dumps(request)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=measure.ROOT,
@@ -151,9 +151,9 @@ def lines(one: Mapping[str, Any], several: Mapping[str, Any] | None, flops: floa
 def report(console: Console) -> dict[str, Any]:
     """Measures, trains, prints, and returns all numbers."""
     networks, batch = (MINIATURE, 32) if options.SMOKE.value else (PUBLISHED, 128)
-    asked = steps(networks, batch, 64 if options.SMOKE.value else 8192, options.PEER.value)
+    chosen = steps(networks, batch, 64 if options.SMOKE.value else 8192, options.PEER.value)
     ours = STAGE.format(networks[-1])
-    found = measure.measure(asked, **{**options.turns(), "cores": []})
+    found = measure.measure(chosen, **{**options.turns(), "cores": []})
     for name in (ours, compared.PEAK):
         if found[name].missing:
             raise Failed(f"{name}: {found[name].missing}")

@@ -115,8 +115,8 @@ def main(argv: list[str]) -> int:
     about, console = machine.describe(how["cores"]), options.console()
     for line in lines(options.row(), options.SMOKE.value):
         options.say(f"growth with {line.what}")
-        asked = {str(n): case for n, case in line.cases.items()}
-        results.append(grown(line, measure(asked, **how)))
+        by_name = {str(n): case for n, case in line.cases.items()}
+        results.append(grown(line, measure(by_name, **how)))
     console.print(machine.one_line(about))
     if busy := machine.busy(about):
         console.print(busy)

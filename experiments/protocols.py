@@ -97,9 +97,8 @@ def effective_weights(setting: Setting) -> dict[str, Weights]:
     teachers = np.stack([teacher] * setting.teachers)
     keep = np.arange(setting.teachers) >= setting.teachers - setting.kept
     with jax.enable_x64(True):
-        totals, ce, kl = _terms(
-            student, labels, teachers, keep, setting.temperature, setting.kd_weight
-        )
+        numbers = np.float64(setting.temperature), np.float64(setting.kd_weight)
+        totals, ce, kl = _terms(student, labels, teachers, keep, *numbers)
     columns = np.stack([ce, kl], -1)
     weights = {}
     for protocol, total in totals.items():

@@ -20,7 +20,7 @@ ROOMS = (
     "runs",
     "main",
 )
-API = {"data", "interop", "methods", "models", "runs"}  # what `distill_jax` itself offers
+API = {"data", "interop", "methods", "models", "runs", "train"}  # what `distill_jax` itself offers
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

@@ -1,6 +1,7 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, taps
+from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.registry import (
     ELSEWHERE,
@@ -19,6 +20,7 @@ __all__ = [
     "KD",
     "TESKD",
     "Context",
+    "FitNet",
     "CrossEntropy",
     "Hyper",
     "LossOptions",

@@ -140,6 +140,10 @@ class Method:
     # Whether it counts the labels itself, in the place of the cross-entropy term.
     replaces_ce: ClassVar[bool] = False
 
+    def for_shapes(self, shapes: Shapes) -> Method:
+        """The method for networks of these outputs; itself, but for what depends on them."""
+        return self
+
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where the method cannot teach networks of these outputs."""
 

@@ -38,13 +38,36 @@ _registered: dict[str, tuple[Method, str]] = {}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdgeMethod(Method):
-    """A function of one edge as a method: its values, added up over the kept teachers."""
+    """A function of one edge as a method: its values, added up over the kept teachers.
+
+    Args:
+      name: of its term.
+      loss: the function.
+      needs: what it reads of a teacher; empty until `for_shapes` has watched it.
+    """
 
     name: str
     loss: EdgeLoss
-    needs: tuple[str, ...] = OUTPUTS  # type: ignore[misc]  # an instance's own
+    needs: tuple[str, ...] = ()  # type: ignore[misc]  # an instance's own
 
     taught: ClassVar[bool] = True
+
+    def for_shapes(self, shapes: Shapes) -> EdgeMethod:
+        """The method that needs what its function is seen to read of a teacher."""
+        if self.needs:
+            return self
+        read: set[str] = set()
+
+        class Watched(Outputs):
+            def __getattribute__(self, name: str) -> Any:
+                if name in OUTPUTS:
+                    read.add(name)
+                return super().__getattribute__(name)
+
+        labels = jax.ShapeDtypeStruct(shapes.student.logits.shape[:1], "int32")
+        for teacher in shapes.teachers:
+            jax.eval_shape(self.loss, shapes.student, Watched(*teacher), labels, _SOME_HYPER)
+        return dataclasses.replace(self, needs=tuple(n for n in OUTPUTS if n in read))
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where the function does not give (B,) numbers."""
@@ -77,7 +100,7 @@ def register_method(
     method: Method | EdgeLoss,
     version: str = "1",
     *,
-    needs: tuple[str, ...] = OUTPUTS,
+    needs: tuple[str, ...] = (),
 ) -> None:
     """Makes a method known under a name, to be used wherever a built-in's name is.
 
@@ -88,8 +111,8 @@ def register_method(
       name: for `config.methods`.
       method: a `Method`, or a function (student, teacher, labels, hyper) -> (B,) of one edge.
       version: to be raised when the method comes to compute something else.
-      needs: which of a teacher's outputs a function reads, of `base.OUTPUTS`; all that it does not
-        read need not be computed or cached.
+      needs: which of a teacher's outputs a function reads, of `base.OUTPUTS`; where empty it is
+        watched as it reads them by name.
 
     Raises:
       ValueError: a name that is taken or cannot be written in a config, neither a method nor a
@@ -105,11 +128,13 @@ def register_method(
             "a function (student, teacher, labels, hyper) -> (B,)"
         )
     if not isinstance(method, Method):
-        if len(inspect.signature(method).parameters) != 4:
+        try:
+            inspect.signature(method).bind(*"four")
+        except TypeError:
             raise ValueError(
                 f"method {name!r} takes {inspect.signature(method)}: expected (student, teacher, "
                 "labels, hyper)"
-            )
+            ) from None
         if unknown := sorted(set(needs) - set(OUTPUTS)):
             raise ValueError(f"needs are of {OUTPUTS}, got {', '.join(unknown)}")
         method = EdgeMethod(name=name, loss=method, needs=tuple(needs))
@@ -173,7 +198,8 @@ def identity_of(name: str, method: Method) -> Any:
     }
     if name in METHODS:
         return {"name": name, **changed}
-    return {"name": name, "version": _registered[name][1], "repr": describe(method)}
+    source = method.loss if isinstance(method, EdgeMethod) else method
+    return {"name": name, "version": _registered[name][1], "repr": describe(source)}
 
 
 def _plain(value: Any) -> Any:

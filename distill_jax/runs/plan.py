@@ -20,7 +20,7 @@ from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
 from distill_jax.runs.config import Comparison, Experiment
 from distill_jax.train import optim
-from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.stage import Recipe, Stage, with_needs
 
 FORMAT = 2  # of the ids: raised when the same values come to mean another training
 
@@ -70,18 +70,31 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     return plan
 
 
-def registered(experiment: Experiment, dataset: data.Dataset) -> dict[str, Any]:
-    """What the names that a user registered stand for, of those that an experiment uses."""
-    found = {}
-    for name in experiment.networks:
-        identity = build_network(experiment, dataset, name).identity
-        if isinstance(identity, dict):
-            found[name] = identity
-    for name in {*experiment.methods} - {*methods.METHODS}:
-        found[name] = methods.identity_of(name, methods.build(name))
-    names = {experiment.recipe_of(network).optim.optimizer for network in experiment.networks}
-    found |= {name: optim.identity_of(name) for name in names if optim.identity_of(name)}
-    return found
+def registered(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the names that a user registered stand for, of those that a plan uses.
+
+    Returns:
+      {"networks", "methods", "optimizers"}: name -> identity, its code as a digest.
+    """
+    networks: dict[str, Any] = {}
+    named: dict[str, Any] = {}
+    optimizers: dict[str, Any] = {}
+    for stage in plan.stages.values():
+        networks[stage.network.name] = stage.network.identity
+        named |= {name: methods.identity_of(name, methods.build(name)) for name, _ in stage.methods}
+        optimizer = stage.recipe.optim.optimizer
+        optimizers[optimizer] = optim.identity_of(optimizer)
+    tables = {"networks": networks, "methods": named, "optimizers": optimizers}
+    return {kind: _of_users(identities) for kind, identities in tables.items()}
+
+
+def _of_users(identities: dict[str, Any]) -> dict[str, Any]:
+    """Those identities that have a version, as only what was registered has."""
+    return {
+        name: {**identity, "repr": digest_json(identity["repr"])[:16]}
+        for name, identity in identities.items()
+        if isinstance(identity, dict) and "version" in identity
+    }
 
 
 def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> Network:
@@ -106,9 +119,7 @@ def _stages(experiment, dataset, comparison: Comparison, component, seed: int) -
     name = component.network
     network = build(name)
     # An evolving network teaches as what is left of it, under the name that the graph gives it.
-    teachers = tuple(
-        dataclasses.replace(build(teacher).backbone, name=teacher) for teacher in component.teachers
-    )
+    teachers = tuple(_named(build(teacher).backbone, teacher) for teacher in component.teachers)
     file = experiment.teacher_weights.get(name, "")
     changes = dict(comparison.changes) if name in experiment.students else {}
     if comparison.stochastic and name == experiment.networks[-1]:
@@ -119,21 +130,32 @@ def _stages(experiment, dataset, comparison: Comparison, component, seed: int) -
         is_phase = i < len(phases)
         # A phase ends with its last weights: what it is good for shows in the next one alone.
         selection = {"selection": "last"} if is_phase else {}
-        values = {**changes, **phase, **selection}
+        # Weights that are swept are the experiment's: a phase with methods of its own keeps theirs.
+        swept = {k: v for k, v in changes.items() if "methods" in phase and _is_weight(k)}
+        values = {k: v for k, v in {**changes, **phase, **selection}.items() if k not in swept}
         chosen = experiment.methods_of(network, bool(teachers), values)
-        stages.append(
-            Stage(
-                network=network,
-                teachers=teachers,
-                recipe=experiment.recipe_of(name, **values),
-                seed=experiment.seed_of(name, seed),
-                methods=tuple((m, method) for m, method, _ in chosen),
-                weights=tuple(weight for *_, weight in chosen),
-                file=file,
-                phase=is_phase,
-            )
+        stage = Stage(
+            network=network,
+            teachers=teachers,
+            recipe=experiment.recipe_of(name, **values),
+            seed=experiment.seed_of(name, seed),
+            methods=tuple((m, method) for m, method, _ in chosen),
+            weights=tuple(weight for *_, weight in chosen),
+            file=file,
+            phase=is_phase,
         )
+        examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
+        stages.append(with_needs(stage, examples))
     return stages
+
+
+def _named(network: Network, name: str) -> Network:
+    """The network under another name; itself where that is its own."""
+    return network if network.name == name else dataclasses.replace(network, name=name)
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith("methods.")
 
 
 def _add(plan: Plan, stages: list[Stage], data_digest: str, teachers: tuple[str, ...]) -> str:

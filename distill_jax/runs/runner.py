@@ -51,7 +51,7 @@ def run(
     workdir: str | Path | None = None,
     dataset: data.Dataset | None = None,
     reporter: Reporter | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
 ) -> Results:
     """Trains what a config asks for and has not been trained yet.
 
@@ -60,7 +60,7 @@ def run(
       workdir: where stages, metrics and results are kept; None writes nothing.
       dataset: used in place of the config's.
       reporter: told of progress; None says nothing.
-      stop: asked now and then; where it says true the run saves and ends.
+      stop: asked now and then; where it says true the run saves and ends. None never does.
 
     Raises:
       ConfigError, data.DataError, WorkdirError: before anything is compiled.
@@ -70,10 +70,12 @@ def run(
     experiment = config_lib.resolve(config)
     if dataset is None:
         dataset = data.load(**experiment.dataset)
-    data.check(dataset)
+    else:
+        data.check(dataset)
     try:
         data_digest = digest_of(dataset)
         plan = make_plan(experiment, dataset, data_digest)
+        # All of them, before the first is compiled: training itself checks no stage again.
         for stage in plan.stages.values():
             check(stage, dataset, experiment.topology)
             caches_teachers(stage, dataset, experiment.teacher_logits)
@@ -82,14 +84,14 @@ def run(
             for stage_id, stage in plan.stages.items()
             if stage.file
         }
-        config_json = _as_json(experiment, data_digest, registered(experiment, dataset))
+        config_json = _as_json(experiment, data_digest, registered(plan))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with opened(workdir, config_json) as folder:
         reporters = [reporter] if reporter else []
         if folder is not None:
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
-        run_ = _Run(plan, dataset, experiment, folder, Several(*reporters), stop)
+        run_ = _Run(plan, dataset, experiment, folder, Several(*reporters), stop or _never)
         for stage_id, variables in given.items():  # first, so that a wrong file shows at once
             run_.evaluate_given(stage_id, variables)
         run_.train_all()
@@ -97,6 +99,10 @@ def run(
         if folder is not None:
             write_json(folder / "results.json", results.rows)
     return results
+
+
+def _never() -> bool:
+    return False
 
 
 class _Run:
@@ -254,10 +260,10 @@ def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -
 def _as_json(
     experiment: Experiment, data_digest: str, registered: dict[str, Any]
 ) -> dict[str, Any]:
-    values = {**dataclasses.asdict(experiment), "data": data_digest}
+    values = {**dataclasses.asdict(experiment), "data": data_digest, "registered": registered}
     for one, source in zip(values["comparisons"], experiment.comparisons, strict=True):
         one["graph"] = dict(zip(source.graph.names, source.graph.teachers, strict=True))
-    return values | ({"registered": registered} if registered else {})
+    return values
 
 
 __all__ = ["ConfigError", "Results", "WorkdirError", "run"]

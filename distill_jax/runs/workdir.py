@@ -68,9 +68,9 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
                 f"another run is at work in {folder}: expected one at a time; wait for it, or give "
                 "another --workdir"
             ) from error
-        _check_same(folder, plain(config))
+        saved = _check_same(folder, plain(config))
         try:
-            write_json(folder / CONFIG, config)
+            write_json(folder / CONFIG, {**config, "registered": _all_registered(saved, config)})
         except CheckpointError as error:
             raise WorkdirError(f"cannot write to the working directory: {error}") from error
         yield folder
@@ -88,11 +88,16 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    """Raises WorkdirError with every difference that makes another experiment."""
+def _check_same(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an earlier run in a folder, empty where there was none.
+
+    Raises:
+      WorkdirError: it is not ours, or differs in what makes another experiment; the message has
+        every difference.
+    """
     path = folder / CONFIG
     if not path.exists():
-        return
+        return {}
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -102,16 +107,37 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
             f"{path} is not ours: expected the config of an earlier run; give another --workdir"
         )
     lines = differences(_identifying(found), _identifying(config))
+    lines += differences(*_registered_in_both(found, config), "registered")
     if lines:
         raise WorkdirError(
             f"{folder} holds another experiment: expected the same but for "
             f"{', '.join(RESUMABLE_FIELDS)}; give another --workdir, or remove that one:\n  "
             + "\n  ".join(lines)
         )
+    return found
 
 
 def _identifying(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in RESUMABLE_FIELDS}
+    left_out = (*RESUMABLE_FIELDS, "registered")
+    kept = {name: value for name, value in config.items() if name not in left_out}
     if isinstance(kept.get("dataset"), dict):
         kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "data_dir"}
     return kept
+
+
+def _registered_in_both(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What two configs say of the names that both use; more names may come to be used."""
+    tables = [config.get("registered", {}) for config in (one, other)]
+    kinds = tables[0].keys() & tables[1].keys()
+    names = {kind: tables[0][kind].keys() & tables[1][kind].keys() for kind in kinds}
+    first, second = (
+        {kind: {name: table[kind][name] for name in names[kind]} for kind in kinds}
+        for table in tables
+    )
+    return first, second
+
+
+def _all_registered(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every name that a folder has used, so that none of them comes to mean another thing."""
+    table = config.get("registered", {})
+    return {kind: saved.get("registered", {}).get(kind, {}) | own for kind, own in table.items()}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from distill_jax import data
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import StageInputs, TrainOptions, caches_teachers
-from distill_jax.train.stage import check
+from distill_jax.train.options import StageInputs, TrainOptions
 from distill_jax.train.trainer import Trainer
 
 
@@ -25,18 +24,15 @@ def train(
     the recipe, and are trained at once with the results that each would have had alone.
 
     Args:
-      inputs: the stages.
+      inputs: the stages, which `stage.check` has passed.
       dataset: on what.
       options: how.
 
     Raises:
-      ValueError: a stage cannot be trained, see `stage.check` and `options.caches_teachers`.
+      ValueError: a cache of teachers' outputs is asked for that cannot be.
       NotFiniteError: more steps were not finite than may be skipped; the last good state is saved.
       Interrupted: `options.stop` said so; the state is saved first.
     """
-    for one in inputs:
-        check(one.stage, dataset, options.topology)
-        caches_teachers(one.stage, dataset, options.teacher_logits)
     trainer = Trainer(inputs, dataset, options)
     trainer.restore()
     histories = [replica.history for replica in trainer.replicas]

@@ -168,7 +168,25 @@ def _output_shapes(network: Network, batch_size: int, train: bool) -> Outputs:
 def _looks_at_shapes(method: Method) -> bool:
     """Whether a method checks or draws anything by shapes, which takes tracing its networks."""
     kind = type(method)
-    return kind.init is not Method.init or kind.check is not Method.check
+    own = (kind.init, kind.check, kind.for_shapes)
+    return own != (Method.init, Method.check, Method.for_shapes)
+
+
+def with_needs(stage: Stage, examples: int) -> Stage:
+    """The stage with methods that know what they need of its networks.
+
+    Raises:
+      ValueError: a method cannot teach these networks.
+    """
+    if not any(_looks_at_shapes(method) for _, method in stage.methods):
+        return stage
+    shapes, found = shapes_of(stage, examples), []
+    for name, method in stage.methods:
+        try:
+            found.append((name, method.for_shapes(shapes)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(_cannot_teach(stage, name, error)) from error
+    return dataclasses.replace(stage, methods=tuple(found))
 
 
 def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables]:
@@ -246,7 +264,9 @@ def _check_methods(stage: Stage, examples: int) -> None:
         try:
             method.check(shapes)  # type: ignore[arg-type]
         except (ValueError, TypeError, AttributeError) as error:
-            teachers = "+".join(teacher.name for teacher in stage.teachers) or "nobody"
-            raise ValueError(
-                f"method {name!r} for {stage.network.name} taught by {teachers}: {error}"
-            ) from error
+            raise ValueError(_cannot_teach(stage, name, error)) from error
+
+
+def _cannot_teach(stage: Stage, name: str, error: Exception) -> str:
+    teachers = "+".join(teacher.name for teacher in stage.teachers) or "nobody"
+    return f"method {name!r} for {stage.network.name} taught by {teachers}: {error}"

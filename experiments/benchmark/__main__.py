@@ -59,7 +59,7 @@ def members_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def asked_for() -> dict[str, Case]:
+def chosen_cases() -> dict[str, Case]:
     """The cases of the flags, by name.
 
     Raises:
@@ -85,10 +85,10 @@ def targets_apply(found: Mapping[str, Measured]) -> bool:
     return on_cpu and len(options.turns()["cores"]) == 2 and not options.SMOKE.value
 
 
-def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
+def compare(chosen: dict[str, Case], console: Console) -> dict[str, Any]:
     """Measures the rows, prints their tables, and returns the numbers."""
-    chain, case, how = options.CHAIN.value, next(iter(asked.values())), options.turns()
-    found = measure(asked, **how)
+    chain, case, how = options.CHAIN.value, next(iter(chosen.values())), options.turns()
+    found = measure(chosen, **how)
     rows, differences = tables.numbers(found), compared.fidelity(found)
     names = " ".join((*case.teachers, "->", case.student))
     title = f"{chain}: {names}, batch {case.batch}, {case.dtype}"
@@ -105,24 +105,24 @@ def compare(asked: dict[str, Case], console: Console) -> dict[str, Any]:
 
 def starts_line(starts: list[float]) -> str:
     """Starts with an empty compilation cache and then with a full one."""
-    said = "met" if max(starts[1:]) < WARM_START else "NOT met"
+    verdict = "met" if max(starts[1:]) < WARM_START else "NOT met"
     if options.SMOKE.value:
-        said = "does not apply here"
+        verdict = "does not apply here"
     return (
         f"start to the end of the first step: {starts[0]:.1f} s; with what was compiled before "
-        f"{', '.join(f'{s:.1f}' for s in starts[1:])} s (under {WARM_START:.0f} s: {said})"
+        f"{', '.join(f'{s:.1f}' for s in starts[1:])} s (under {WARM_START:.0f} s: {verdict})"
     )
 
 
-def benchmark(asked: dict[str, Case], console: Console) -> dict[str, Any]:
+def benchmark(chosen: dict[str, Case], console: Console) -> dict[str, Any]:
     """Measures, prints, and returns all numbers."""
     how = options.turns()
     about = machine.describe(how["cores"])
     console.print(machine.one_line(about))
     if busy := machine.busy(about):
         console.print(busy)
-    written = {"machine": about, "chain": options.CHAIN.value, **compare(asked, console)}
-    case = next(iter(asked.values()))
+    written = {"machine": about, "chain": options.CHAIN.value, **compare(chosen, console)}
+    case = next(iter(chosen.values()))
     if STARTS.value:
         written["starts"] = warm_starts(case, how["cores"], STARTS.value)
         console.print(starts_line(written["starts"]))
@@ -138,13 +138,13 @@ def main(argv: list[str]) -> int:
     """Runs the benchmark of the flags."""
     refused = options.refusal(argv)
     try:
-        asked = asked_for()
+        chosen = chosen_cases()
     except ValueError as error:
         refused = str(error)
     if refused:
         print(f"error: {refused}", file=sys.stderr)
         return 1
-    options.save(benchmark(asked, options.console()))
+    options.save(benchmark(chosen, options.console()))
     return 0
 
 

@@ -2,7 +2,7 @@
 
   recomputing  all teachers in the student's graph
   dropping     the same, one of the teachers dropped for each mini-batch
-  table        the teachers' logits read from a table, as they are where nothing is augmented
+  table        the teachers' logits read from a cache, as they are where nothing is augmented
   alone        no teachers: the student's own training step, or an evolving network's
 
 With more than one device the step runs under pmap.
@@ -18,11 +18,13 @@ import numpy as np
 
 from distill_jax import data, models
 from distill_jax.interop import torch_weights
-from distill_jax.train import optim, programs, sharding
+from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions
+from distill_jax.train import programs, sharding
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
-from distill_jax.train.recipe import Recipe
-from distill_jax.train.step import Resident, TrainState
+from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.state import DeviceDataset
+from distill_jax.train.step import init_state
 from experiments.benchmark import cases, flops
 from experiments.benchmark.cases import Case
 
@@ -57,18 +59,18 @@ def compiled_seconds() -> float:
 class Ready(NamedTuple):
     """A loop with all that it is called with."""
 
-    loop: Any  # (state, sums, frozen, resident, order, start, stop, hyper, key) -> state, sums
+    loop: Any  # (state, sums, frozen, dataset, order, start, stop, hyper, key) -> state, sums
     state: Any
     sums: Any
     frozen: Any
-    resident: Any
+    dataset: Any
     order: Any
     hyper: Any
     key: Any
 
 
-def library(case: Case, network, teachers, student, frozen) -> Ready:
-    """The library's own train loop on resident data: all that knows its signatures is here."""
+def stage_of(case: Case, network, teachers) -> Stage:
+    """The stage whose step is measured."""
     recipe = Recipe(
         batch_size=case.batch,
         temperature=cases.TEMPERATURE,
@@ -80,57 +82,62 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
             weight_decay=cases.WEIGHT_DECAY,
         ),
     )
+    methods: tuple[tuple[str, Any], ...]
+    if network.branches:
+        methods = (("teskd", TESKD()),)
+    elif teachers:
+        methods = (("ce", CrossEntropy(LossOptions())), ("kd", KD()))
+    else:
+        methods = (("ce", CrossEntropy()),)
+    weights = (1.0,) * len(methods)
+    return Stage(network, teachers, recipe, seed=0, methods=methods, weights=weights)
+
+
+def library(case: Case, network, teachers, student, frozen) -> Ready:
+    """The library's own train loop on resident data: all that knows its signatures is here."""
+    stage = stage_of(case, network, teachers)
     several = case.members > 1
     topology = sharding.Topology("pmap" if case.devices > 1 else "jit", case.devices)
-    program = programs.train_program(
-        network,
-        teachers,
-        recipe.structure,
-        ROWS,
-        cases.MEAN,
-        cases.STD,
-        topology,
-        shared_data=True if several else None,
+    images, labels = cases.images(case.resident), cases.labels(case.resident)
+    about = data.from_arrays(
+        (images, labels),
+        (images, labels),
+        classes=cases.CLASSES,
+        mean=cases.MEAN,
+        std=cases.STD,
+        valid_fraction=0.0,
     )
-    opt_state = jax.jit(optim.transform(recipe.optim, 0.0, 0.0).init)(student["params"])
-    state = TrainState(
-        jnp.int32(0), student["params"], student["batch_stats"], opt_state, jnp.int32(0)
-    )
-    resident = Resident(cases.images(case.resident), cases.labels(case.resident))
+    shared = True if several else None
+    program = programs.train_program(stage, ROWS, about, topology, shared_data=shared)
     order, key = cases.order(case, ROWS), jax.random.key(0)
-    resident = topology.place(resident)
+    state = init_state(network, stage.recipe.optim, key, start=student)
+    cached = None
     if case.variant == "table":
-        resident, frozen = resident._replace(teacher_logits=table(teachers, frozen, resident)), ()
+        pairs = list(zip(teachers, frozen, strict=True))
+        cached = programs.teacher_outputs(pairs, about.train, about, topology)
+        frozen = ()
     else:
-        frozen = programs.prepare(teachers, frozen, topology)
-    state, key = topology.place((state, key))
+        frozen = programs.freeze_teachers(teachers, frozen, topology)
+    dataset = topology.device_put(DeviceDataset(images, labels, cached))
+    state, key, hyper = topology.device_put((state, key, stage.hyper))
     sums = programs.zero_sums(
         program.body,
-        *(state, frozen, recipe.hyper, key),
+        *(state, frozen, hyper, key),
         batch_size=case.batch,
         image_shape=cases.IMAGE_SHAPE,
-        table=(len(teachers), cases.CLASSES) if case.variant == "table" else None,
+        cached=cached,
         where=topology.replicated,
     )
     if several:
-        alike = (state, sums, frozen, np.asarray(order), recipe.hyper, key)
+        alike = (state, sums, frozen, np.asarray(order), hyper, key)
         state, sums, frozen, order, hyper, key = (
-            topology.spread([one] * case.members) for one in alike
+            topology.stack([one] * case.members) for one in alike
         )
+        if cached is not None:  # which is a member's own
+            dataset = dataset._replace(teachers=topology.stack([cached] * case.members))
     else:
         state, sums, key = topology.replicate((state, sums, key))
-        hyper = recipe.hyper
-    return Ready(program.loop, state, sums, frozen, resident, order, hyper, key)
-
-
-def table(teachers, frozen, resident: Resident) -> jax.Array:
-    """(N, K, C) logits of the frozen networks for every resident image."""
-    split = data.Split(np.asarray(resident.images), np.asarray(resident.labels))
-    about = data.from_arrays(
-        split, split, classes=cases.CLASSES, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
-    )
-    asked = list(zip(teachers, frozen, strict=True))
-    return jnp.asarray(programs.teach(asked, split, about).swapaxes(0, 1))
+    return Ready(program.loop, state, sums, frozen, dataset, order, hyper, key)
 
 
 class TrainingStep:
@@ -154,19 +161,19 @@ class TrainingStep:
 
     def run(self, steps: int) -> float:
         """The mean loss of `steps` steps."""
-        ready, before = self.ready, jax.device_get(self.ready.sums["loss"])
+        ready, before = self.ready, jax.device_get(self.ready.sums.loss)
         state, sums = ready.loop(
             ready.state,
             ready.sums,
             ready.frozen,
-            ready.resident,
+            ready.dataset,
             ready.order,
             np.int32(0),
             np.int32(steps),
             ready.hyper,
             ready.key,
         )
-        after = jax.device_get(jax.block_until_ready(sums)["loss"])
+        after = jax.device_get(jax.block_until_ready(sums).loss)
         self.ready = ready._replace(state=state, sums=sums)
         total, count = (np.sum(new) - np.sum(old) for new, old in zip(after, before, strict=True))
         return float(total / count)

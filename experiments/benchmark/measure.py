@@ -52,11 +52,11 @@ class Worker:
     """A process that holds one case, pinned to `cores`."""
 
     def __init__(self, case: Case, cores: list[int], cache: str = ""):
-        told = {"case": dataclasses.asdict(case), "cores": cores, "cache": cache}
+        request = {"case": dataclasses.asdict(case), "cores": cores, "cache": cache}
         self.found = Measured(case)
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmark.worker", json.dumps(told)],
+            [sys.executable, "-m", "experiments.benchmark.worker", json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -97,9 +97,9 @@ def targets_table(verdicts: Sequence[Verdict], applies: bool) -> Table:
         table.add_column(heading, no_wrap=heading == "measured")
     words = {True: "met", False: "NOT met", None: ""}
     for verdict in verdicts:
-        told = applies or verdict.met is None
-        said = words[verdict.met] if told else "does not apply here"
-        table.add_row(verdict.target.what, shown(verdict.ratio), verdict.over, verdict.under, said)
+        counts = applies or verdict.met is None
+        word = words[verdict.met] if counts else "does not apply here"
+        table.add_row(verdict.target.what, shown(verdict.ratio), verdict.over, verdict.under, word)
     return table
 
 

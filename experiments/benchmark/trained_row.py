@@ -9,14 +9,15 @@ import jax
 from absl import logging as absl_logging
 
 import distill_jax
-from configs import dgkd_cifar10_plain
-from distill_jax import data, report
+from configs import dgkd_plain
+from distill_jax import data
+from distill_jax.train.reporter import Reporter
 from experiments.benchmark import jax_steps
 
-Told = dict[str, Any]  # smoke, networks, dataset, data_dir, seeds, epochs
+Request = dict[str, Any]  # smoke, networks, dataset, data_dir, seeds, epochs
 
 
-class Timeline(report.Reporter):
+class Timeline(Reporter):
     """Seconds by part of a run, without those of compilation, which are a part of their own."""
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Timeline(report.Reporter):
         self.parts[part] = self.parts.get(part, 0.0) + passed
         self.since, self.compiled = now, compiled
 
-    def stage_started(self, jobs, step, steps, histories):
+    def stage_started(self, stages, step, steps, histories):
         self.steps = steps
         self.mark("set-up")
 
@@ -41,45 +42,45 @@ class Timeline(report.Reporter):
     def progress(self, step, images_per_second):
         self.mark("training")
 
-    def epoch_ended(self, job, record):
+    def epoch_ended(self, stage, record):
         self.mark("evaluation")
 
-    def stage_ended(self, job, record):
+    def stage_ended(self, stage, record):
         self.mark("end of stage")
         self.stages.append(
             {
-                "network": job.network.name,
-                "teachers": [teacher.name for teacher in job.teachers],
-                "batch": job.recipe.batch_size,
-                "steps": job.recipe.epochs * self.steps,
-                "seed": job.seed,
+                "network": stage.network.name,
+                "teachers": [teacher.name for teacher in stage.teachers],
+                "batch": stage.recipe.batch_size,
+                "steps": stage.recipe.epochs * self.steps,
+                "seed": stage.seed,
                 "test_accuracy": record["test_accuracy"],
             }
         )
 
 
-def configured(told: Told) -> Any:
+def configured(request: Request) -> Any:
     """The published row in half precision."""
-    config = dgkd_cifar10_plain.get_config("smoke" if told["smoke"] else "")
+    config = dgkd_plain.get_config("smoke" if request["smoke"] else "")
     config.guidance, config.dtype = ("dense",), "bfloat16"
-    config.networks = tuple(told["networks"])
-    config.seeds = tuple(told["seeds"]) or config.seeds
-    if not told["smoke"]:
-        config.dataset.data_dir = told["data_dir"]
-        config.dataset.name = told["dataset"]
-    if told["epochs"]:
-        config.recipe.epochs = told["epochs"]
+    config.networks = tuple(request["networks"])
+    config.seeds = tuple(request["seeds"]) or config.seeds
+    if not request["smoke"]:
+        config.dataset.data_dir = request["data_dir"]
+        config.dataset.name = request["dataset"]
+    if request["epochs"]:
+        config.recipe.epochs = request["epochs"]
     return config
 
 
-def train(told: Told) -> dict[str, Any]:
+def train(request: Request) -> dict[str, Any]:
     """Trains the row by each seed and says how long what took; without seeds only loads data."""
     jax_steps.set_up("")
     absl_logging.set_verbosity(absl_logging.WARNING)  # JAX tells of every platform it looks for
-    config, timeline = configured(told), Timeline()
+    config, timeline = configured(request), Timeline()
     dataset = data.load(**config.dataset.to_dict())
     timeline.mark("data")
-    if not told["seeds"]:
+    if not request["seeds"]:
         return {"parts": timeline.parts}
     results = distill_jax.run(config, dataset=dataset, reporter=timeline)
     timeline.mark("end of stage")

@@ -91,13 +91,13 @@ def main(argument: str) -> None:
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    told = json.loads(argument)
-    if told["cores"]:
-        os.sched_setaffinity(0, told["cores"])
-    fields = told["case"]
+    request = json.loads(argument)
+    if request["cores"]:
+        os.sched_setaffinity(0, request["cores"])
+    fields = request["case"]
     case = Case(**{**fields, "teachers": tuple(fields["teachers"])})
     try:
-        step, found = get_ready(case, told["cache"])
+        step, found = get_ready(case, request["cache"])
         answer(**found)
         for line in sys.stdin:
             answer(seconds=timed(step, int(line)))

@@ -180,9 +180,9 @@ def test_no_package_and_no_data_are_said_in_words(monkeypatch, tmp_path, capfd):
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         assert gpu_row.main(argv) == 1
-        said = capfd.readouterr().err
-    assert "error: ml_collections is not installed; python -m pip install" in said
-    assert "Traceback" not in said
+        stderr = capfd.readouterr().err
+    assert "error: ml_collections is not installed; python -m pip install" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_peer_that_is_not_installed(monkeypatch):
@@ -194,11 +194,11 @@ def test_a_peer_that_is_not_installed(monkeypatch):
 
 # ----------------------------------------------------------------------------------- the arithmetic
 def test_turns_alternate(canned):
-    asked = {"a": STEP, "gone": Case("jax", "table", "plane2"), "b": Case("jax", "alone", "plane2")}
-    found = measure.measure(asked, rounds=3, seconds=0.0, cores=[])
+    table = {"a": STEP, "gone": Case("jax", "table", "plane2"), "b": Case("jax", "alone", "plane2")}
+    found = measure.measure(table, rounds=3, seconds=0.0, cores=[])
     assert Canned.turns == ["recomputing", "alone"] * 4  # the first turns do not count
-    assert [len(found[name].seconds) for name in asked] == [3, 0, 3]
-    assert list(found) == list(asked)
+    assert [len(found[name].seconds) for name in table] == [3, 0, 3]
+    assert list(found) == list(table)
 
 
 def test_ratios_are_those_of_rounds():

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import ce_of, close, kl_of
 
 from distill_jax.methods import losses
-from float64 import ce_of, close, kl_of
 
 RANDOM = np.random.RandomState(0)
 STUDENT = (3 * RANDOM.standard_normal((6, 7))).astype(np.float32)

@@ -65,7 +65,8 @@ def test_a_call_is_that_of_the_module():
         setattr(module.norm, leaf, nnx.BatchStat(value))
     for index, block in enumerate(module.blocks):
         block.kernel, block.bias = (
-            nnx.Param(variables["params"]["blocks"][str(index)][leaf]) for leaf in ("kernel", "bias")
+            nnx.Param(variables["params"]["blocks"][str(index)][leaf])
+            for leaf in ("kernel", "bias")
         )
     module.eval()
     outputs, state = run(net, variables)

@@ -43,9 +43,9 @@ def folder(pristine, tmp_path):
 
 
 def restored(folder, template=TEMPLATE, about=ABOUT):
-    found, meta = Checkpoints(folder, about).restore(template)
-    step = int(found["step"])
-    assert np.array_equal(found["params"], arrays(step)["params"])
+    saved, meta = Checkpoints(folder, about).restore(template)
+    step = int(saved["step"])
+    assert np.array_equal(saved["params"], arrays(step)["params"])
     assert meta["history"] == [{"loss": 0.1 * step}]
     return step
 
@@ -87,11 +87,11 @@ def test_any_harm_to_any_file_of_the_newest_goes_back_one_or_is_none(folder, har
         path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
         caplog.clear()
         step = restored(folder)
-        said = [r for r in caplog.records if r.levelno == logging.WARNING]
-        assert bool(said) == (step == 1), name
+        warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+        assert bool(warnings) == (step == 1), name
         if step == 1:
             back += 1
-            assert "going back to the one before it" in said[0].getMessage()
+            assert "going back to the one before it" in warnings[0].getMessage()
             assert Checkpoints(folder, ABOUT).steps() == [1]
             assert (folder / "2.damaged").is_dir()  # set aside, not thrown away
     assert back >= 2, names  # at the very least of the arrays and of the metadata
@@ -107,7 +107,7 @@ def test_what_was_damaged_does_not_count_among_those_kept(folder):
     assert checkpoints.steps() == [2, 3] and restored(folder) == 3
 
 
-def test_where_none_can_be_believed_it_is_said_with_the_way_out(folder):
+def test_where_none_can_be_believed_the_error_names_the_way_out(folder):
     for path in files(folder):
         path.write_bytes(b"")
     with pytest.raises(
@@ -273,10 +273,10 @@ def test_data_that_was_given_is_known_by_its_content(copied):
         distill_jax.run(TINY, workdir=folder, dataset=dataset)
 
 
-def test_differences_that_do_no_harm_pass(copied):
+def test_resumable_fields_may_differ(copied):
     folder, rows = copied
-    harmless = {"name": "other", "checkpoint_every": "1 steps", "devices": 2, "parallel": "pmap"}
-    again = distill_jax.run({**TINY, **harmless, "guidance": ("direct", "none")}, workdir=folder)
+    resumable = {"name": "other", "checkpoint_every": "1 steps", "devices": 2, "parallel": "pmap"}
+    again = distill_jax.run({**TINY, **resumable, "guidance": ("direct", "none")}, workdir=folder)
     assert timeless(again.rows)[0] == timeless(rows)[0]
 
 
@@ -314,8 +314,8 @@ def test_a_full_disk_keeps_every_earlier_save_and_fails_with_words(tmp_path):
     assert f"could not write {folder / 'rows.json'}" in done.stdout
     assert sorted(os.listdir(folder)) == ["1", "rows.json"]  # nothing half-written is left
     assert json.loads((folder / "rows.json").read_text()) == [1]
-    found, _ = Checkpoints(folder, {}).restore({"a": jax.ShapeDtypeStruct((1000,), np.float32)})
-    assert np.array_equal(found["a"], np.arange(1000.0))
+    saved, _ = Checkpoints(folder, {}).restore({"a": jax.ShapeDtypeStruct((1000,), np.float32)})
+    assert np.array_equal(saved["a"], np.arange(1000.0))
 
 
 def test_a_save_that_fails_leaves_the_one_of_that_name(tmp_path, monkeypatch):

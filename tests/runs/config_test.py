@@ -6,15 +6,28 @@ import re
 import ml_collections
 import pytest
 
-from distill_jax import graph
-from distill_jax.methods.losses import LossOptions
+from distill_jax import graph, methods, models
+from distill_jax.methods import KD, CrossEntropy, LossOptions
+from distill_jax.methods.fitnet import FitNet
 from distill_jax.models import MODELS
-from distill_jax.runs.config import ConfigError, checkpoint_due, default_config, resolve, smoke
+from distill_jax.runs.config import (
+    ConfigError,
+    checkpoint_due,
+    config_arguments,
+    default_config,
+    resolve,
+    smoke,
+)
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
 
 ROW = ("plane6", "plane4", "plane2")
+
+
+def chosen_methods(experiment, network="plane2", taught=True, **changes):
+    """(name, method, weight) of the terms of a network's loss."""
+    return experiment.methods_of(models.build(network, 4, (8, 8, 1)), taught, changes)
 
 
 def test_defaults_resolve():
@@ -23,9 +36,12 @@ def test_defaults_resolve():
     assert experiment.networks == ROW and set(ROW) <= set(MODELS)
     assert experiment.students == ("plane2",)
     assert experiment.seeds == (0,)
-    assert [row.label for row in experiment.rows] == ["none", "direct", "chain", "dense"]
-    assert [row.guidance for row in experiment.rows] == [g(ROW) for g in graph.NAMED.values()]
-    assert not any(row.stochastic or row.changes for row in experiment.rows)
+    labels = [one.label for one in experiment.comparisons]
+    assert labels == ["none", "direct", "chain", "dense"]
+    assert [one.graph for one in experiment.comparisons] == [g(ROW) for g in graph.NAMED.values()]
+    assert not any(one.stochastic or one.changes for one in experiment.comparisons)
+    assert experiment.methods == {"kd": 1.0}
+    assert not (experiment.method_options or experiment.phases)
     assert experiment.topology == Topology("jit", 1)
     assert experiment.dropping == Dropping("fixed", 1)
     assert experiment.checkpoint_every == "5 minutes"
@@ -37,7 +53,7 @@ def test_every_default_of_the_recipe_reaches_the_recipe():
     flat = {**dataclasses.asdict(recipe), **dataclasses.asdict(recipe.optim)}
     assert {name: flat[name] for name in config["recipe"]} == config["recipe"]
     assert recipe.survival == config["dropping"]["survival"]
-    assert recipe.loss == LossOptions() and recipe.selection == "validation"
+    assert recipe.selection == "validation"
 
 
 CHANGED = {
@@ -58,6 +74,11 @@ CHANGED = {
     "milestones": (0.2, 0.4),
     "decay": 0.5,
     "warmup_epochs": 2.0,
+    "clip_norm": 5.0,
+    "accumulate_steps": 4,
+    "decayed": "kernels",
+    "trainable": ("fc.*",),
+    "frozen": ("bn1.*", "bn2.*"),
 }
 
 
@@ -80,19 +101,27 @@ def test_whole_numbers_are_taken_for_fractions_and_lists_for_tuples():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "loss", "selection", "kind"),
+    ("protocol", "loss", "selection", "dropping"),
     [
-        ("standard", LossOptions(), "validation", "fixed"),
-        ("paper", LossOptions(cross_entropy="per_teacher"), "validation", "bernoulli"),
-        ("official", LossOptions(kl_reduction="element_mean"), "test", "fixed"),
+        ("standard", LossOptions(), "validation", Dropping("fixed")),
+        (
+            "paper",
+            LossOptions(cross_entropy="per_teacher"),
+            "validation",
+            Dropping("bernoulli", teacher_droppable=False),
+        ),
+        ("official", LossOptions(kl_reduction="element_mean"), "test", Dropping("fixed")),
     ],
 )
-def test_a_protocol_sets_what_is_left_empty(protocol, loss, selection, kind):
+def test_a_protocol_sets_what_is_left_empty(protocol, loss, selection, dropping):
     experiment = resolve({"protocol": protocol})
-    recipe = experiment.recipe_of("plane2")
     assert (experiment.loss, experiment.selection) == (loss, selection)
-    assert (recipe.loss, recipe.selection) == (loss, selection)
-    assert experiment.dropping.kind == kind
+    assert experiment.recipe_of("plane2").selection == selection
+    assert chosen_methods(experiment) == [
+        ("ce", CrossEntropy(loss), 1.0),
+        ("kd", KD(loss), 1.0),
+    ]
+    assert experiment.dropping == dropping
     chosen = resolve(
         {
             "protocol": protocol,
@@ -104,6 +133,13 @@ def test_a_protocol_sets_what_is_left_empty(protocol, loss, selection, kind):
     assert chosen.loss == LossOptions(teachers="mean")
     assert chosen.selection == "last"
     assert chosen.dropping == Dropping("none", 1, False)
+
+
+def test_the_paper_drops_assistants_alone_unless_told_otherwise():
+    assert "teacher_droppable=False" in repr(resolve({"protocol": "paper"}))
+    assert "teacher_droppable=True" in repr(resolve({}))
+    given = {"protocol": "paper", "dropping": {"teacher_droppable": True}}
+    assert "teacher_droppable=True" in repr(resolve(given))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +155,7 @@ def test_a_protocol_sets_what_is_left_empty(protocol, loss, selection, kind):
 def test_names_may_come_as_one_comma_string(text, expected):
     experiment = resolve({"networks": text, "students": text, "guidance": "none,chain"})
     assert experiment.networks == experiment.students == expected
-    assert [row.label for row in experiment.rows] == ["none", "chain"]
+    assert [one.label for one in experiment.comparisons] == ["none", "chain"]
 
 
 @pytest.mark.parametrize(
@@ -131,19 +167,19 @@ def test_names_may_come_as_one_comma_string(text, expected):
         ("plane2<plane6+plane4+drop", graph.custom(ROW, {"plane2": ROW[:2]}), True),
     ],
 )
-def test_a_row_is_stochastic_by_its_suffix(spec, row, stochastic):
-    (got,) = resolve({"guidance": spec}).rows
-    assert (got.label, got.guidance, got.stochastic) == (spec, row, stochastic)
+def test_a_comparison_is_stochastic_by_its_suffix(spec, row, stochastic):
+    (got,) = resolve({"guidance": spec}).comparisons
+    assert (got.label, got.graph, got.stochastic) == (spec, row, stochastic)
 
 
 def test_a_control_is_plain_training_with_its_changes():
     control = {"full data": {"epochs": 3, "train_limit": 0}}
     experiment = resolve({"guidance": "chain", "controls": control})
-    row = experiment.rows[1]
-    assert row.label == "none, full data"
-    assert row.guidance == graph.none(ROW) and not row.stochastic
-    assert dict(row.changes) == control["full data"]
-    assert experiment.recipe_of("plane2", **dict(row.changes)).epochs == 3
+    added = experiment.comparisons[1]
+    assert added.label == "none, full data"
+    assert added.graph == graph.none(ROW) and not added.stochastic
+    assert dict(added.changes) == control["full data"]
+    assert experiment.recipe_of("plane2", **dict(added.changes)).epochs == 3
     assert experiment.recipe_of("plane2").epochs == 30
 
 
@@ -164,7 +200,12 @@ def refused(values, *parts):
 
 
 DEFAULTS = default_config().to_dict()
-SECTIONS = [name for name, value in DEFAULTS.items() if isinstance(value, dict) and value]
+USERS_KEYS = ("methods",)  # a section whose keys are the user's own
+SECTIONS = [
+    name
+    for name, value in DEFAULTS.items()
+    if isinstance(value, dict) and value and name not in USERS_KEYS
+]
 FIELDS = [(name,) for name in DEFAULTS] + [(s, name) for s in SECTIONS for name in DEFAULTS[s]]
 
 
@@ -185,7 +226,9 @@ def default_at(path):
 def test_every_field_refuses_another_type_by_name(path):
     default = default_at(path)
     wrong = [None]
-    if isinstance(default, bool):
+    if default is None:  # a flag that a protocol sets
+        wrong = [1, "true"]
+    elif isinstance(default, bool):
         wrong += [1, "true"]
     elif isinstance(default, (int, float)):
         wrong += [True, "1"] + ([1.5] if isinstance(default, int) else [])
@@ -296,8 +339,9 @@ def test_what_is_no_config_is_refused(config):
     refused(config, "config is a section")
 
 
-def test_controls_are_the_last_rows_under_labels_of_their_own():
-    labels = [row.label for row in resolve({"controls": {"a": {}, "b": {}}}).rows]
+def test_controls_are_the_last_comparisons_under_labels_of_their_own():
+    comparisons = resolve({"controls": {"a": {}, "b": {}}}).comparisons
+    labels = [one.label for one in comparisons]
     assert labels[-2:] == ["none, a", "none, b"]
 
 
@@ -345,7 +389,160 @@ def test_smoke_cuts_down_data_epochs_and_seeds(dataset, expected):
     assert (experiment.name, len(experiment.seeds)) == ("changed", 1)
     assert {experiment.recipe_of(network).epochs for network in ROW} == {1}
     assert experiment.recipe_of("plane4").optim.learning_rate == 0.5
-    assert dict(experiment.rows[-1].changes)["train_limit"] < 50
+    assert dict(experiment.comparisons[-1].changes)["train_limit"] < 50
+
+
+# --------------------------------------------------------------------------- methods and phases
+def test_methods_are_kd_beside_the_cross_entropy_and_the_latter_alone_where_nobody_teaches():
+    experiment = resolve({})
+    loss = LossOptions()
+    assert chosen_methods(experiment) == [("ce", CrossEntropy(loss), 1.0), ("kd", KD(loss), 1.0)]
+    assert chosen_methods(experiment, taught=False) == [("ce", CrossEntropy(), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"fitnet": 100}, [("ce", CrossEntropy(), 1.0), ("fitnet", FitNet(), 100.0)]),
+        ({"fitnet": 1.0, "ce": 0.0}, [("ce", CrossEntropy(), 0.0), ("fitnet", FitNet(), 1.0)]),
+        ({"kd": 0.5, "ce": 2}, [("ce", CrossEntropy(), 2.0), ("kd", KD(), 0.5)]),
+        (
+            {"kd": 1.0, "fitnet": 2.0},
+            [
+                ("ce", CrossEntropy(LossOptions()), 1.0),
+                ("kd", KD(), 1.0),
+                ("fitnet", FitNet(), 2.0),
+            ],
+        ),
+        ({}, [("ce", CrossEntropy(), 1.0)]),
+    ],
+)
+def test_a_weight_of_the_cross_entropy_counts_as_given_else_against_kd(weights, expected):
+    assert chosen_methods(resolve({"methods": weights})) == expected
+
+
+def test_numbers_of_a_method_stand_in_method_options():
+    config = {"methods": {"fitnet": 1.0}, "method_options": {"fitnet": {"hint_layer": 1}}}
+    experiment = resolve(config)
+    assert chosen_methods(experiment)[1] == ("fitnet", FitNet(hint_layer=1), 1.0)
+
+
+def test_an_override_has_methods_and_their_numbers_of_its_own():
+    own = {"methods": {"fitnet": 3}, "method_options": {"fitnet": {"teacher_layer": 0}}}
+    experiment = resolve({"overrides": {"plane4": own}})
+    assert chosen_methods(experiment, "plane4") == [
+        ("ce", CrossEntropy(), 1.0),
+        ("fitnet", FitNet(teacher_layer=0), 3.0),
+    ]
+    assert chosen_methods(experiment, "plane2") == chosen_methods(resolve({}), "plane2")
+
+
+def test_a_sweep_sets_weights_of_methods_where_these_are_used():
+    config = {"methods": {"kd": 1.0, "fitnet": 1.0}, "sweep": {"methods.fitnet": (1, 10.0)}}
+    experiment = resolve({**config, "overrides": {"plane4": {"methods": {"kd": 1.0}}}})
+    labels = [one.label for one in experiment.comparisons]
+    assert labels[:3] == ["none", "direct, methods.fitnet=1.0", "direct, methods.fitnet=10.0"]
+    changes = dict(experiment.comparisons[2].changes)
+    assert chosen_methods(experiment, "plane2", **changes)[2] == ("fitnet", FitNet(), 10.0)
+    assert [name for name, *_ in chosen_methods(experiment, "plane4", **changes)] == ["ce", "kd"]
+
+
+PHASE = {"methods": {"fitnet": 1, "ce": 0.0}, "epochs": 3, "trainable": ["conv1.*", "bn1.*"]}
+
+
+def test_phases_are_recipes_and_methods_that_differ():
+    experiment = resolve({"phases": (PHASE,)})
+    (phase,) = experiment.phases
+    assert phase["methods"] == {"fitnet": 1.0, "ce": 0.0}
+    recipe = experiment.recipe_of("plane2", **phase)
+    assert (recipe.epochs, recipe.optim.trainable) == (3, ("conv1.*", "bn1.*"))
+    assert recipe.batch_size == experiment.recipe_of("plane2").batch_size
+    cut = default_config()
+    cut.phases = (PHASE,)
+    assert resolve(smoke(cut)).phases[0]["epochs"] == 1
+
+
+def test_a_registered_method_is_used_by_its_name(monkeypatch):
+    monkeypatch.setattr(methods.registry, "_registered", {})
+    methods.register_method("mine", lambda student, teacher, labels, hyper: labels * 0.0)
+    (_, (name, method, weight)) = chosen_methods(resolve({"methods": {"mine": 2.0}}))
+    assert (name, method.name, weight) == ("mine", "mine", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"methods": {"fitnett": 1.0}}, ("unknown method 'fitnett'", "did you mean 'fitnet'?")),
+        ({"methods": {"qqq": 1.0}}, ("unknown method 'qqq'", "There are ce, kd, teskd, fitnet")),
+        *[
+            ({"methods": {"kd": weight}}, ("config.methods.kd is a weight", repr(weight)))
+            for weight in (float("nan"), float("inf"), "1", True, None)
+        ],
+        ({"method_options": {"qqq": {}}}, ("unknown method 'qqq'",)),
+        ({"method_options": {"fitnet": 3}}, ("config.method_options.fitnet is a section", "3")),
+        (
+            {"method_options": {"fitnet": {"layer": 1}}},
+            ("method 'fitnet' has no option 'layer'", "hint_layer, teacher_layer"),
+        ),
+        (
+            {"method_options": {"kd": {"temperature": 2.0}}},
+            ("config.method_options.kd", "config.loss, recipe.temperature and recipe.kd_weight"),
+        ),
+        ({"method_options": {"teskd": {}}}, ("what 'teskd' takes stands in config.evolve",)),
+        (
+            {"overrides": {"plane4": {"methods": {"qqq": 1}}}},
+            ("unknown method 'qqq'",),
+        ),
+        (
+            {"overrides": {"plane4": {"methods": {"kd": "1"}}}},
+            ("overrides.plane4.methods.kd is a weight", "'1'"),
+        ),
+        (
+            {"overrides": {"plane4": {"method_options": {"kd": {}}}}},
+            ("overrides.plane4.method_options.kd", "recipe.temperature"),
+        ),
+        ({"overrides": {"plane4": {"methods": 3}}}, ("overrides.plane4.methods is a section",)),
+        ({"sweep": {"methods.fitnet": (1.0,)}}, ("sweep.methods.fitnet", "unknown")),
+        ({"sweep": {"methods.kd": (1.0, float("nan"))}}, ("sweep.methods.kd is a weight", "nan")),
+        ({"sweep": {"methods.kd": (1.0, 1.0)}}, ("sweep.methods.kd", "all different")),
+        ({"phases": ({},)}, ("phases[0] is a dict of recipe fields and methods",)),
+        ({"phases": (3,)}, ("phases[0] is a section", "3")),
+        ({"phases": ({"seed": 1},)}, ("phases[0] is a dict of recipe fields",)),
+        ({"phases": (PHASE, {"epoch": 3})}, ("phases[1].epoch", "did you mean 'epochs'?")),
+        ({"phases": ({"epochs": 0},)}, ("epochs is 1 or more, got 0",)),
+        ({"phases": ({"methods": {"qqq": 1}},)}, ("unknown method 'qqq'",)),
+        ({"recipe": {"trainable": ("(",)}}, ("regular expressions", "'('")),
+        ({"recipe": {"clip_norm": -1.0}}, ("clip_norm", "-1.0")),
+        ({"recipe": {"accumulate_steps": 0}}, ("accumulate_steps is 1 or more, got 0",)),
+        ({"recipe": {"decayed": "some"}}, ("decayed is one of", "'some'")),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_methods_that_cannot_be_used_are_refused_by_name(values, parts):
+    refused(values, *parts)
+
+
+# ------------------------------------------------------------------- arguments of a config file
+def test_arguments_of_a_config_file_come_in_any_order_and_default_to_the_first():
+    choices = {"dataset": ("cifar10", "cifar100"), "network": ("resnet18", "vgg16")}
+    for text in ("cifar100,smoke", " smoke , cifar100 ,"):
+        given = config_arguments(text, **choices)
+        assert (given.dataset, given.network, given.smoke) == ("cifar100", "resnet18", True)
+    given = config_arguments("", **choices)
+    assert (given.dataset, given.network, given.smoke) == ("cifar10", "resnet18", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("smok", "unknown 'smok'; did you mean 'smoke'? There are cifar10, cifar100, smoke"),
+        ("smoke,mnist", "unknown 'mnist'. There are cifar10, cifar100, smoke"),
+        ("cifar10,cifar100", "name one dataset, got cifar10 and cifar100"),
+    ],
+)
+def test_other_arguments_of_a_config_file_are_refused_with_those_there_are(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_arguments(text, dataset=("cifar10", "cifar100"))
 
 
 def test_a_config_dict_and_its_plain_dict_resolve_alike():

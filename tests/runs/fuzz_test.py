@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill_jax import data, graph
-from distill_jax.runs import plan as planning
+from distill_jax.runs import plan as plan_lib
 from distill_jax.runs.config import ConfigError, Experiment, default_config, resolve
 from distill_jax.train.dropping import Dropping, keep_mask
 
@@ -29,7 +29,7 @@ QUICK = settings(deadline=None, max_examples=60)
 # ------------------------------------------------------------------------------------------- rows
 @st.composite
 def rows(draw):
-    """A guidance of up to seven networks, and some of them as students."""
+    """A graph of up to seven networks, and some of them as students."""
     names = [f"n{i}" for i in range(draw(st.integers(1, 7)))]
     edges = {
         name: draw(st.lists(st.sampled_from(names[:i]), unique=True)) if i else []
@@ -42,17 +42,18 @@ def rows(draw):
 @given(rows())
 def test_a_plan_is_in_order_whole_and_minimal(case):
     row, students = case
-    stages = graph.plan(row, students)
+    components = graph.plan(row, students)
     done: set[str] = set()
-    for stage in stages:
-        assert set(stage.teachers) <= done and stage.network not in done  # in order, and once
-        assert stage.teachers == row.of(stage.network)
-        done.add(stage.network)
+    for one in components:
+        assert set(one.teachers) <= done and one.network not in done  # in order, and once
+        assert one.teachers == row.of(one.network)
+        done.add(one.network)
     wanted = set(students) or {row.names[-1]}
     assert wanted <= done
     # Minimal: each is asked for, or teaches a later one.
-    for i, stage in enumerate(stages):
-        assert stage.network in wanted or any(stage.network in s.teachers for s in stages[i + 1 :])
+    for i, one in enumerate(components):
+        later = components[i + 1 :]
+        assert one.network in wanted or any(one.network in other.teachers for other in later)
 
 
 @given(rows())
@@ -70,30 +71,33 @@ def test_chains_are_trained_or_refused_in_words(along, also):
     for spec in (">".join(along), also + ";" + "+".join(along), "<".join(along)):
         try:
             row = graph.from_spec(spec, names)
-        except graph.GuidanceError as error:
+        except graph.GraphError as error:
             assert str(error)
             continue
         assert not np.triu(row.matrix()).any()
-        assert {stage.network for stage in graph.plan(row)} <= set(names)
+        assert {one.network for one in graph.plan(row)} <= set(names)
     possible = len(along) > 1 and along == sorted(set(along))
     try:
         row = graph.path(names, along)
         assert possible and row.matrix().sum() == len(along) - 1
-    except graph.GuidanceError:
+    except graph.GraphError:
         assert not possible
 
 
-# -------------------------------------------------------------------------------------- addresses
+# -------------------------------------------------------------------------------------------- ids
 @functools.cache
 def dataset(**changes):
     return data.load(**{**BASE["dataset"], **changes})
 
 
-def addresses(config, given=None):
-    """(network, teachers' names) -> address, of all stages of a config; seeds one at a time."""
-    found = dataset() if given is None else given
-    plan = planning.make_plan(resolve(config), found, planning.identity_of(found))
-    return {(job.network.name, *(t.name for t in job.teachers)): a for a, job in plan.jobs.items()}
+def ids(config, given=None):
+    """(network, teachers' names) -> id, of all stages of a config; seeds one at a time."""
+    used = dataset() if given is None else given
+    plan = plan_lib.make_plan(resolve(config), used, plan_lib.digest_of(used))
+    return {
+        (stage.network.name, *(teacher.name for teacher in stage.teachers)): stage_id
+        for stage_id, stage in plan.stages.items()
+    }
 
 
 def changed(path, value):
@@ -121,6 +125,11 @@ MATTER = {
     ("recipe", "weight_decay"): positive,
     ("recipe", "schedule"): st.sampled_from(["cosine", "piecewise"]),
     ("recipe", "warmup_epochs"): positive,
+    ("recipe", "clip_norm"): positive,
+    ("recipe", "accumulate_steps"): st.integers(2, 9),
+    ("recipe", "decayed"): st.just("kernels"),
+    ("recipe", "trainable"): st.just(("fc.*",)),
+    ("recipe", "frozen"): st.just(("conv1.*",)),
     ("dtype",): st.just("bfloat16"),
     ("selection",): st.sampled_from(["test", "last"]),
 }
@@ -128,10 +137,14 @@ OF_TEACHERS = {  # matter where there is a teacher, and only there
     ("recipe", "temperature"): positive,
     ("recipe", "kd_weight"): positive.filter(lambda x: x != 0.5),
     ("loss", "kl_reduction"): st.just("element_mean"),
-    ("loss", "cross_entropy"): st.just("per_teacher"),
+    ("loss", "cross_entropy"): st.sampled_from(["per_teacher", "per_kept_teacher"]),
     ("loss", "teachers"): st.just("mean"),
+    ("methods",): st.sampled_from(
+        [{"kd": 0.5}, {"kd": 1.0, "fitnet": 1.0}, {"kd": 1.0, "ce": 1.0}]
+    ),
+    ("phases",): st.sampled_from([({"epochs": 1},), ({"methods": {"fitnet": 1.0}},)]),
 }
-HARMLESS = {
+RESUMABLE = {
     ("name",): st.text(max_size=5),
     ("checkpoint_every",): st.integers(1, 999).map(lambda n: f"{n} steps"),
     ("devices",): st.integers(0, 4),
@@ -147,47 +160,47 @@ def change_of(table):
 
 @QUICK
 @given(change_of(MATTER))
-def test_what_matters_changes_every_address(change):
-    assert not set(addresses(changed(*change)).values()) & set(addresses(BASE).values())
+def test_what_matters_changes_every_id(change):
+    assert not set(ids(changed(*change)).values()) & set(ids(BASE).values())
 
 
 @QUICK
 @given(change_of(OF_TEACHERS))
 def test_what_matters_to_the_taught_changes_theirs_alone(change):
-    before, after = addresses(BASE), addresses(changed(*change))
+    before, after = ids(BASE), ids(changed(*change))
     assert before.keys() == after.keys()
-    for stage, address in before.items():
+    for stage, stage_id in before.items():
         taught = len(stage) > 1
-        assert (after[stage] != address) == taught, stage
+        assert (after[stage] != stage_id) == taught, stage
 
 
 @QUICK
-@given(change_of(HARMLESS))
+@given(change_of(RESUMABLE))
 def test_what_does_not_matter_changes_none(change):
-    before, after = addresses(BASE), addresses(changed(*change))
-    assert all(after[stage] == address for stage, address in before.items())
+    before, after = ids(BASE), ids(changed(*change))
+    assert all(after[stage] == stage_id for stage, stage_id in before.items())
 
 
 @QUICK
 @given(st.sampled_from(ROW), change_of({p[1:]: s for p, s in MATTER.items() if p[0] == "recipe"}))
 def test_an_override_changes_its_network_and_all_that_it_teaches(network, change):
     (field,), value = change
-    before = addresses(BASE)
-    after = addresses({**BASE, "overrides": {network: {field: value}}})
-    for stage, address in before.items():
-        assert (after[stage] != address) == (network in stage), stage
+    before = ids(BASE)
+    after = ids({**BASE, "overrides": {network: {field: value}}})
+    for stage, stage_id in before.items():
+        assert (after[stage] != stage_id) == (network in stage), stage
 
 
 @QUICK
 @given(rows(), rows())
 def test_stages_are_shared_where_all_that_determines_them_is_the_same(one, other):
-    """Of two guidances of one row: the same address, if and only if the same ancestry."""
+    """Of two graphs of one row: the same id, if and only if the same ancestry."""
     names = ("plane6", "plane4", "plane2")
 
     def ancestry(row, name):
         return name, tuple(ancestry(row, teacher) for teacher in row.of(name))
 
-    found = {}
+    known = {}
     for row, _ in (one, other):
         edges = {
             student: [names[j] for j in range(i) if i < len(row.names) and row.matrix()[i, j]]
@@ -196,32 +209,32 @@ def test_stages_are_shared_where_all_that_determines_them_is_the_same(one, other
         shrunk = graph.custom(names, edges)
         spec = ";".join(f"{n}<{'+'.join(t)}" for n, t in edges.items() if t) or "none"
         config = {**BASE, "guidance": spec, "students": names}
-        plan = planning.make_plan(resolve(config), dataset(), "data")
-        for (_, name, _), address in plan.asked.items():
-            assert found.setdefault(ancestry(shrunk, name), address) == address
-    assert len(set(found.values())) == len(found)
+        plan = plan_lib.make_plan(resolve(config), dataset(), "data")
+        for (_, name, _), stage_id in plan.results.items():
+            assert known.setdefault(ancestry(shrunk, name), stage_id) == stage_id
+    assert len(set(known.values())) == len(known)
 
 
 @QUICK
 @given(st.integers(0, 2), st.data())
-def test_one_bit_of_the_data_changes_every_address(part, draws):
-    found = dataset()
-    arrays = [getattr(found, name).images.copy() for name in ("train", "valid", "test")]
+def test_one_bit_of_the_data_changes_every_id(part, draws):
+    whole = dataset()
+    arrays = [getattr(whole, name).images.copy() for name in ("train", "valid", "test")]
     place = draws.draw(st.integers(0, arrays[part].size - 1))
     arrays[part].flat[place] ^= 1 << draws.draw(st.integers(0, 7))
     other = dataclasses.replace(
-        found,
+        whole,
         **{
-            name: data.Split(images, getattr(found, name).labels)
+            name: data.Split(images, getattr(whole, name).labels)
             for name, images in zip(("train", "valid", "test"), arrays, strict=True)
         },
     )
-    assert not set(addresses(BASE, other).values()) & set(addresses(BASE).values())
+    assert not set(ids(BASE, other).values()) & set(ids(BASE).values())
 
 
-def test_addresses_are_the_same_in_another_process():
-    code = "import fuzz_test as f; print(*sorted(f.addresses(f.BASE).values()))"
-    found = subprocess.run(
+def test_ids_are_the_same_in_another_process():
+    code = "import fuzz_test as f; print(*sorted(f.ids(f.BASE).values()))"
+    done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=os.path.dirname(__file__),
         env={**os.environ, "PYTHONHASHSEED": "7"},
@@ -229,7 +242,7 @@ def test_addresses_are_the_same_in_another_process():
         text=True,
         check=True,
     )
-    assert found.stdout.split() == sorted(addresses(BASE).values())
+    assert done.stdout.split() == sorted(ids(BASE).values())
 
 
 # ---------------------------------------------------------------------------------------- configs
@@ -265,12 +278,12 @@ def test_any_config_is_an_experiment_or_a_refusal_in_words(changes):
             assume(isinstance(place, dict))
         place[path[-1]] = value
     try:
-        found = resolve(config)
+        experiment = resolve(config)
     except ConfigError as error:
         assert len(str(error)) > 10
     else:
-        assert isinstance(found, Experiment)
-        assert resolve(config) == found
+        assert isinstance(experiment, Experiment)
+        assert resolve(config) == experiment
 
 
 # ------------------------------------------------------------------------------------------ masks

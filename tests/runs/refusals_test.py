@@ -205,6 +205,22 @@ CONFIGS = [
     ),
     ({"checkpoint_every": "-5 steps"}, ["above 0 of steps", "'-5 steps'"]),
     ({"checkpoint_every": "0 minutes"}, ["above 0 of steps", "'0 minutes'"]),
+    ({"methods": {"fitnett": 1.0}}, ["unknown method 'fitnett'", "did you mean 'fitnet'"]),
+    ({"methods": {"kd": NAN}}, ["config.methods.kd is a weight, a finite number, got nan"]),
+    ({"methods": {"teskd": 1.0}}, ["method 'teskd' for plane", "needs a network with branches"]),
+    (
+        {"methods": {"fitnet": 1.0}, "method_options": {"fitnet": {"hint_layer": 9}}},
+        ["method 'fitnet' for plane2 taught by plane4", "feature maps 0 to 2, got layer 9"],
+    ),
+    (
+        {"phases": ({"methods": {"fitnet": 1.0}, "trainable": ("layer9.*",)},)},
+        ["plane2 has no parameter that matches 'layer9.*'", "conv_layers.0.bias"],
+    ),
+    ({"recipe": {"frozen": (".*",)}}, ["leave nothing to train in plane"]),
+    (
+        {"teacher_logits": "table", "recipe": {"augment": "flip"}},
+        ["'table' needs images that never change, but augment is 'flip'"],
+    ),
     ({"teacher_weights": "plane9=x.npz"}, ["'plane9'", "There are plane4, plane2"]),
     ({"teacher_weights": "/dev/zero"}, ["/dev/zero", "is no regular file"]),
     ({"teacher_weights": "nowhere.npz"}, ["nowhere.npz does not exist", "expected a file"]),

@@ -85,9 +85,9 @@ def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
 ):
     arguments, expected, compiled, changes = whole
     assert changes > STEPS
-    rng, kills, told = np.random.default_rng(0), request.config.getoption("--kills"), []
+    rng, kills, ended = np.random.default_rng(0), request.config.getoption("--kills"), []
     for attempt in itertools.count():
-        if len(told) == kills:
+        if len(ended) == kills:
             break
         workdir, log = tmp_path / str(attempt), tmp_path / f"{attempt}.log"
         workdir.mkdir()
@@ -95,7 +95,7 @@ def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
         code = None
         while code != 0:
             process = cli.start([*arguments, f"--workdir={workdir}"], log)
-            if len(told) == kills:
+            if len(ended) == kills:
                 assert cli.ended(process) == 0, log.read_text()
                 break
             number = SIGNALS[rng.integers(len(SIGNALS))]
@@ -103,15 +103,15 @@ def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
             code = cli.ended(process)
             if code == 0:
                 break
-            told.append((number.name, doing(sorted(_files(workdir)))))
+            ended.append((number.name, doing(sorted(_files(workdir)))))
             # Before the command has begun to listen, a signal ends it as it ends any process.
             allowed = {128 + number, -number} if seen <= 1 else {128 + number}
             allowed = {-number} if number == signal.SIGKILL else allowed
-            assert code in allowed, (told[-1], log.read_text())
-        assert cli.outcome(workdir) == expected, told
+            assert code in allowed, (ended[-1], log.read_text())
+        assert cli.outcome(workdir) == expected, ended
         shutil.rmtree(workdir)
-    record_property("ended", str(collections.Counter(told)))
-    print(collections.Counter(told))
+    record_property("ended", str(collections.Counter(ended)))
+    print(collections.Counter(ended))
 
 
 def end_somewhere(workdir, process, number, rng, changes):
@@ -140,11 +140,11 @@ def test_a_full_disk_ends_with_words_and_loses_nothing(whole, tmp_path):
     assert cli.ended(process) == 128 + signal.SIGTERM
     kept = sorted(workdir.glob("stages/*/progress/*"))
     assert kept
-    # Enough for all that is said, and for no checkpoint.
+    # Enough for all that is printed, and for no checkpoint.
     process = cli.start([*arguments, f"--workdir={workdir}"], tmp_path / "full", limit=2**15)
     assert cli.ended(process) == 1
-    said = (tmp_path / "full").read_text().splitlines()[-1]
-    assert said.startswith("error: could not write the checkpoint") and "earlier" in said
+    message = (tmp_path / "full").read_text().splitlines()[-1]
+    assert message.startswith("error: could not write the checkpoint") and "earlier" in message
     assert set(kept) <= set(workdir.glob("stages/*/progress/*"))
     process = cli.start([*arguments, f"--workdir={workdir}"], log)
     assert cli.ended(process) == 0

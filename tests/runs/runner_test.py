@@ -1,4 +1,4 @@
-"""The curriculum through the Python API and the command line: once each, resumable, readable."""
+"""Runs through the Python API and the command line: each stage once, resumable, readable."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.runs.checkpoint import Checkpoints
 from distill_jax.train import fit, programs, sharding
-from distill_jax.train import recipe as recipe_lib
+from distill_jax.train import stage as stage_lib
 from distill_jax.train.reporter import Reporter
 
 ROOT = Path(__file__).parents[2]
@@ -35,14 +35,14 @@ class Recorder(Reporter):
     def __init__(self, dispatches=10**9):
         self.started, self.ended, self.left = [], [], dispatches
 
-    def stage_started(self, jobs, step, steps, histories):
-        self.started += [(job.network.name, step) for job in jobs]
+    def stage_started(self, stages, step, steps, histories):
+        self.started += [(stage.network.name, step) for stage in stages]
 
     def progress(self, step, images_per_second):
         self.left -= 1
 
-    def stage_ended(self, job, record):
-        self.ended.append(job.address)
+    def stage_ended(self, stage, record):
+        self.ended.append(stage.id)
 
 
 def config(**changes):
@@ -80,8 +80,8 @@ def test_a_run_without_workdir_gives_rows_networks_and_histories(whole, tmp_path
     assert by["dense"]["teachers"] == ["plane6", "plane4"] and by["none"]["teachers"] == []
     network, variables = whole.networks["dense", "plane2", 0]
     dataset = data.load(**TINY["dataset"])
-    found = programs.evaluate(network, variables, dataset.test, dataset)
-    assert found["accuracy"] == by["dense"]["test_accuracy"]
+    metrics = programs.evaluate(network, variables, dataset.test, dataset)
+    assert metrics["accuracy"] == by["dense"]["test_accuracy"]
     history = whole.histories["dense", "plane2", 0]
     assert [record["epoch"] for record in history] == [1, 2]
     assert by["dense"]["valid_accuracy"] == max(record["valid_accuracy"] for record in history)
@@ -108,32 +108,32 @@ def test_each_distinct_stage_is_trained_once_and_a_second_run_trains_nothing(who
     assert needed <= stored[0].keys()
 
 
-def test_a_teacher_is_asked_about_a_split_once_however_many_it_teaches(monkeypatch):
-    asked, predict = collections.Counter(), programs.predict
+def test_a_teacher_is_run_on_a_split_once_however_many_it_teaches(monkeypatch):
+    runs, outputs_on_split = collections.Counter(), programs.outputs_on_split
 
     def counted(pairs, split, *rest):
-        asked.update((network.name, len(split.labels)) for network, _ in pairs)
-        return predict(pairs, split, *rest)
+        runs.update((network.name, len(split.labels)) for network, _ in pairs)
+        return outputs_on_split(pairs, split, *rest)
 
-    monkeypatch.setattr(programs, "predict", counted)
+    monkeypatch.setattr(programs, "outputs_on_split", counted)
     recipe = {"epochs": 1, "batch_size": 24}
     rows = distill_jax.run(config(recipe=recipe, guidance=("direct", "chain", "dense"))).rows
     assert [set(row["kl"]) for row in rows] == [{"plane6"}, {"plane4"}, {"plane6", "plane4"}]
     valid, test = 24, 32
     # Its one epoch and its own score, then once as the teacher of three and of two.
-    assert asked["plane6", valid] == asked["plane6", test] == 2
-    assert asked["plane4", valid] == asked["plane4", test] == 2
-    assert asked["plane2", valid] == asked["plane2", test] == 3  # it has three stages
+    assert runs["plane6", valid] == runs["plane6", test] == 2
+    assert runs["plane4", valid] == runs["plane4", test] == 2
+    assert runs["plane2", valid] == runs["plane2", test] == 3  # it has three stages
 
 
 def test_a_stage_on_one_device_traces_its_step_once(monkeypatch):
     traced, make = [], programs.make_train_step
 
-    def counted(**told):
-        step = make(**told)
+    def counted(**options):
+        step = make(**options)
 
         def train_step(*arguments):
-            traced.append(told["network"].name)
+            traced.append(options["network"].name)
             return step(*arguments)
 
         return train_step
@@ -204,9 +204,7 @@ def test_selection_takes_the_best_epoch_or_the_last():
 
 
 def test_low_data_limits_the_student_and_not_its_teacher():
-    job = recipe_lib.Job(
-        models.build("plane2", 4, (8, 8, 3)), (), recipe_lib.Recipe(batch_size=4), 0
-    )
+    recipe = stage_lib.Recipe(batch_size=4)
     dataset = data.load(**TINY["dataset"])
     limited = dataset.limited(1, 0)
     assert np.array_equal(np.sort(limited.train.labels), np.arange(4))
@@ -218,7 +216,7 @@ def test_low_data_limits_the_student_and_not_its_teacher():
         )
     )
     assert result.histories["direct", "plane2", 0][0]["step"] == 1
-    assert recipe_lib.steps_per_epoch(len(dataset.train.labels), job.recipe) == 18
+    assert stage_lib.steps_per_epoch(len(dataset.train.labels), recipe) == 18
 
 
 def test_the_partial_batch_is_kept_where_asked():
@@ -268,9 +266,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(change, messag
 def test_a_teacher_of_other_classes_is_refused():
     dataset = data.load(**TINY["dataset"])
     student, teacher = (models.build("plane2", c, (8, 8, 3)) for c in (4, 5))
-    job = recipe_lib.Job(student, (teacher,), recipe_lib.Recipe(batch_size=8), 0)
+    stage = stage_lib.Stage(student, (teacher,), stage_lib.Recipe(batch_size=8), 0)
     with pytest.raises(ValueError, match="5 classes"):
-        recipe_lib.check(job, dataset, sharding.Topology())
+        stage_lib.check(stage, dataset, sharding.Topology())
 
 
 # ----------------------------------------------------------------------------------- checkpoints
@@ -379,7 +377,7 @@ def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tm
 def test_rows_and_guidance_are_given_as_plain_text(tmp_path, networks, guidance, labels):
     given = [f"--config.networks={networks}", f"--config.guidance={guidance}"]
     given += ["--config.dataset.name=synthetic:8x8x3:10:128:32"]
-    done = command(tmp_path, *given, config="takd_cifar10_plain.py:smoke")
+    done = command(tmp_path, *given, config="takd_plain.py:smoke")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["guidance"] for row in rows] == labels
@@ -396,6 +394,7 @@ def test_rows_and_guidance_are_given_as_plain_text(tmp_path, networks, guidance,
         (["--config.recipe.epochs=many"], "many"),
         (["--config.dataset.name=cifar10", "--config.dataset.data_dir=/nowhere"], "/nowhere"),
         (["--config.checkpoint_every=often"], "'often'"),
+        (["--config.methods={'kdd': 1.0}"], "unknown method 'kdd'; did you mean 'kd'?"),
         (["more"], "unexpected argument 'more'"),
     ],
 )
@@ -407,6 +406,22 @@ def test_bad_arguments_end_with_one_clear_line(tmp_path, arguments, message):
     assert not (tmp_path / "stages").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("dgkd_plain.py:smok", "did you mean 'smoke'? There are cifar10, cifar100, smoke"),
+        ("teskd_cifar100.py:vgg16,vgg18", "unknown 'vgg18'; did you mean 'vgg16'?"),
+        ("nowhere.py", "No such file or directory: 'configs/nowhere.py'"),
+    ],
+)
+def test_a_wrong_config_file_or_argument_of_one_ends_with_one_line(tmp_path, config, message):
+    done = command(tmp_path / "run", config=config)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def quickly_compiled():
     """Programs that take less time to compile and more to run: right where they run but once."""
@@ -415,10 +430,38 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
-def test_every_config_resolves_whole_and_runs_with_smoke(path, quickly_compiled):
-    scope: dict = {}
+CONFIGS = [
+    *("quickstart", "takd_plain", "takd_resnet", "dgkd_plain", "dgkd_resnet", "teskd_cifar100"),
+    *("teskd_cifar10_resnet20", "teskd_imagenet_resnet18", "evolved_dgkd_cifar10"),
+]
+VARIANTS = [f"{kd}_{family}:cifar100" for kd in ("takd", "dgkd") for family in ("plain", "resnet")]
+VARIANTS += [f"teskd_cifar100:{name}" for name in ("resnet34", "senet18", "resnext18", "vgg16")]
+
+
+def get_config(name, arguments):
+    path, scope = ROOT / "configs" / f"{name}.py", {}
     exec(compile(path.read_text(), str(path), "exec"), scope)
-    distill_jax.resolve(scope["get_config"]())
-    results = distill_jax.run(scope["get_config"]("smoke"))
+    return scope["get_config"](arguments)
+
+
+def test_every_config_is_tested():
+    assert sorted(CONFIGS) == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_resolves_whole_and_runs_with_smoke(name, quickly_compiled):
+    distill_jax.resolve(get_config(name, ""))
+    results = distill_jax.run(get_config(name, "smoke"))
     assert results.rows and all(np.isfinite(row["test_accuracy"]) for row in results.rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_argument_of_a_config_gives_an_experiment_of_its_own(variant):
+    name, _, argument = variant.partition(":")
+    experiment = distill_jax.resolve(get_config(name, argument))
+    assert argument in experiment.name and experiment.dataset["name"] == "cifar100"
+    if name == "teskd_cifar100":
+        assert experiment.networks == (f"cifar_{argument}", f"evolving:cifar_{argument}")
+    small = distill_jax.resolve(get_config(name, f"{argument},smoke"))
+    assert small.dataset["name"].startswith("synthetic:32x32x3:100:")
+    assert small.name == f"{experiment.name}-smoke"

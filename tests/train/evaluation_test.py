@@ -1,5 +1,6 @@
 """Evaluation counts every example once: the same integers for every batch size and device count."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -48,9 +49,11 @@ def test_counts_are_the_same_for_every_batch_size(case, mode, devices, monkeypat
     for size in SIZES[mode, devices]:
         monkeypatch.setitem(programs.PART, "cpu", size)
         monkeypatch.setattr(programs, "DISPATCH_BYTES", size * (size % 5) * 64 * devices)
-        (logits,) = programs.teach([(network, variables)], dataset.test, dataset, topology)
-        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-        placed = programs.place(dataset.test, topology)
+        pairs = [(network, variables)]
+        shown = programs.teacher_outputs(pairs, dataset.test, dataset, topology)
+        chex.assert_shape(shown.logits, (N, 1, 3))
+        np.testing.assert_allclose(shown.logits[:, 0], expected, rtol=1e-5, atol=1e-6)
+        placed = programs.device_put(dataset.test, topology)
         for split in (dataset.test, placed):
             found = programs.evaluate(network, variables, split, dataset, topology)
             assert found["accuracy"] == right / N

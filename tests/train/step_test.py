@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 
 from distill_jax import models, rng
-from distill_jax.methods import losses
-from distill_jax.train import optim, sharding
+from distill_jax.methods import KD, CrossEntropy, Hyper, LossOptions, losses
+from distill_jax.train import metrics, optim, sharding
 from distill_jax.train.dropping import Dropping, keep_mask
-from distill_jax.train.step import (
-    Batch,
-    Frozen,
-    Hyper,
-    Resident,
-    draw_from,
-    init_state,
-    make_train_step,
-    multi_teacher_objective,
-)
+from distill_jax.train.state import Batch, DeviceDataset
+from distill_jax.train.step import draw_from, init_state, make_train_step
+from distill_jax.train.teachers import FrozenTeachers
 
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 5, 8, 6
 SGD = optim.OptimOptions(learning_rate=0.1)
-HYPER = Hyper(1.0, 1e-4, 3.0, 0.6, 0.5)
+HYPER = Hyper(1.0, 1e-4, 3.0, 0.6, 0.5, {"ce": 1.0, "kd": 1.0})
+METHODS = (("ce", CrossEntropy(LossOptions())), ("kd", KD()))
 
 
 def build(name="plane2"):
@@ -40,7 +34,7 @@ def examples(n=48, seed=0):
     )
 
 
-def prepare(keys, images):
+def preprocess(keys, images):
     shift = jax.vmap(jax.random.uniform)(keys)[:, None, None, None]  # augmentation by example
     return images.astype(jnp.float32) / 255 - 0.5 * shift
 
@@ -48,12 +42,12 @@ def prepare(keys, images):
 def make_step(*, dropping=Dropping("fixed"), teachers=2, **options):
     return make_train_step(
         network=build(),
+        methods=METHODS,
         teachers=(build("plane4"),) * teachers,
         optimizer=SGD,
         schedule=optim.schedule(SGD, 2, STEPS),
-        objective=multi_teacher_objective(losses.LossOptions()),
-        prepare=prepare,
-        draw_keep=draw_from(dropping, teachers),
+        preprocess=preprocess,
+        draw_mask=draw_from(dropping, teachers),
         **options,
     )
 
@@ -65,18 +59,16 @@ def teachers(n=2):
 def batch_of(n=BATCH):
     images, labels = examples(n)
     positions = jnp.arange(n, dtype=jnp.int32)
-    return Batch(jnp.asarray(images), jnp.asarray(labels), positions)
+    return Batch(jnp.asarray(images), jnp.asarray(labels), positions, positions)
 
 
 @functools.cache
 def start(topology=sharding.Topology(), **options):
     step = make_step(axis_name=topology.axis_name, **options)
     state = init_state(build(), SGD, jax.random.key(0))
-    sums = jax.eval_shape(
-        make_step(**options), state, teachers(), batch_of(), HYPER, jax.random.key(0)
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums[1])
-    return sharding.train_loop(step, topology), state, zeros
+    arguments = (state, teachers(), batch_of(), HYPER, jax.random.key(0))
+    counted = jax.eval_shape(make_step(**options), *arguments)[1]
+    return sharding.train_loop(step, topology), state, metrics.zeros_like(counted)
 
 
 def train(topology=sharding.Topology(), cuts=(0, STEPS), hyper=HYPER, **options):
@@ -85,7 +77,7 @@ def train(topology=sharding.Topology(), cuts=(0, STEPS), hyper=HYPER, **options)
     order = np.random.default_rng(1).permutation(48).astype(np.int32).reshape(STEPS, BATCH)
     frozen = topology.replicate(teachers())
     key = topology.replicate(jax.random.key(0))
-    data = topology.replicate(Resident(*examples()))
+    data = topology.replicate(DeviceDataset(*examples()))
     for first, last in zip(cuts, cuts[1:], strict=False):
         bounds = np.int32(first), np.int32(last)
         state, sums = loop(state, sums, frozen, data, order, *bounds, hyper, key)
@@ -102,7 +94,7 @@ def test_teachers_are_bitwise_what_they_were():
         state,
         sums,
         frozen,
-        Resident(*examples()),
+        DeviceDataset(*examples()),
         order,
         np.int32(0),
         np.int32(STEPS),
@@ -113,22 +105,22 @@ def test_teachers_are_bitwise_what_they_were():
 
 
 def test_no_gradient_reaches_a_teacher():
-    frozen = Frozen((build("plane4"),))
+    frozen = FrozenTeachers((build("plane4"),))
     images = jnp.asarray(examples(4)[0], jnp.float32) / 255
     variables = teachers(1)
 
     def total(params):
-        logits = frozen.logits(({**variables[0], "params": params},), images, None)
-        return jnp.sum(logits**2)
+        outputs = frozen.outputs(({**variables[0], "params": params},), images, None)
+        return jnp.sum(outputs.logits**2)
 
     gradients = jax.grad(total)(variables[0]["params"])
     assert all(not np.any(g) for g in jax.tree.leaves(gradients))
 
 
 def test_kept_teachers_give_their_own_logits_and_dropped_ones_zeros():
-    frozen, variables = Frozen((build("plane4"),) * 2), teachers(2)
+    frozen, variables = FrozenTeachers((build("plane4"),) * 2), teachers(2)
     images = jnp.asarray(examples(4)[0], jnp.float32) / 255
-    kept = jax.jit(frozen.logits)(variables, images, jnp.array([False, True]))
+    kept = jax.jit(frozen.outputs)(variables, images, jnp.array([False, True])).logits
     # Compiled, as what is kept is: one operation after another rounds otherwise.
     alone = jax.jit(build("plane4").apply)(variables[1], images)[0].logits
     np.testing.assert_allclose(kept[1], alone, rtol=1e-6)
@@ -137,7 +129,7 @@ def test_kept_teachers_give_their_own_logits_and_dropped_ones_zeros():
 
 def test_a_number_of_variables_other_than_of_teachers_is_an_error():
     with pytest.raises(ValueError, match="2 teachers, but 1"):
-        Frozen((build("plane4"),) * 2).logits(teachers(1), jnp.zeros((1, *SHAPE)), None)
+        FrozenTeachers((build("plane4"),) * 2).outputs(teachers(1), jnp.zeros((1, *SHAPE)), None)
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -146,8 +138,7 @@ def test_every_mode_and_device_count_gives_the_same_training(mode, devices):
     state, sums = train(sharding.Topology(mode, devices))
     expected_state, expected = train()
     assert int(state.step) == STEPS
-    for name in expected:
-        np.testing.assert_allclose(sums[name], expected[name], rtol=2e-5, err_msg=name)
+    chex.assert_trees_all_close(sums, expected, rtol=2e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=2e-4, atol=2e-5)
 
 
@@ -169,14 +160,17 @@ def test_any_division_into_dispatches_gives_the_same_bytes(cuts):
 def test_numbers_change_without_a_retrace():
     traced = jax.jit(chex.assert_max_traces(make_step(dropping=Dropping("bernoulli")), 1))
     state, frozen, batch = init_state(build(), SGD, jax.random.key(0)), teachers(), batch_of()
-    for hyper in (HYPER, Hyper(0.5, 1e-2, 9.0, 0.1, 0.9), Hyper(*map(np.float32, HYPER))):
-        hyper = Hyper(*map(np.float32, hyper))
+    for hyper in (HYPER, Hyper(0.5, 1e-2, 9.0, 0.1, 0.9, {"ce": 0.3, "kd": 7.0})):
+        hyper = jax.tree.map(np.float32, hyper)
         state, _ = traced(state, frozen, batch, hyper, jax.random.key(0))
 
 
 def test_each_number_matters():
     reference = train(dropping=Dropping("bernoulli"))[0].params
-    for field, value in Hyper(0.5, 0.1, 9.0, 0.1, 0.1)._asdict().items():
+    others = Hyper(0.5, 0.1, 9.0, 0.1, 0.1)._asdict()
+    del others["methods"]
+    weights = [("methods", HYPER.methods | {name: 0.5}) for name in HYPER.methods]
+    for field, value in [*others.items(), *weights]:
         changed = train(dropping=Dropping("bernoulli"), hyper=HYPER._replace(**{field: value}))
         same = jax.tree.map(np.array_equal, changed[0].params, reference)
         assert not all(jax.tree.leaves(same)), field
@@ -193,8 +187,8 @@ def test_the_mask_is_that_of_the_stream_at_the_step():
 
 def test_the_metrics_say_how_many_teachers_were_kept():
     _, sums = train(dropping=Dropping("fixed"))
-    assert (int(sums["kept"][0]), int(sums["kept"][1])) == (STEPS, 2 * STEPS)
-    assert "kept" not in train(dropping=Dropping())[1]
+    assert tuple(map(int, sums.kept)) == (STEPS, 2 * STEPS)
+    assert train(dropping=Dropping())[1].kept is None
 
 
 def test_the_student_without_teachers_learns_by_cross_entropy_alone():
@@ -202,25 +196,26 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
     network, state = build(), init_state(build(), SGD, jax.random.key(0))
     step = make_train_step(
         network=network,
+        methods=METHODS[:1],
         teachers=(),
         optimizer=SGD,
         schedule=lambda step: 0.1,
-        objective=multi_teacher_objective(losses.LossOptions()),
-        prepare=lambda keys, images: images.astype(jnp.float32) / 255,
+        preprocess=lambda keys, images: images.astype(jnp.float32) / 255,
     )
     after, sums = jax.jit(step)(
         state, (), batch_of(), HYPER._replace(weight_decay=0.0), jax.random.key(0)
     )
 
     def ce(params):
-        variables = {**state.variables, "params": params}
+        variables = {**state.variables("plane2"), "params": params}
         outputs, _ = network.apply(variables, jnp.asarray(images, jnp.float32) / 255, train=True)
         return losses.cross_entropy(outputs.logits, labels).mean()
 
-    value, gradients = jax.value_and_grad(ce)(state.params)
-    np.testing.assert_allclose(sums["loss"][0] / BATCH, value, rtol=1e-5)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
-    chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
+    start = state.params["networks"]["plane2"]
+    value, gradients = jax.value_and_grad(ce)(start)
+    np.testing.assert_allclose(sums.loss[0] / BATCH, value, rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, start, gradients)
+    chex.assert_trees_all_close(after.params["networks"]["plane2"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_topologies_that_cannot_be():

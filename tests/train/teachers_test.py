@@ -1,7 +1,8 @@
-"""Networks that are not trained: what is made of their weights, and rows of them as one body."""
+"""Networks that are not trained: what is made of their weights, and groups of them as one body."""
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,10 @@ from distill_jax import models
 from distill_jax.models.basics import Mode
 from distill_jax.train import programs
 from distill_jax.train.sharding import Topology
-from distill_jax.train.teachers import Frozen, exit_logits
+from distill_jax.train.teachers import FrozenTeachers, exit_logits, frozen_forward
 
 SIZE = 8
-ROWS = {
+GROUPS = {
     "resnet20 resnet14 resnet14": [3],
     "wrn_22_1 wrn_16_1": [2],
     "resnet20 resnet8": [1, 1],  # the last has no equal blocks
@@ -33,7 +34,7 @@ def images(n, seed=0):
     return jax.random.normal(jax.random.key(seed), (n, SIZE, SIZE, 3))
 
 
-def row_of(text):
+def build_all(text):
     networks = tuple(build(name) for name in text.split())
     return networks, tuple(
         random_variables(network.shapes, i) for i, network in enumerate(networks)
@@ -41,17 +42,18 @@ def row_of(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "batch"), [*((text, 3) for text in ROWS), ("resnet20 resnet14 resnet14", 32)]
+    ("text", "batch"), [*((text, 3) for text in GROUPS), ("resnet20 resnet14 resnet14", 32)]
 )
-def test_a_row_gives_what_its_networks_give_alone(text, batch):
-    networks, variables = row_of(text)
-    frozen = Frozen(networks)
-    assert [len(row) for row in frozen.rows] == ROWS[text]
+def test_a_group_gives_what_its_networks_give_alone(text, batch):
+    networks, variables = build_all(text)
+    frozen = FrozenTeachers(networks)
+    assert [len(group) for group in frozen.groups] == GROUPS[text]
     x = images(batch)
-    logits = jax.jit(lambda v: frozen.logits(v, x, None))(variables)
-    prepared = programs.prepare(networks, variables, Topology())
+    logits = jax.jit(lambda v: frozen.outputs(v, x, None).logits)(variables)
+    chex.assert_shape(logits, (len(networks), batch, 5))
+    made = programs.freeze_teachers(networks, variables, Topology())
     np.testing.assert_allclose(
-        jax.jit(lambda v: frozen.logits(v, x, None))(prepared),
+        jax.jit(lambda v: frozen.outputs(v, x, None).logits)(made),
         logits,
         rtol=1e-4,
         atol=1e-5 * np.abs(logits).max(),
@@ -63,25 +65,26 @@ def test_a_row_gives_what_its_networks_give_alone(text, batch):
 
 
 @pytest.mark.parametrize("keep", [(True, False, True), (False, True, False), (False,) * 3])
-def test_those_of_a_row_that_are_dropped_give_zeros(keep):
-    networks, variables = row_of("resnet20 resnet14 plane4")
-    logits = jax.jit(Frozen(networks).logits)
-    everyone = logits(variables, images(4), jnp.ones(3, bool))
-    some = logits(variables, images(4), jnp.array(keep))
+def test_those_of_a_group_that_are_dropped_give_zeros(keep):
+    networks, variables = build_all("resnet20 resnet14 plane4")
+    outputs = jax.jit(FrozenTeachers(networks).outputs)
+    everyone = outputs(variables, images(4), jnp.ones(3, bool)).logits
+    some = outputs(variables, images(4), jnp.array(keep)).logits
     np.testing.assert_array_equal(some, everyone * np.array(keep)[:, None, None])
 
 
 @pytest.mark.parametrize("keep", [(True, False, True), (False, True, False), (False,) * 3])
 def test_a_dropped_one_is_not_computed(keep, monkeypatch):
-    ran, run = [], exit_logits
+    ran, run = [], frozen_forward
 
     def counting(*arguments):
         jax.debug.callback(lambda: ran.append(1))
         return run(*arguments)
 
-    monkeypatch.setattr("distill_jax.train.teachers.exit_logits", counting)
-    networks, variables = row_of("resnet20 resnet14 plane4")
-    jax.block_until_ready(jax.jit(Frozen(networks).logits)(variables, images(4), jnp.array(keep)))
+    monkeypatch.setattr("distill_jax.train.teachers.frozen_forward", counting)
+    networks, variables = build_all("resnet20 resnet14 plane4")
+    outputs = jax.jit(FrozenTeachers(networks).outputs)
+    jax.block_until_ready(outputs(variables, images(4), jnp.array(keep)))
     jax.effects_barrier()
     assert len(ran) == sum(keep)
 
@@ -120,9 +123,10 @@ def test_frozen_weights_serve_every_batch(name):
 
 
 def test_other_weights_are_another_network():
-    """What a row is made of is its own: no network takes another's blocks."""
-    networks, variables = row_of("resnet20 resnet14 resnet14")
-    logits = jax.jit(lambda v: Frozen(networks).logits(v, images(4), None))
+    """What a group is made of is its own: no network takes another's blocks."""
+    networks, variables = build_all("resnet20 resnet14 resnet14")
+    frozen = FrozenTeachers(networks)
+    logits = jax.jit(lambda v: frozen.outputs(v, images(4), None).logits)
     before = logits(variables)
     changed = jax.tree.map(lambda x: 1.1 * x, variables[1])
     after = logits((variables[0], changed, variables[2]))
@@ -132,23 +136,24 @@ def test_other_weights_are_another_network():
 
 
 def test_elsewhere_than_on_a_cpu_each_is_a_body_of_its_own(monkeypatch):
-    networks, variables = row_of("resnet20 resnet14 evolving:resnet14 plane4")
-    here = jax.jit(lambda v: Frozen(networks).logits(v, images(32), None))(variables)
+    networks, variables = build_all("resnet20 resnet14 evolving:resnet14 plane4")
+    frozen = FrozenTeachers(networks)
+    here = jax.jit(lambda v: frozen.outputs(v, images(32), None).logits)(variables)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    frozen = Frozen(networks)
-    assert [len(row) for row in frozen.rows] == [1, 1, 1, 1]
-    prepared = jax.jit(lambda v: frozen.prepare(v))(variables)
-    there = jax.jit(lambda v: frozen.logits(v, images(32), None))(prepared)
+    assert [len(group) for group in frozen.groups] == [1, 1, 1, 1]
+    made = jax.jit(lambda v: frozen.freeze(v))(variables)
+    there = jax.jit(lambda v: frozen.outputs(v, images(32), None).logits)(made)
     np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-5 * np.abs(here).max())
 
 
 def test_half_precision_joins_only_its_own():
     pair = (build("resnet20"), build("resnet14", dtype="bfloat16"))
-    assert len(Frozen(pair).rows) == 2
+    assert len(FrozenTeachers(pair).groups) == 2
     half = tuple(dataclasses.replace(network, dtype="bfloat16") for network in pair)
-    assert len(Frozen(half).rows) == 1
+    assert len(FrozenTeachers(half).groups) == 1
     variables = tuple(random_variables(network.shapes, i) for i, network in enumerate(half))
-    logits = jax.jit(lambda v: Frozen(half).logits(v, images(16), None))(variables)
+    frozen = FrozenTeachers(half)
+    logits = jax.jit(lambda v: frozen.outputs(v, images(16), None).logits)(variables)
     for network, own, found in zip(half, variables, logits, strict=True):
         alone = jax.jit(lambda v, network=network: network.apply(v, images(16))[0].logits)(own)
         np.testing.assert_allclose(found, alone, rtol=0.1, atol=0.1 * np.abs(alone).max())

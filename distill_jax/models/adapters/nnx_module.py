@@ -31,7 +31,7 @@ class Layout:
       tree: the structure of its state.
       leaves: (collection, path) of each array of the state, in order; the collection is None where
         the array belongs to a random stream.
-      modules: the paths of the modules in it.
+      modules: the paths of the submodules that can be called.
       dropouts: the paths of those that are dropout layers.
     """
 
@@ -80,7 +80,7 @@ def layout_of(module: nnx.Module) -> Layout:
         (None if isinstance(variable, nnx.RngState) else _collection(type(variable)), path)
         for path, variable in nnx.to_flat_state(state)
     )
-    modules = {path: layer for path, layer in nnx.iter_modules(module) if path}
+    modules = {path: layer for path, layer in nnx.iter_modules(module) if path and callable(layer)}
     dropouts = tuple(path for path, layer in modules.items() if isinstance(layer, nnx.Dropout))
     return Layout(graph, jax.tree.structure(state), leaves, tuple(modules), dropouts)
 
@@ -201,12 +201,16 @@ def _standing(module: nnx.Module, stands: Mapping[Path, Call]) -> Iterator[None]
 
 def _at(module: Any, path: Path) -> Any:
     for name in path:
-        module = getattr(module, name) if hasattr(module, str(name)) else module[name]
+        module = getattr(module, name) if _is_attribute(module, name) else module[name]
     return module
 
 
+def _is_attribute(parent: Any, name: Any) -> bool:
+    return isinstance(name, str) and hasattr(parent, name)
+
+
 def _put(parent: Any, name: Any, value: Any) -> None:
-    if hasattr(parent, str(name)):
+    if _is_attribute(parent, name):
         setattr(parent, name, value)
     else:
         parent[name] = value

@@ -118,5 +118,6 @@ def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.C
             section.train_limit = 4
         if "epochs" in section:
             section.epochs = 1
+    config.phases = tuple({**phase, "epochs": 1} for phase in config.phases)
     config.update(changes)
     return config

@@ -90,16 +90,17 @@ class Experiment:
         Args:
           network: the network; one with branches has TESKD besides.
           taught: whether it has teachers.
-          changes: what differs from the experiment's: "methods", "method_options" and weights as
-            "methods.NAME".
+          changes: what differs from the experiment's: "methods", "method_options" and, as
+            "methods.NAME", other weights of methods that it has.
         """
         values = {**self.overrides.get(network.name, {}), **changes}
         weights = dict(values.get("methods", self.methods))
-        weights |= {
+        swept = {
             name.removeprefix("methods."): value
             for name, value in values.items()
             if name.startswith("methods.")
         }
+        weights |= {name: value for name, value in swept.items() if name in weights}
         options = {**self.method_options, **values.get("method_options", {})}
         ce = weights.pop("ce", None)
         chosen: list[tuple[str, Method, float]] = []

@@ -34,7 +34,7 @@ def typed(where: str, value: Any, default: Any) -> Any:
     if default is None:  # a flag that may stay unset
         if value is None or isinstance(value, bool):
             return value
-        raise ConfigError(f"{where} is True, False or None, got {value!r}")
+        raise ConfigError(f"{where} is a bool, or None to leave it open, got {value!r}")
     if isinstance(default, Mapping):
         # Sections whose keys are the user's own are checked by their readers.
         _check_section(where, value)

@@ -64,8 +64,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         seeds=_seeds(values["seeds"]),
         recipe={**values["recipe"], "survival": survival},
         overrides=_overrides(values["overrides"], values["recipe"], networks),
-        methods=_method_weights("methods", values["methods"]),
-        method_options=_method_options("method_options", values["method_options"]),
+        methods=_method_weights("config.methods", values["methods"]),
+        method_options=_method_options("config.method_options", values["method_options"]),
         phases=_phases(values["phases"], values["recipe"]),
         loss=LossOptions(**loss),
         evolve=TESKD(**values["evolve"]),
@@ -175,6 +175,8 @@ def _sweep(values: dict[str, Any]) -> dict[str, list[Any]]:
             raise ConfigError(unknown(f"sweep.{name}", name, tuple(defaults)))
         choices = tuple(choices) if isinstance(choices, (list, tuple)) else (choices,)
         fields[name] = [typed(f"sweep.{name}", choice, defaults[name]) for choice in choices]
+        if name in weights:
+            fields[name] = [_weight(f"sweep.{name}", choice) for choice in choices]
         if not choices or len(set(choices)) < len(choices):
             raise ConfigError(f"sweep.{name} is one value or more, all different, got {choices}")
     return fields
@@ -192,11 +194,15 @@ def _method_weights(where: str, weights: Mapping[str, Any]) -> dict[str, float]:
     checked = {}
     for name, weight in weights.items():
         methods.check_name(name)
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not (number and math.isfinite(weight)):
-            raise ConfigError(f"{where}.{name} is a weight, a finite number, got {weight!r}")
-        checked[name] = float(weight)
+        checked[name] = _weight(f"{where}.{name}", weight)
     return checked
+
+
+def _weight(where: str, weight: Any) -> float:
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not (number and math.isfinite(weight)):
+        raise ConfigError(f"{where} is a weight, a finite number, got {weight!r}")
+    return float(weight)
 
 
 def _method_options(where: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

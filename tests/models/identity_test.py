@@ -1,0 +1,207 @@
+"""What a network is, as text: the same in every process, another for other code."""
+
+import functools
+import importlib.util
+import json
+import linecache
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from distill_jax import identity, models
+
+CODE = """
+import functools
+import jax, numpy as np
+from flax import linen as nn, nnx
+SCALE = 2.0
+
+class Block(nn.Module):
+    width: int
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(self.width)(x)) * SCALE
+
+class CNN(nn.Module):
+    classes: int
+    activate: object = nn.gelu
+    names: tuple = ("a", "b")
+    @nn.compact
+    def __call__(self, x):
+        x = Block(4)(x.reshape(len(x), -1))
+        return nn.Dense(self.classes)(self.activate(x))
+
+class Graph(nnx.Module):
+    def __init__(self, classes, rngs):
+        self.out = nnx.Linear(64, classes, rngs=rngs)
+        self.act = nnx.relu
+    def __call__(self, x):
+        return self.out(self.act(x.reshape(len(x), -1)))
+
+def pair(classes):
+    def init(key):
+        return {"params": {"w": jax.random.normal(key, (64, classes))}}
+    def apply(variables, x):
+        return x.reshape(len(x), -1) @ variables["params"]["w"] * SCALE
+    return init, apply
+"""
+
+
+def module_of(tmp_path, text=CODE):
+    """The code as a module of its own, imported anew."""
+    path = tmp_path / "outside_code.py"
+    path.write_text(text)
+    linecache.clearcache()
+    spec = importlib.util.spec_from_file_location("outside_code", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["outside_code"] = module  # where inspect looks for the source
+    spec.loader.exec_module(module)
+    return module
+
+
+def identity_of(kind, code, version="1"):
+    builds = {
+        "linen": lambda classes, inputs: code.CNN(classes),
+        "nnx": lambda classes, inputs: code.Graph(classes, nnx.Rngs(0)),
+        "pair": lambda classes, inputs: code.pair(classes),
+    }
+    models.register_network("outside_identity", builds[kind], version)
+    return models.build("outside_identity", 3, (8, 8, 1)).identity
+
+
+def test_a_built_in_network_is_its_name_and_type():
+    assert models.build("plane2", 3, (8, 8, 1)).identity == ["plane2", "float32"]
+    half = models.build("evolving:plane2", 3, (8, 8, 1), "bfloat16")
+    assert half.identity == ["evolving:plane2", "bfloat16"]
+
+
+def test_a_registered_network_is_name_version_shapes_and_code(tmp_path):
+    found = identity_of("linen", module_of(tmp_path))
+    assert found == identity.plain(found)
+    assert found["name"] == "outside_identity" and found["version"] == "1"
+    assert found["shapes"]["['params']['Dense_0']['kernel']"] == "float32 (4, 3)"
+    assert "outside_code.CNN" in found["repr"] and "classes=3" in found["repr"]
+    assert "0x" not in found["repr"]
+
+
+def test_the_same_in_another_process(tmp_path):
+    code = module_of(tmp_path)
+    here = [identity_of(kind, code) for kind in ("linen", "nnx", "pair")]
+    script = f"""
+        import sys, json, pathlib
+        sys.path[:0] = {[str(pathlib.Path(__file__).parent), *sys.path]!r}
+        import identity_test
+        code = identity_test.module_of(pathlib.Path({str(tmp_path)!r}))
+        print(json.dumps([identity_test.identity_of(k, code) for k in ("linen", "nnx", "pair")]))
+    """
+    there = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    assert json.loads(there.stdout) == here
+
+
+CHANGES = {
+    "linen": [
+        ("activate: object = nn.gelu", "activate: object = nn.relu"),
+        ('names: tuple = ("a", "b")', 'names: tuple = ("a", "c")'),
+        ("Block(4)(x", "Block(2 + 2)(x"),
+        ("nn.relu(nn.Dense", "nn.tanh(nn.Dense"),  # in a block that the network names
+        ("SCALE = 2.0", "SCALE = 3.0"),
+    ],
+    "nnx": [
+        ("self.act = nnx.relu", "self.act = nnx.gelu"),
+        ("self.out(self.act(", "self.out(1 * self.act("),
+    ],
+    "pair": [('["w"] * SCALE', '["w"] / SCALE'), ("SCALE = 2.0", "SCALE = 3.0")],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"), [(kind, *pair) for kind, pairs in CHANGES.items() for pair in pairs]
+)
+def test_other_code_is_another_network(kind, old, new, tmp_path):
+    before = identity_of(kind, module_of(tmp_path))
+    assert CODE.count(old) == 1
+    after = identity_of(kind, module_of(tmp_path, CODE.replace(old, new)))
+    assert after["shapes"] == before["shapes"] and after["repr"] != before["repr"]
+    assert identity_of(kind, module_of(tmp_path)) == before
+
+
+def test_other_versions_are_other_networks(tmp_path):
+    code = module_of(tmp_path)
+    differ = identity.differences(identity_of("linen", code), identity_of("linen", code, "2"))
+    assert differ == ["version is '1' there and '2' here"]
+
+
+def closure(number):
+    return lambda x: x + number
+
+
+class Plain:
+    """No dataclass."""
+
+    def __init__(self, width):
+        self.width = width
+
+    def method(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (closure(1), closure(2)),
+        (functools.partial(nn.Dense, 3), functools.partial(nn.Dense, 4)),
+        (nn.initializers.variance_scaling(1.0, "fan_in", "normal"), nn.initializers.he_normal()),
+        (nn.Dense(3), nn.Dense(3, use_bias=False)),
+        (jax.jit(closure(1)), jax.jit(closure(2))),
+        (nn.relu, nn.gelu),
+        ({"a": [1, (2, closure(3))]}, {"a": [1, (2, closure(4))]}),
+        (np.zeros(3), np.ones(3)),
+        (jnp.zeros(3), jnp.zeros(3, int)),
+        (jax.random.key(0), jax.random.key(1)),
+        (Plain(1), Plain(2)),
+        (Plain(1).method, Plain(2).method),
+        (nn.remat(nn.Dense), nn.Dense),
+        (eval("lambda x: x + 1"), eval("lambda x: x + 2")),
+        (eval("lambda x: x in {1, 'a', 'b'}"), eval("lambda x: x in {1, 'a', 'c'}")),
+        (jnp.float32, jnp.bfloat16),
+    ],
+)
+def test_values_that_differ_are_described_apart(one, other):
+    texts = identity.describe(one), identity.describe(other)
+    assert texts[0] != texts[1]
+    assert identity.describe(one) == texts[0]
+    assert all("0x" not in text for text in texts)
+
+
+def test_the_order_of_names_does_not_count():
+    assert identity.describe({"a": 1, "b": 2}) == identity.describe({"b": 2, "a": 1})
+    assert identity.describe({"x", "y", "z"}) == identity.describe({"z", "y", "x"})
+
+
+def test_what_refers_to_itself_ends():
+    loop = Plain([])
+    loop.width += [loop, 1]
+    other = Plain([])
+    other.width += [other, 2]
+    assert identity.describe(loop).endswith("Plain()#1, 1])")
+    assert identity.describe(loop) != identity.describe(other)
+
+
+def test_which_of_two_is_meant_again_counts():
+    one, other = closure(1), closure(2)
+    assert identity.describe([one, other, one]) != identity.describe([one, other, other])

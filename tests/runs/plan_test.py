@@ -1,0 +1,182 @@
+"""Ids of stages: digests of all that determines a stage, and of nothing else."""
+
+import dataclasses
+
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, methods
+from distill_jax.methods import Method, Term
+from distill_jax.methods.fitnet import FitNet
+from distill_jax.runs import plan as plan_lib
+from distill_jax.runs.config import resolve
+from distill_jax.train import optim
+from distill_jax.train.optim import OptimOptions
+from distill_jax.train.stage import Recipe
+
+TINY = {
+    "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},
+    "networks": ("plane4", "plane2"),
+    "guidance": ("direct",),
+    "recipe": {"epochs": 2, "batch_size": 12},
+}
+
+
+def plan_of(**changes):
+    config = {**TINY, **changes}
+    return plan_lib.make_plan(resolve(config), data.load(**config["dataset"]), "data")
+
+
+def id_of(**changes):
+    """The id of the student's stage."""
+    return plan_of(**changes).results["direct", "plane2", 0]
+
+
+# ------------------------------------------------------------------------------------------ specs
+def test_a_spec_holds_what_is_not_at_its_default():
+    plan = plan_of()
+    teacher, student = plan.specs.values()
+    assert teacher == {
+        "network": ["plane4", "float32"],
+        "data": "data",
+        "recipe": {"epochs": 2, "batch_size": 12, "optim": {"learning_rate": 0.05}},
+        "methods": [{"name": "ce"}],
+        "seed": 0,
+        "teachers": (),
+    }
+    numbers = {"temperature": 4.0, "kd_weight": 0.5}
+    assert student["recipe"] == {**teacher["recipe"], **numbers}
+    assert [method["name"] for method in student["methods"]] == ["ce", "kd"]
+    assert student["methods"][1] == {"name": "kd"}
+    assert student["teachers"] == tuple(list(plan.stages)[:1])
+
+
+def test_a_field_added_at_its_default_leaves_every_spec_alone():
+    @dataclasses.dataclass(frozen=True)
+    class LaterOptim(OptimOptions):
+        added: int = 0
+
+    @dataclasses.dataclass(frozen=True)
+    class LaterRecipe(Recipe):
+        added: tuple = ()
+
+    @dataclasses.dataclass(frozen=True)
+    class LaterFitNet(FitNet):
+        added: float = 1.0
+
+    for fields in ({}, {"epochs": 3, "kd_weight": 0.5, "temperature": 2.0}):
+        for taught in (True, False):
+            later = LaterRecipe(**fields, optim=LaterOptim(learning_rate=0.3))
+            now = Recipe(**fields, optim=OptimOptions(learning_rate=0.3))
+            assert plan_lib._recipe_spec(later, taught) == plan_lib._recipe_spec(now, taught)
+    changed = LaterRecipe(optim=LaterOptim(added=1), added=(1,))
+    assert plan_lib._recipe_spec(changed, True) == {"optim": {"added": 1}, "added": (1,)}
+    for options in ({}, {"hint_layer": 1}):
+        later, now = LaterFitNet(**options), FitNet(**options)
+        assert methods.identity_of("fitnet", later) == methods.identity_of("fitnet", now)
+
+
+# -------------------------------------------------------------------------------------------- ids
+def test_ids_differ_by_method_weight_option_and_phase():
+    kd, fitnet = {"kd": 1.0}, {"kd": 1.0, "fitnet": 1.0}
+    variants = [
+        {},
+        {"methods": {"kd": 0.5}},
+        {"methods": {"fitnet": 1.0}},
+        {"methods": fitnet},
+        {"methods": {**fitnet, "fitnet": 2.0}},
+        {"methods": {**kd, "ce": 1.0}},
+        {"methods": fitnet, "method_options": {"fitnet": {"hint_layer": 1}}},
+        {"methods": fitnet, "method_options": {"fitnet": {"teacher_layer": 1}}},
+        {"overrides": {"plane2": {"methods": {"ce": 2.0}}}},
+        {"phases": ({"epochs": 1},)},
+        {"phases": ({"epochs": 1}, {"epochs": 1})},
+        {"phases": ({"epochs": 1, "trainable": ("conv_layers.*",)},)},
+    ]
+    assert len({id_of(**changes) for changes in variants}) == len(variants)
+    # What is said twice, or of nobody, is one stage.
+    assert id_of(methods=kd) == id_of(method_options={"fitnet": {"hint_layer": 1}}) == id_of()
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Method):
+    """Adds nothing, half of the time."""
+
+    number: float = 0.5
+
+    def terms(self, variables, context):
+        return {"half": Term(context.labels * 0.0, self.number)}, variables
+
+
+def one_loss(student, teacher, labels, hyper):
+    return ((student.logits - teacher.logits) ** 2).sum(-1)
+
+
+def other_loss(student, teacher, labels, hyper):
+    return ((student.logits - teacher.logits) ** 2).mean(-1)
+
+
+def test_ids_differ_by_what_a_registered_method_is(monkeypatch):
+    monkeypatch.setattr(methods.registry, "_registered", {})
+    things = [
+        *((one_loss, "1"), (one_loss, "2"), (other_loss, "1")),
+        *((Half(), "1"), (Half(0.25), "1"), (Half(), "3")),
+    ]
+    ids = []
+    for thing, version in (*things, *things):
+        methods.register_method("mine", thing, version)
+        ids.append(id_of(methods={"mine": 1.0}))
+    assert len(set(ids)) == len(things) and ids == 2 * ids[: len(things)]
+    methods.register_method("mine", Half())
+    numbers = {"methods": {"mine": 1.0}, "method_options": {"mine": {"number": 2.0}}}
+    assert id_of(**numbers) not in ids
+
+
+def test_ids_differ_by_what_a_registered_optimizer_is(monkeypatch):
+    monkeypatch.setattr(optim, "_registered", {})
+    ids = []
+    for build, version in (
+        (lambda schedule, hyper: optax.sgd(schedule), "1"),
+        (lambda schedule, hyper: optax.sgd(schedule, 0.9), "1"),
+        (lambda schedule, hyper: optax.sgd(schedule), "2"),
+    ):
+        optim.register_optimizer("mine", build, version)
+        ids.append(id_of(recipe={**TINY["recipe"], "optimizer": "mine"}))
+    assert len(set(ids)) == 3
+
+
+# ------------------------------------------------------------------------------------------- data
+def numbered(count):
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, 6, 5, 3), np.uint8), np.arange(count, dtype=np.int32) % 5
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_a_digest_of_data_moves_with_every_part(part):
+    def build(classes=5, change=None, **options):
+        pairs = {"train": numbered(60), "valid": numbered(20), "test": numbered(40)}
+        if change is not None:
+            flat = pairs[part][change].reshape(-1)
+            flat[7] = (flat[7] + 1) % 5
+        return data.from_arrays(**pairs, classes=classes, **options)
+
+    whole = plan_lib.digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3))
+    assert len(whole) == 64
+    assert whole == plan_lib.digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3, name="other"))
+    digests = {whole, plan_lib.digest_of(build()), plan_lib.digest_of(build(classes=6))}
+    for change in (0, 1):
+        digests.add(plan_lib.digest_of(build(change=change, mean=(0.5,) * 3, std=(0.2,) * 3)))
+    assert len(digests) == 5
+
+
+def test_a_digest_of_data_moves_where_examples_go_to_another_split():
+    images, labels = numbered(100)
+    digests = set()
+    for cut in (60, 59):
+        pairs = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
+        dataset = data.from_arrays(
+            *pairs, classes=5, valid_fraction=0, mean=(0.5,) * 3, std=(1,) * 3
+        )
+        digests.add(plan_lib.digest_of(dataset))
+    assert len(digests) == 2
