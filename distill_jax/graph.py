@@ -201,7 +201,28 @@ def _check_names(names: Sequence[str]) -> None:
         raise GraphError("a row needs at least one network")
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
-        raise GraphError(f"networks stand once in a row; repeated: {', '.join(repeated)}")
+        raise GraphError(
+            f"networks stand once in a row; repeated: {', '.join(repeated)}; another draw of the "
+            f"same architecture is called {repeated[0]}#2"
+        )
+    for name in names:
+        architecture(name)
+
+
+def architecture(name: str) -> tuple[str, int]:
+    """(architecture, draw) of a network's name: `resnet8#2` is another draw of `resnet8`'s weights.
+
+    Raises:
+      GraphError: what follows the # is no whole number from 2 on.
+    """
+    base, mark, number = name.partition("#")
+    if not mark:
+        return base, 1
+    if not (number.isascii() and number.isdecimal()) or number[0] == "0" or int(number) < 2:
+        raise GraphError(
+            f"{name!r}: the draws of {base} are called {base}, {base}#2, {base}#3 and so on"
+        )
+    return base, int(number)
 
 
 def _check_known(name: str, names: Sequence[str]) -> None:

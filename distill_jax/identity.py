@@ -61,6 +61,19 @@ def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if saved == wanted else [f"{where} is {saved!r} there and {wanted!r} here"]
 
 
+def changed_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default, nested ones likewise.
+
+    A field that is added later leaves what was digested before as it is.
+    """
+    changed = {}
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        if own != field.default:
+            changed[field.name] = changed_fields(own) if dataclasses.is_dataclass(own) else own
+    return changed
+
+
 def _digest(array: np.ndarray) -> str:
     head = f"{array.dtype} {array.shape} ".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -108,8 +108,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS([_quoted(argument) for argument in argv])
     except (AttributeError, KeyError) as error:
         # ml_collections' answer to an unknown field; its text may suggest another.
-        said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'").split())
-        sys.exit(_fail(f"--config has no such field: {said}"))
+        message = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'").split())
+        sys.exit(_fail(f"--config has no such field: {message}"))
     except (flags.Error, OSError) as error:
         sys.exit(_fail(str(_cause(error))))
 

@@ -20,9 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--kills=N: how often tests/runs/resume_test.py ends a run before it is done."""
-    parser.addoption(
-        "--kills", type=int, default=30, help="runs ended by tests/runs/resume_test.py"
-    )
+    parser.addoption("--kills", type=int, default=6, help="runs ended by tests/runs/resume_test.py")
 
 
 def pytest_unconfigure() -> None:

@@ -124,10 +124,10 @@ def check(dataset: Any) -> None:
 
 
 def _check_shape(dataset: Dataset, part: str) -> None:
-    found = getattr(dataset, part).images.shape[1:]
-    if found != dataset.image_shape:
+    shape = getattr(dataset, part).images.shape[1:]
+    if shape != dataset.image_shape:
         raise DataError(
-            f"{dataset.name} {part} has images of shape {found}: expected {dataset.image_shape}, "
+            f"{dataset.name} {part} has images of shape {shape}: expected {dataset.image_shape}, "
             "as train has"
         )
 

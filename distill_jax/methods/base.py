@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -111,10 +112,12 @@ class Context:
 
     def over_teachers(self, term: Callable[[int, Outputs], Array]) -> Array:
         """Adds up `term(k, teacher)` of the kept teachers; each is computed, then masked."""
-        values = [
-            jnp.where(self.teacher_mask[k], term(k, teacher), 0.0)
-            for k, teacher in enumerate(self.teachers)
-        ]
+        values = []
+        for k, teacher in enumerate(self.teachers):
+            mask = self.teacher_mask[k]
+            # At zeros a term may have a gradient that is not finite, which no mask takes away.
+            safe = jax.tree.map(lambda x, mask=mask: jnp.where(mask, x, _somewhere(x)), teacher)
+            values.append(jnp.where(mask, term(k, safe), 0.0))
         return sum(values[1:], values[0])
 
     def whole_batch(self, values: Array) -> Array:
@@ -157,9 +160,16 @@ class Method:
         """Computes the terms of the loss by name, and the variables after this step.
 
         Terms are computed for every teacher and masked: a collective must not stand inside a
-        conditional. Of the variables returned all but "params" are taken over.
+        conditional. Of the variables returned all but "params" are taken over. These have to be the
+        same on every device, whatever `sync_bn` says of the networks: what is kept of examples is
+        gathered by `Context.whole_batch` first.
         """
         raise NotImplementedError(f"{type(self).__name__}.terms")
+
+
+def _somewhere(x: Array) -> Array:
+    """Positive numbers of the shape and type of `x`, no two neighbours equal."""
+    return (1.5 + jnp.cos(jnp.arange(x.size, dtype=jnp.float32))).reshape(x.shape).astype(x.dtype)
 
 
 def total(terms: dict[str, Term]) -> Array:

@@ -87,13 +87,12 @@ class FitNet(Method):
         ours = self._shape("student", shapes.student, self.hint_layer)
         for teacher in shapes.teachers:
             theirs = self._shape("teacher", teacher, self._teacher_layer)
-            sizes = list(zip(ours[:2], theirs[:2], strict=True))
-            fits = (all(f(s, t) for s, t in sizes) for f in _FITS)
-            if not any(fits):
+            ways = {_way(own, other) for own, other in zip(ours[:2], theirs[:2], strict=True)}
+            if len(ways) > 1 or None in ways:
                 raise ValueError(
-                    f"fitnet leads from maps of {ours[:2]} to the same size, a half, the double "
-                    f"or a smaller square, the teacher's layer {self._teacher_layer} has "
-                    f"{theirs[:2]}"
+                    f"fitnet leads from maps of {ours[:2]} to the same size, a half, the double or "
+                    "one as much smaller in height as in width, the teacher's layer "
+                    f"{self._teacher_layer} has {theirs[:2]}"
                 )
 
     @property
@@ -137,17 +136,19 @@ class FitNet(Method):
             own = {kind: tree[str(k)] for kind, tree in variables.items()}
             mode = Mode(True, context.axis_name, hint.dtype)
             regressor = Regressor(self._shape("teacher", teacher, self._teacher_layer))
-            found, updated = regressor.apply(own, hint, mode, mutable=["batch_stats"])
+            regressed, updated = regressor.apply(own, hint, mode, mutable=["batch_stats"])
             stats[str(k)] = updated["batch_stats"]
-            gap = jnp.square(at_least_float32(found) - target)
+            gap = jnp.square(at_least_float32(regressed) - target)
             return jnp.mean(gap, (1, 2, 3))
 
         value = context.over_teachers(distance)
         return {"fitnet": Term(value)}, {**variables, "batch_stats": stats}
 
 
-_FITS = (
-    lambda s, t: s == 2 * t,
-    lambda s, t: 2 * s == t,
-    lambda s, t: s >= t,
-)
+def _way(own: int, other: int) -> str | int | None:
+    """How a regressor leads from one height or width to another; None where it does not."""
+    if 2 * own == other:
+        return "double"
+    if own == 2 * other:
+        return "half"
+    return own - other if own >= other else None

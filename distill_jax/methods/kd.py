@@ -102,7 +102,7 @@ class KD(Method):
         return {"kl": term}, variables
 
 
-def ce_weight(teacher_mask: Array, kd_weight: Array | float, options: LossOptions) -> Array:
+def ce_weight(teacher_mask: Array, kd_weight: Array | float, options: LossOptions) -> Array | float:
     """The weight n (1-λ) of the cross-entropy beside the KL to teachers.
 
     n is 1, the number K of teachers, or that of the kept ones; always 1 where the KL is their mean.
@@ -111,7 +111,7 @@ def ce_weight(teacher_mask: Array, kd_weight: Array | float, options: LossOption
     number = jnp.sum(teacher_mask.astype(jnp.float32))
     balanced = 1.0 - kd_weight
     if options.teachers == "sum" and options.cross_entropy == "per_teacher":
-        return jnp.float32(len(teacher_mask)) * balanced
+        return len(teacher_mask) * balanced
     if options.teachers == "sum" and options.cross_entropy == "per_kept_teacher":
         balanced = number * balanced
     return jnp.where(number > 0, balanced, 1.0)

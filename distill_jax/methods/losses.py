@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -21,6 +22,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Returns:
       (..., B) float32, in nats.
     """
+    chex.assert_type(labels, int)
+    chex.assert_shape(logits, (..., len(labels), None))
     log_probs = jax.nn.log_softmax(widen(logits))
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     one_hot = jnp.broadcast_to(one_hot, log_probs.shape)
@@ -42,6 +45,7 @@ def kl_divergence(teacher_logits: Array, logits: Array, temperature: Array | flo
     References:
       Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
     """
+    chex.assert_equal(teacher_logits.shape[-2:], logits.shape[-2:])
     log_targets = jax.nn.log_softmax(soften(teacher_logits, temperature))
     log_probs = jax.nn.log_softmax(soften(logits, temperature))
     log_targets, log_probs = jnp.broadcast_arrays(log_targets, log_probs)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 from jax import Array
 
-from distill_jax.identity import describe
+from distill_jax.identity import changed_fields, describe
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy
@@ -64,6 +64,14 @@ class EdgeMethod(Method):
                     read.add(name)
                 return super().__getattribute__(name)
 
+            def __iter__(self) -> Iterator[Any]:  # unpacked: it may take any of them
+                read.update(OUTPUTS)
+                return super().__iter__()
+
+            def __getitem__(self, index: Any) -> Any:
+                read.update(OUTPUTS)
+                return super().__getitem__(index)
+
         labels = jax.ShapeDtypeStruct(shapes.student.logits.shape[:1], "int32")
         for teacher in shapes.teachers:
             jax.eval_shape(self.loss, shapes.student, Watched(*teacher), labels, _SOME_HYPER)
@@ -74,10 +82,10 @@ class EdgeMethod(Method):
         batch = shapes.student.logits.shape[0]
         labels = jax.ShapeDtypeStruct((batch,), "int32")
         for teacher in shapes.teachers:
-            found = jax.eval_shape(self.loss, shapes.student, teacher, labels, _SOME_HYPER)
-            if getattr(found, "shape", None) != (batch,):
+            values = jax.eval_shape(self.loss, shapes.student, teacher, labels, _SOME_HYPER)
+            if getattr(values, "shape", None) != (batch,):
                 raise ValueError(
-                    f"method {self.name!r} gives {getattr(found, 'shape', found)} for a batch of "
+                    f"method {self.name!r} gives {getattr(values, 'shape', values)} for a batch of "
                     f"{batch}: expected one number an example, ({batch},)"
                 )
 
@@ -188,19 +196,11 @@ def identity_of(name: str, method: Method) -> Any:
     """What of a method belongs to a stage's id; a number at its default adds nothing to it.
 
     Returns:
-      JSON values: name and changed numbers of a library's method, also version and source of a
+      JSON values: name and changed options of a library's method, version and source of a
       registered one.
     """
-    changed = {
-        f.name: _plain(getattr(method, f.name))
-        for f in dataclasses.fields(method)
-        if name in METHODS and getattr(method, f.name) != f.default
-    }
     if name in METHODS:
-        return {"name": name, **changed}
+        options = changed_fields(method)
+        return {"name": name, **({"options": options} if options else {})}
     source = method.loss if isinstance(method, EdgeMethod) else method
     return {"name": name, "version": _registered[name][1], "repr": describe(source)}
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

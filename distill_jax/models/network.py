@@ -56,12 +56,17 @@ class Network:
     @property
     def branches(self) -> int:
         """The number of student branches of an evolving network, 0 of any other."""
-        return 0 if self.backbone is self else _branches(self)
+        return 0 if self.backbone is self else len(self.output_shapes.branches)
 
     @property
     def shapes(self) -> Variables:
         """The shapes and types of what `init` gives, without computing any of it."""
         return _shapes(self)
+
+    @property
+    def output_shapes(self) -> Outputs:
+        """The shapes and types of its outputs for one image."""
+        return _output_shapes(self)
 
     @property
     def identity(self) -> Any:
@@ -194,9 +199,9 @@ def _shapes(network: Network) -> Variables:
 
 
 @functools.lru_cache(maxsize=128)
-def _branches(network: Network) -> int:
+def _output_shapes(network: Network) -> Outputs:
     images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    return len(jax.eval_shape(network.apply, network.shapes, images)[0].branches)
+    return jax.eval_shape(network.apply, network.shapes, images)[0]
 
 
 @functools.cache
@@ -209,5 +214,5 @@ def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
 
 
 def run_once(backend: str) -> dict[str, Any] | None:
-    """Options to compile what runs once: on a CPU unoptimised, in a third of the time or less."""
+    """Options to compile what runs once: unoptimised on a CPU, which takes less time."""
     return {"xla_backend_optimization_level": 0} if backend == "cpu" else None

@@ -1,4 +1,4 @@
-"""The results of a curriculum, over seeds, as one table."""
+"""The results of a run, over seeds, as one table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def summarise(rows: list[Row]) -> list[Row]:
     summary = []
     for (guidance, network), group in groups.items():
         accuracies = [row["test_accuracy"] for row in group]
-        alone = _alone(groups, guidance, network)
+        alone = _alone(groups, group[0])
         gains = [r["test_accuracy"] - alone[r["seed"]] for r in group if r["seed"] in alone]
         branches = [name for name in group[0] if name.startswith("test_branch")]
         summary.append(
@@ -43,22 +43,27 @@ def summarise(rows: list[Row]) -> list[Row]:
     return summary
 
 
-def _alone(groups: dict, guidance: str, network: str) -> dict[int, float]:
-    """Accuracy by seed of the plain training that a group is compared with."""
-    backbone = network.removeprefix("evolving:")
-    # Plain training under the same swept values (name=value); some concern only the taught.
-    swept = {part for part in guidance.split(", ")[1:] if "=" in part}
+def _alone(groups: dict[tuple[str, str], list[Row]], row: Row) -> dict[int, float]:
+    """Accuracy by seed of the plain training that a row is compared with.
+
+    That is training without teachers under the same swept values, of which some concern only the
+    taught: of several the one that has most of them in common.
+    """
+    swept = {} if row["control"] else row["changes"]
     plain = [
-        label
-        for label, _ in groups
-        if label.split(", ")[0] == "none" and set(label.split(", ")[1:]) <= swept
+        group
+        for group in groups.values()
+        if group[0]["graph"] == "none"
+        and not group[0]["control"]
+        and group[0]["changes"].items() <= swept.items()
     ]
-    label = max(plain, key=len, default="none")
-    if (guidance, network) == (label, backbone):
-        return {}
-    reference = groups.get((label, backbone), groups.get((label, network), []))
-    same = (guidance, network) == (label, network) and (label, backbone) not in groups
-    return {} if same else {row["seed"]: row["test_accuracy"] for row in reference}
+    for network in (row["backbone"], row["network"]):
+        same = [group for group in plain if group[0]["network"] == network]
+        if same:
+            reference = max(same, key=lambda group: len(group[0]["changes"]))
+            itself = reference[0]["guidance"] == row["guidance"] and network == row["network"]
+            return {} if itself else {r["seed"]: r["test_accuracy"] for r in reference}
+    return {}
 
 
 def title(rows: list[Row]) -> str:

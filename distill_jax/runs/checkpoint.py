@@ -195,8 +195,8 @@ def _read(folder: Path, **item: Any) -> Any:
     (name,) = item
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**item))
-            return getattr(found, name)
+            restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**item))
+            return getattr(restored, name)
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
 

@@ -7,6 +7,7 @@ or of earlier runs that agree in all of it are one stage.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax import data, graph, methods, models
-from distill_jax.identity import digest_json
+from distill_jax.identity import changed_fields, digest_json
 from distill_jax.interop.files import read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
@@ -99,7 +100,9 @@ def _of_users(identities: dict[str, Any]) -> dict[str, Any]:
 
 def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> Network:
     """The network called `name`, for the images of a data set."""
-    return models.build(name, dataset.classes, dataset.image_shape, experiment.dtype)
+    base, _ = graph.architecture(name)
+    network = models.build(base, dataset.classes, dataset.image_shape, experiment.dtype)
+    return _named(network, name)
 
 
 def _untaught(guidance: graph.Graph, names: Mapping[str, Any]) -> graph.Graph:
@@ -149,6 +152,7 @@ def _stages(experiment, dataset, comparison: Comparison, component, seed: int) -
     return stages
 
 
+@functools.lru_cache(maxsize=128)  # networks from outside are equal to themselves alone
 def _named(network: Network, name: str) -> Network:
     """The network under another name; itself where that is its own."""
     return network if network.name == name else dataclasses.replace(network, name=name)
@@ -217,23 +221,13 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
 
 
 def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:
-    values = _changed(recipe)
+    values = changed_fields(recipe)
     if not taught:  # what only concerns teachers does not make another plain training
         for name in ("temperature", "kd_weight", "survival", "dropping"):
             values.pop(name, None)
     elif recipe.dropping.kind != "bernoulli":
         values.pop("survival", None)
     return values
-
-
-def _changed(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their default, nested ones likewise."""
-    found = {}
-    for field in dataclasses.fields(value):
-        own = getattr(value, field.name)
-        if own != field.default:
-            found[field.name] = _changed(own) if dataclasses.is_dataclass(own) else own
-    return found
 
 
 def _id(spec: dict[str, Any]) -> str:

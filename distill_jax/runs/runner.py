@@ -238,12 +238,17 @@ class _Run:
 
 def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -> Results:
     rows, networks, histories = [], {}, {}
+    comparisons = {comparison.label: comparison for comparison in experiment.comparisons}
     for (label, student, seed), stage_id in plan.results.items():
         stage, result = plan.stages[stage_id], done[stage_id]
         rows.append(
             {
                 "guidance": label,
+                "graph": comparisons[label].spec,
+                "changes": dict(comparisons[label].changes),
+                "control": comparisons[label].control,
                 "network": student,
+                "backbone": stage.network.backbone.name,
                 "teachers": [teacher.name for teacher in stage.teachers],
                 "seed": seed,
                 **result.record,

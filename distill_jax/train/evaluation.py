@@ -60,9 +60,9 @@ def cached_teacher_logits(
     missing = [(network, result) for network, result in pairs if part not in result.logits]
     split = getattr(dataset, part)
     variables = [(network, result.variables) for network, result in missing]
-    found = programs.teacher_outputs(variables, split, dataset, topology).logits
+    logits = programs.teacher_outputs(variables, split, dataset, topology).logits
     for k, (_, result) in enumerate(missing):
-        result.logits[part] = found[:, k]
+        result.logits[part] = logits[:, k]
     empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
     return np.concatenate([empty, *(result.logits[part][:, None] for result in teachers)], 1)
 
@@ -133,8 +133,8 @@ def score(
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
-    found = programs.predict_logits(pairs, dataset.test, dataset, topology)
-    own, newest = found[0], found[-1]
+    logits = programs.predict_logits(pairs, dataset.test, dataset, topology)
+    own, newest = logits[0], logits[-1]
     labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
     measured = programs.classification_metrics(own, labels)
     record = {
@@ -159,8 +159,8 @@ def evaluate_pretrained(
     _, scored = score(alone, (), variables, variables, dataset, topology)
     accuracy = None
     if len(dataset.valid.labels):
-        found = programs.evaluate(stage.network, variables, dataset.valid, dataset, topology)
-        accuracy = found["accuracy"]
+        metrics = programs.evaluate(stage.network, variables, dataset.valid, dataset, topology)
+        accuracy = metrics["accuracy"]
     record = {
         **scored,
         "valid_accuracy": accuracy,

@@ -154,6 +154,11 @@ def register_optimizer(name: str, build: BuildOptimizer, version: str = "1") -> 
     _registered[name] = (build, str(version))
 
 
+def builder_of(optimizer: str) -> BuildOptimizer | None:
+    """The builder of a registered optimizer; None of the library's."""
+    return _registered[optimizer][0] if optimizer in _registered else None
+
+
 def identity_of(optimizer: str) -> Any:
     """What of a registered optimizer belongs to a stage's id; None of the library's."""
     if optimizer not in _registered:

@@ -92,17 +92,17 @@ def term_gradients(
         return {k: term.weight * jnp.mean(term.value) for k, term in terms_of(seen).items()}
 
     values, pullback = jax.vjp(weighted, outputs)
-    found = {}
+    sizes = {}
     for name, value in values.items():
         chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
         (gradient,) = pullback(chosen)
-        found[name] = value, optax.tree.norm(jax.tree.map(at_least_float32, gradient))
-    return found
+        sizes[name] = value, optax.tree.norm(jax.tree.map(at_least_float32, gradient))
+    return sizes
 
 
-def term_sizes(found: dict[str, tuple[Array, Array]]) -> list[TermSize]:
+def term_sizes(sizes: dict[str, tuple[Array, Array]]) -> list[TermSize]:
     """Fetches what `term_gradients` gave."""
-    fetched = jax.device_get(found)
+    fetched = jax.device_get(sizes)
     return [TermSize(name, float(value), float(norm)) for name, (value, norm) in fetched.items()]
 
 
@@ -112,36 +112,36 @@ def warnings(
     """What looks wrong, in words: teachers below their student, terms that drown or are not finite.
 
     Args:
-      teachers: as `teacher_quality` found them.
-      terms: as `term_sizes` found them.
+      teachers: as `teacher_quality` lines them.
+      terms: as `term_sizes` lines them.
       plain_accuracy: of the same student trained alone, on validation; None where not known.
     """
-    found = []
+    lines = []
     for teacher in teachers:
         if plain_accuracy is not None and teacher.accuracy < plain_accuracy:
-            found.append(
+            lines.append(
                 f"teacher {teacher.name} ({100 * teacher.accuracy:.2f} %) is worse than its "
                 f"student trained alone ({100 * plain_accuracy:.2f} %)"
             )
     for term in terms:
         if not np.isfinite((term.value, term.gradient)).all():
-            found.append(f"the term {term.name} or its gradient is not finite")
+            lines.append(f"the term {term.name} or its gradient is not finite")
     taught = [t for t in terms if t.name in COMPARED and t.gradient > 0]
     if len(taught) > 1:
         least, most = (f(taught, key=lambda t: t.gradient) for f in (min, max))
         if most.gradient > DROWNED * least.gradient:
             ratio = most.gradient / least.gradient
-            found.append(
+            lines.append(
                 f"the term {most.name} drowns {least.name}: its gradient is {ratio:.0f} times as "
                 "large (the KL's weight is λT², over the number of classes with element_mean)"
             )
-    return found
+    return lines
 
 
-def as_json(found: Preflight) -> dict[str, Any]:
+def as_json(report: Preflight) -> dict[str, Any]:
     """For the records of a stage."""
     return {
-        "teachers": [teacher._asdict() for teacher in found.teachers],
-        "terms": [term._asdict() for term in found.terms],
-        "warnings": found.warnings,
+        "teachers": [teacher._asdict() for teacher in report.teachers],
+        "terms": [term._asdict() for term in report.terms],
+        "warnings": report.warnings,
     }

@@ -72,6 +72,7 @@ def train_program(
         topology,
         max_nonfinite_steps,
         shared_data,
+        optim.builder_of(stage.recipe.optim.optimizer),
     )
 
 
@@ -87,6 +88,7 @@ def _train_program(
     topology: sharding.Topology,
     max_nonfinite_steps: int,
     shared_data: bool | None,
+    builder: optim.BuildOptimizer | None,  # part of the key: a name may be registered anew
 ) -> TrainProgram:
     augment = data.AUGMENT[structure.augment]
 
@@ -188,9 +190,9 @@ def outputs_on_split(
         for network, _ in pairs
     ]
     placed = [topology.device_put(variables) for _, variables in pairs]
-    found: list[list[Any]] = [[] for _ in pairs]
+    dispatched: list[list[Any]] = [[] for _ in pairs]
     for images, parts in split.parts if isinstance(split, DeviceSplit) else _parts(split, topology):
-        for program, variables, outputs in zip(programs, placed, found, strict=True):
+        for program, variables, outputs in zip(programs, placed, dispatched, strict=True):
             fetched = jax.device_get(program(variables, images, np.int32(parts)))
             outputs.append(jax.tree.map(lambda x, parts=parts: x[:parts], fetched))
     n = len(split.labels)
@@ -199,7 +201,7 @@ def outputs_on_split(
     def join(*dispatches):
         return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in dispatches])[:n]
 
-    return [jax.tree.map(join, *outputs) for outputs in found]
+    return [jax.tree.map(join, *outputs) for outputs in dispatched]
 
 
 def predict_logits(
@@ -209,8 +211,8 @@ def predict_logits(
     topology: sharding.Topology = sharding.Topology(),
 ) -> list[np.ndarray]:
     """The logits of each network and of its branches: (E, N, C) float32; see `outputs_on_split`."""
-    found = outputs_on_split(pairs, split, dataset, topology, (EXITS,))
-    return [np.stack(outputs[EXITS]) for outputs in found]
+    outputs_of_each = outputs_on_split(pairs, split, dataset, topology, (EXITS,))
+    return [np.stack(outputs[EXITS]) for outputs in outputs_of_each]
 
 
 def teacher_outputs(
@@ -221,10 +223,10 @@ def teacher_outputs(
     needs: tuple[str, ...] = (),
 ) -> TeacherOutputs:
     """What teachers give for a whole split, to be read by the rows of a batch: (N, K, C) logits."""
-    found = outputs_on_split(pairs, split, dataset, topology, ("logits", *needs))
-    logits = [outputs.pop("logits") for outputs in found]
+    outputs_of_each = outputs_on_split(pairs, split, dataset, topology, ("logits", *needs))
+    logits = [outputs.pop("logits") for outputs in outputs_of_each]
     empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
-    return TeacherOutputs(np.stack(logits, 1) if logits else empty, tuple(found))
+    return TeacherOutputs(np.stack(logits, 1) if logits else empty, tuple(outputs_of_each))
 
 
 class DeviceSplit(NamedTuple):
@@ -284,8 +286,8 @@ def evaluate(
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The accuracy of each exit, and the cross-entropy of the first; logits (E, N, C)."""
     names = accuracy_names(len(logits))
-    found = {k: classification.accuracy(x, labels) for k, x in zip(names, logits, strict=True)}
-    return {**found, "loss": classification.cross_entropy(logits[0], labels)}
+    accuracies = {k: classification.accuracy(x, labels) for k, x in zip(names, logits, strict=True)}
+    return {**accuracies, "loss": classification.cross_entropy(logits[0], labels)}
 
 
 def first_terms(

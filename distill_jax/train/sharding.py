@@ -277,9 +277,9 @@ def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Cal
         frozen = freeze(variables)
         shapes = jax.eval_shape(forward, frozen, images[0])
 
-        def part(i, found):
+        def part(i, outputs):
             new = forward(frozen, images[i])
-            return jax.tree.map(lambda all, one: all.at[i].set(one), found, new)
+            return jax.tree.map(lambda all, one: all.at[i].set(one), outputs, new)
 
         empty = jax.tree.map(lambda x: jnp.zeros((len(images), *x.shape), x.dtype), shapes)
         return lax.fori_loop(0, parts, part, empty)

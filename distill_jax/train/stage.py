@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -148,21 +147,16 @@ def shapes_of(stage: Stage, examples: int) -> Shapes:
     """What the stage's methods can know before the first step, of the whole batch."""
     size = stage.recipe.batch_size
     return Shapes(
-        _output_shapes(stage.network, size, True),
-        tuple(_output_shapes(teacher, size, False) for teacher in stage.teachers),
+        _of_batch(stage.network.output_shapes, size),
+        tuple(_of_batch(teacher.output_shapes, size) for teacher in stage.teachers),
         stage.network.classes,
         examples,
     )
 
 
-@functools.lru_cache(maxsize=128)
-def _output_shapes(network: Network, batch_size: int, train: bool) -> Outputs:
-    images = jax.ShapeDtypeStruct((batch_size, *network.image_shape), jnp.float32)
-
-    def outputs(variables, images):
-        return network.apply(variables, images, train=train, rngs=jax.random.key(0))[0]
-
-    return jax.eval_shape(outputs, network.shapes, images)
+def _of_batch(shapes: Outputs, size: int) -> Outputs:
+    """The shapes of one image's outputs, of a batch of `size`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), shapes)
 
 
 def _looks_at_shapes(method: Method) -> bool:
@@ -180,13 +174,13 @@ def with_needs(stage: Stage, examples: int) -> Stage:
     """
     if not any(_looks_at_shapes(method) for _, method in stage.methods):
         return stage
-    shapes, found = shapes_of(stage, examples), []
+    shapes, methods = shapes_of(stage, examples), []
     for name, method in stage.methods:
         try:
-            found.append((name, method.for_shapes(shapes)))
-        except (ValueError, TypeError, AttributeError) as error:
+            methods.append((name, method.for_shapes(shapes)))
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(_cannot_teach(stage, name, error)) from error
-    return dataclasses.replace(stage, methods=tuple(found))
+    return dataclasses.replace(stage, methods=tuple(methods))
 
 
 def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables]:
@@ -201,7 +195,7 @@ def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables
             name: method.init(rng.stream(key, f"init {name}"), shapes) for name, method in looking
         }
 
-    return {name: found for name, found in jax.jit(draw)(key).items() if found}
+    return {name: variables for name, variables in jax.jit(draw)(key).items() if variables}
 
 
 def method_shapes(stage: Stage, examples: int) -> dict[str, Variables]:
@@ -263,7 +257,7 @@ def _check_methods(stage: Stage, examples: int) -> None:
     for name, method in looking:
         try:
             method.check(shapes)  # type: ignore[arg-type]
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(_cannot_teach(stage, name, error)) from error
 
 

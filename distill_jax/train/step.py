@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from distill_jax import rng
+from distill_jax import graph, rng
 from distill_jax.methods import Context, Hyper, Method, Term
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
+from distill_jax.train.guard import all_finite, guarded, nonfinite_counts
 from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.state import Batch, TrainState, join_variables, split_variables
 from distill_jax.train.teachers import (
@@ -76,11 +76,13 @@ def init_state(
     Args:
       network: the student.
       optimizer: the update rule.
-      key: the parameters are drawn from its stream "init".
+      key: the parameters are drawn from its stream "init", those of `name#2` from "init 2".
       method_variables: those of the methods, by name.
       start: the network's variables to begin with instead of drawing them.
     """
-    variables = network.init(rng.stream(key, "init")) if start is None else start
+    _, draw = graph.architecture(network.name)
+    stream = "init" if draw == 1 else f"init {draw}"
+    variables = network.init(rng.stream(key, stream)) if start is None else start
     collections = {kind: tree for kind, tree in variables.items() if kind != "params"}
     own_params, own_collections = split_variables(method_variables or {})
     params = {
@@ -120,7 +122,7 @@ def make_train_step(
 
     A step at which a term of the loss, a teacher's output, a gradient or a collection is not finite
     changes nothing. `max_nonfinite_steps` of them are passed over; after one more the state stays
-    as it is, at that step, whatever else it is given (see `is_halted`).
+    as it is, at that step, whatever else it is given (see `guard.is_halted`).
 
     Args:
       network: the student.
@@ -186,7 +188,7 @@ def make_train_step(
 
         grads, (outputs, collections, kept, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         counted = _count(outputs, batch.labels, terms)
-        spoilt = _not_finite_counts(taught, len(teachers))
+        spoilt = nonfinite_counts(taught, len(teachers))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
             counted, spoilt = lax.psum((counted, spoilt), axis_name)
@@ -199,11 +201,11 @@ def make_train_step(
         causes = {
             **{f"teacher {k + 1} ({t.name})": spoilt[k] > 0 for k, t in enumerate(teachers)},
             **{f"term {term}": ~jnp.isfinite(pair[0]) for term, pair in counted.weighted.items()},
-            "gradients": ~_all_finite(grads),
-            "batch statistics": ~_all_finite(collections),
+            "gradients": ~all_finite(grads),
+            "batch statistics": ~all_finite(collections),
         }
         updated = TrainState(state.step + 1, params, collections, opt_state, state.skipped)
-        return _guarded(state, updated, counted, causes, max_nonfinite_steps)
+        return guarded(state, updated, counted, causes, max_nonfinite_steps)
 
     return train_step
 
@@ -225,19 +227,20 @@ def method_terms(
     collections = {}
     for name, method in methods:
         given = dataclasses.replace(context, head=head, key=key_of(name))
-        found, after = method.terms(variables.get(name, {}), given)
-        if double := terms.keys() & found.keys():
+        given_terms, after = method.terms(variables.get(name, {}), given)
+        if double := terms.keys() & given_terms.keys():
             raise ValueError(f"{network.name}: two methods give a term {', '.join(double)}")
+        for term, (value, _) in given_terms.items():
+            if jnp.shape(value) not in ((), context.labels.shape):
+                raise ValueError(
+                    f"method {name!r} gives {term} of shape {jnp.shape(value)}: expected a number "
+                    f"an example, {context.labels.shape}, or one for the batch, ()"
+                )
         factor = context.hyper.methods.get(name, 1.0)
-        terms |= {k: Term(term.value, factor * term.weight) for k, term in found.items()}
+        terms |= {k: Term(term.value, factor * term.weight) for k, term in given_terms.items()}
         if name in variables:
             collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
     return terms, collections
-
-
-def is_halted(state: TrainState, max_nonfinite_steps: int) -> Array:
-    """Whether more steps than allowed were not finite; `state.step` is then the last of them."""
-    return state.skipped > max_nonfinite_steps
 
 
 def _trained(params: Any, name: str) -> dict[str, Any]:
@@ -259,8 +262,8 @@ def _teacher_outputs(
     if drawn is None:
         return cached._replace(logits=logits)
     features = tuple(
-        jax.tree.map(lambda x, k=k: jnp.where(drawn[k], x, jnp.zeros_like(x)), found)
-        for k, found in enumerate(cached.features)
+        jax.tree.map(lambda x, k=k: jnp.where(drawn[k], x, jnp.zeros_like(x)), outputs)
+        for k, outputs in enumerate(cached.features)
     )
     return TeacherOutputs(jnp.where(drawn[:, None, None], logits, 0.0), features)
 
@@ -311,43 +314,9 @@ def _count(outputs: Outputs, labels: Array, terms: dict[str, Term]) -> StepMetri
     return StepMetrics((loss, size), accuracy, pairs, weighted, None, {})
 
 
-def _not_finite_counts(taught: TeacherOutputs, teachers: int) -> Array:
-    """(K,) numbers that are not finite in what each teacher gave."""
-    counts = [jnp.sum(~jnp.isfinite(taught.logits[k])) for k in range(teachers)]
-    for k, found in enumerate(taught.features):
-        counts[k] += sum(jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(found))
-    return jnp.stack(counts) if counts else jnp.zeros((0,), jnp.int32)
-
-
 def _averaged(collections: Any, axis_name: str) -> Any:
     """Statistics that each device keeps of its share, averaged over the devices."""
     return jax.tree.map(
         lambda x: lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
         collections,
     )
-
-
-def _guarded(state, updated, counted: StepMetrics, causes, max_nonfinite_steps):
-    """The state after a step, and what to count of it; nothing more where training has halted."""
-    bad = functools.reduce(jnp.logical_or, causes.values())
-    halted = is_halted(state, max_nonfinite_steps)
-    halts = bad & (state.skipped >= max_nonfinite_steps)
-    chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
-    after = chosen.replace(
-        step=jnp.where(halted | halts, state.step, updated.step),
-        skipped=state.skipped + (bad & ~halted),
-    )
-    counted = jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), counted)
-    steps = (~halted).astype(jnp.int32)
-    nonfinite = {
-        cause: ((flag & ~halted).astype(jnp.int32), steps) for cause, flag in causes.items()
-    }
-    return after, counted._replace(nonfinite=nonfinite)
-
-
-def _all_finite(tree: Any) -> Array:
-    # As one vector: a test for each leaf would be joined anew in the update of every parameter.
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    if not leaves:
-        return jnp.asarray(True)
-    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))

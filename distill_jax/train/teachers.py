@@ -54,8 +54,8 @@ class TeacherOutputs(NamedTuple):
         missing = {"feature": None, "stages": ()}
         features = self.features or ({},) * len(self.logits)
         return tuple(
-            Outputs(logits, **{**missing, **found})  # type: ignore[arg-type]
-            for logits, found in zip(self.logits, features, strict=True)
+            Outputs(logits, **{**missing, **others})  # type: ignore[arg-type]
+            for logits, others in zip(self.logits, features, strict=True)
         )
 
 
@@ -80,17 +80,8 @@ def frozen_forward(
     parts, rest = divmod(len(images), CPU_CHUNK)
     if rest or parts < 2 or jax.default_backend() != "cpu":
         return run(images)
-    found = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
-    return jax.tree.map(lambda x: x.reshape(len(images), *x.shape[2:]), found)
-
-
-def exit_logits(network: Network, variables: Variables, images: Array) -> Array:
-    """(E, B, C) logits of a network that is not trained, and of its E - 1 branches."""
-
-    def select(outputs):
-        return tuple(exit.logits for exit in (outputs, *outputs.branches))
-
-    return jnp.stack(frozen_forward(network, variables, images, select))
+    outputs = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
+    return jax.tree.map(lambda x: x.reshape(len(images), *x.shape[2:]), outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +149,14 @@ class FrozenTeachers:
           images: (B, H, W, channels), normalised.
           mask: (K,) booleans, the same on every device; None keeps all without asking.
         """
-        found: list[dict[str, Any]] = []
+        each: list[dict[str, Any]] = []
         for networks, group in zip(self.groups, self.freeze(variables).groups, strict=True):
-            kept = None if mask is None else mask[len(found) : len(found) + len(networks)]
-            found.extend(_group_outputs(networks, group, images, kept, self.needs))
-        if not found:
+            kept = None if mask is None else mask[len(each) : len(each) + len(networks)]
+            each.extend(_group_outputs(networks, group, images, kept, self.needs))
+        if not each:
             return TeacherOutputs(jnp.zeros((0, len(images), 1), jnp.float32))
-        logits = jnp.stack([outputs.pop("logits") for outputs in found])
-        return lax.stop_gradient(TeacherOutputs(logits, tuple(found)))
+        logits = jnp.stack([outputs.pop("logits") for outputs in each])
+        return lax.stop_gradient(TeacherOutputs(logits, tuple(each)))
 
 
 def _alike(one: Network, other: Network) -> bool:
@@ -201,7 +192,7 @@ def _group_outputs(
                 networks[0],
                 own | group.shared,
                 images,
-                lambda found: {name: getattr(found, name) for name in ("logits", *needs)},
+                lambda each: {name: getattr(each, name) for name in ("logits", *needs)},
             )
 
         if kept is None:
@@ -214,5 +205,5 @@ def _group_outputs(
 
     if len(networks) == 1:
         return [outputs(group.own, None if mask is None else mask[0])]
-    found = lax.map(lambda each: outputs(*each), (group.own, mask))
-    return [jax.tree.map(lambda x, k=k: x[k], found) for k in range(len(networks))]
+    stacked = lax.map(lambda each: outputs(*each), (group.own, mask))
+    return [jax.tree.map(lambda x, k=k: x[k], stacked) for k in range(len(networks))]

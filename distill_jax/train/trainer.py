@@ -15,13 +15,14 @@ from distill_jax import data
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
-from distill_jax.train import evaluation, metrics, optim, preflight, programs, sharding
+from distill_jax.train import evaluation, metrics, optim, preflight, programs
 from distill_jax.train.evaluation import StageResult
+from distill_jax.train.guard import is_halted
 from distill_jax.train.options import StageInputs, TrainOptions, cache_shapes, caches_teachers
-from distill_jax.train.stage import init_methods, steps_per_epoch
+from distill_jax.train.replica import Replica
+from distill_jax.train.stage import steps_per_epoch
 from distill_jax.train.state import DeviceDataset, TrainState
-from distill_jax.train.step import init_state, is_halted, needs_variables
-from distill_jax.train.teachers import TeacherOutputs
+from distill_jax.train.step import needs_variables
 
 # How long the machine works before it looks up: signals, saves, progress. Each time costs: on a CPU
 # the step's memory is asked for anew.
@@ -30,47 +31,6 @@ DISPATCH_SECONDS = 2.0
 
 class NotFiniteError(FloatingPointError):
     """More steps were not finite than may be skipped; the state before the last is saved."""
-
-
-class Replica:
-    """What there is of one stage besides its arrays in training."""
-
-    def __init__(self, inputs: StageInputs, dataset: Dataset):
-        self.stage, self.teachers, self.checkpoints, self.plain_accuracy, self.start = inputs
-        self.dataset = dataset.limited(self.stage.recipe.train_limit, self.stage.seed)
-        self.history: list[dict[str, Any]] = []
-        self.best_epoch, self.seconds = -1, 0.0
-        self.preflight: dict[str, Any] = {}
-
-    @property
-    def teacher_variables(self) -> tuple[Variables, ...]:
-        """The variables of the teachers."""
-        return tuple(teacher.variables for teacher in self.teachers)
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What is saved beside the arrays."""
-        names = ("history", "best_epoch", "seconds", "preflight")
-        return {"stage": self.stage.id, **{name: getattr(self, name) for name in names}}
-
-    def restore(self, meta: dict[str, Any]) -> None:
-        """Takes what was saved beside the arrays."""
-        for name in ("history", "best_epoch", "seconds", "preflight"):
-            setattr(self, name, meta[name])
-
-    def first_state(self) -> TrainState:
-        """The state before the first step: fresh, or what the phase before it left."""
-        stage, key = self.stage, jax.random.key(self.stage.seed)
-        own = init_methods(stage, len(self.dataset.train.labels), key)
-        kept = self.start.get("methods", {})
-        own |= {name: kept[name] for name in own if _alike(own[name], kept.get(name))}
-        return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
-
-    def teacher_cache(self, topology: sharding.Topology) -> TeacherOutputs:
-        """The teachers' outputs for every training image."""
-        pairs = list(zip(self.stage.teachers, self.teacher_variables, strict=True))
-        train = self.dataset.train
-        return programs.teacher_outputs(pairs, train, self.dataset, topology, self.stage.needs)
 
 
 class _Chunk(NamedTuple):
@@ -207,8 +167,8 @@ class Trainer:
             return
         among = set.intersection(*(set(place.steps()) for place in places))
         while among:
-            found = [place.restore(self._arrays(i), among) for i, place in enumerate(places)]
-            saved = [one for one in found if one is not None]
+            restored = [place.restore(self._arrays(i), among) for i, place in enumerate(places)]
+            saved = [one for one in restored if one is not None]
             steps = {int(arrays["state"].step) for arrays, _ in saved}
             if len(steps) == 1:
                 arrays = [arrays for arrays, _ in saved]
@@ -225,7 +185,7 @@ class Trainer:
         """Evaluates each replica's teachers and its loss before the first step."""
         for i, replica in enumerate(self.replicas):
             state = self._of(i, self.state)
-            found = evaluation.run_preflight(
+            report = evaluation.run_preflight(
                 replica.stage,
                 replica.teachers,
                 state.variables(self.network.name),
@@ -234,8 +194,8 @@ class Trainer:
                 self.topology,
                 replica.plain_accuracy,
             )
-            replica.preflight = preflight.as_json(found)
-            self.options.reporter.notice(found.lines())
+            replica.preflight = preflight.as_json(report)
+            self.options.reporter.notice(report.lines())
 
     def train_epoch(self) -> Iterator[int]:
         """Trains what is left of the epoch that the history has not seen, and measures it.
@@ -343,10 +303,10 @@ class Trainer:
             record |= {f"train_{name}": value for name, value in trained.items()}
             variables = self._variables(i)
             if len(self.split.labels):
-                found = programs.evaluate(
+                evaluated = programs.evaluate(
                     self.network, variables, self.split, self.dataset, self.topology
                 )
-                record |= {f"{self.eval_split}_{name}": value for name, value in found.items()}
+                record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
             if self._is_best(replica, record):
                 replica.best_epoch, self.best[i] = epoch, variables
             replica.history.append({**record, "images_per_second": round(images_per_second, 1)})
@@ -397,11 +357,6 @@ class Trainer:
             methods = state.method_variables(self.network.name)
             whole = jax.device_get({"network": best, "methods": methods})
         return StageResult(deployed, replica.history, record, whole)
-
-
-def _alike(ours: Variables, theirs: Variables | None) -> bool:
-    """Whether two trees have the same names, shapes and types."""
-    return theirs is not None and jax.eval_shape(lambda: ours) == jax.eval_shape(lambda: theirs)
 
 
 def _next_size(steps: int, seconds: float) -> int:

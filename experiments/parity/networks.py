@@ -46,7 +46,7 @@ def check_model(case: Case, dtype: str) -> Iterator[Found]:
     yield case.compare("ce", ce)
     grads = torch_weights.to_state_dict({"params": grads})
     yield case.compare("grad_norms", [np.linalg.norm(grads[key]) for key in meta["grad_keys"]])
-    stats = torch_weights.to_state_dict({"batch_stats": stats})
+    stats = torch_weights.to_state_dict(stats)
     for key, reference in meta["bn_after"].items():
         found = [np.mean(stats[key]), np.linalg.norm(stats[key])]
         yield case.compare(key, found, reference, RUNNING_STATISTICS)

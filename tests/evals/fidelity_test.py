@@ -128,9 +128,16 @@ def test_certainty_is_in_the_last_bin_and_an_edge_in_the_one_below():
 
 # ---------------------------------------------------------------------------------------- the table
 def row(guidance, network, seed, accuracy, **others):
+    """A row of results; a guidance such as "dense, temperature=2" is a swept one."""
+    graph, *parts = guidance.split(", ")
+    changes = dict(part.split("=") for part in parts if "=" in part)
     return {
         "guidance": guidance,
+        "graph": graph,
+        "changes": changes,
+        "control": len(changes) < len(parts),
         "network": network,
+        "backbone": network.removeprefix("evolving:"),
         "teachers": [],
         "seed": seed,
         "parameters": 12345,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import slow
 
 from experiments import golden
 from experiments.parity import __main__ as parity
@@ -14,7 +15,10 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case.name: case for case in read_cases(GOLDEN)}
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = [name for name in CASES if "plane10" in name or "cifarresnet18" in name or "hint" in name]
+
+
+@pytest.mark.parametrize("name", [*(x for x in CASES if x not in SLOW), *slow(*SLOW)])
 def test_the_case_holds(name):
     case = CASES[name]
     single, double, verdict = parity.check_case(case, parity.check_of(case))

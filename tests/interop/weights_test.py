@@ -20,7 +20,7 @@ TINY = {
 
 
 class Recorder(Reporter):
-    """Who was trained, who ended, and what was said before the first step."""
+    """Who was trained, who ended, and what was noted before the first step."""
 
     def __init__(self):
         self.started, self.ended, self.lines = [], [], []

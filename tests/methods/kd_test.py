@@ -190,6 +190,7 @@ def test_unbalanced_the_cross_entropy_has_the_weight_one():
 
 
 def test_temperature_and_weight_are_traced():
+    chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(lambda *case: _both.__wrapped__(*case, OPTIONS[1]), 1))
     arrays = (STUDENT, LABELS, TEACHERS)
     for temperature, kd_weight in [(4.0, 0.5), (1.0, 0.5), (2.0, 0.0), (20.0, 1.0)]:

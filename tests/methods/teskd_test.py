@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from contexts import context_of, outputs_of
 from float64 import close, kl_of, log_softmax
+from marks import slow
 from random_variables import random_variables
 
 import distill_jax
@@ -165,7 +166,7 @@ def test_the_feature_sum_grows_with_the_batch_and_the_mean_does_not():
             B * repeats,
         )
         means = {name: float(value.mean()) for name, value in terms.items()}
-        return means | {f"weighted {name}": weights[name] * x for name, x in means.items()}
+        return means | {f"weighted {name}": float(weights[name]) * means[name] for name in means}
 
     for reduction, factor in (("sum", 3), ("mean", 1)):
         once, thrice = mean_of(reduction, 1), mean_of(reduction, 3)
@@ -344,7 +345,7 @@ def start_of(network):
     return init_state(network, SGD, jax.random.key(0), start=start)
 
 
-@pytest.mark.parametrize(("mode", "devices"), [("pmap", 1), ("pmap", 2), ("pmap", 4)])
+@pytest.mark.parametrize(("mode", "devices"), [*slow(("pmap", 1)), ("pmap", 2), *slow(("pmap", 4))])
 def test_every_mode_and_device_count_gives_the_same_loss_and_parameters(mode, devices):
     state, sums = trained(mode, devices)
     expected_state, expected = trained("jit", 1)
@@ -367,7 +368,7 @@ def test_the_feature_sum_is_over_the_whole_batch_and_matters():
 
 
 # ----------------------------------------------------------------------------------- half precision
-@pytest.mark.parametrize("name", ["plane2", "resnet8", "evolving:plane2"])
+@pytest.mark.parametrize("name", ["plane2", *slow("resnet8", "evolving:plane2")])
 def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(name):
     wide = models.build(name, CLASSES, SHAPE)
     narrow = dataclasses.replace(wide, dtype="bfloat16")

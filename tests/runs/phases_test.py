@@ -13,8 +13,8 @@ from distill_jax.runs import plan as plan_lib
 from distill_jax.runs import runner
 from distill_jax.runs.config import resolve
 from distill_jax.train import fit
+from distill_jax.train.replica import Replica
 from distill_jax.train.reporter import Reporter
-from distill_jax.train.trainer import Replica
 
 TINY = {
     "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},

@@ -95,7 +95,7 @@ def test_ids_differ_by_method_weight_option_and_phase():
         {"phases": ({"epochs": 1, "trainable": ("conv_layers.*",)},)},
     ]
     assert len({id_of(**changes) for changes in variants}) == len(variants)
-    # What is said twice, or of nobody, is one stage.
+    # What is written out at its default, or concerns nobody, makes no other stage.
     assert id_of(methods=kd) == id_of(method_options={"fitnet": {"hint_layer": 1}}) == id_of()
 
 

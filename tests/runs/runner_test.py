@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from marks import slow
 
 import distill_jax
 from distill_jax import ConfigError, data, models
@@ -348,6 +349,7 @@ def interrupted(workdir, number, lines):
     return running.returncode, output
 
 
+@pytest.mark.slow
 def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tmp_path):
     torn, whole = tmp_path / "torn", tmp_path / "whole"
     assert interrupted(torn, signal.SIGKILL, 5)[0] == -signal.SIGKILL
@@ -448,7 +450,7 @@ def test_every_config_is_tested():
     assert sorted(CONFIGS) == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [CONFIGS[0], *slow(*CONFIGS[1:])])
 def test_every_config_resolves_whole_and_runs_with_smoke(name, quickly_compiled):
     distill_jax.resolve(get_config(name, ""))
     results = distill_jax.run(get_config(name, "smoke"))

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,29 @@ def test_compute_gives_python_floats_and_nan_of_nothing():
     means = metrics.compute({"x": metrics.mean_of(VALUES[:4]), "none": metrics.mean_of(VALUES[:0])})
     assert {name: type(value) for name, value in means.items()} == {"x": float, "none": float}
     assert math.isnan(means["none"]) and means["x"] == pytest.approx(VALUES[:4].mean())
+
+
+@pytest.mark.parametrize("exits", [1, 3])
+def test_a_record_names_what_a_step_counted(exits):
+    def pair(total):
+        return jnp.float32(total), jnp.int32(4)
+
+    counted = metrics.StepMetrics(
+        loss=pair(8.0),
+        accuracy=tuple(pair(i) for i in range(exits)),
+        terms={"ce": pair(2.0)},
+        weighted={"ce": pair(1.0)},
+        kept=None,
+        nonfinite={"gradients": pair(3.0)},
+    )
+    accuracies = {"accuracy": 0.0, "branch1_accuracy": 0.25, "branch2_accuracy": 0.5}
+    expected = {"loss": 2.0, "ce": 0.5, "weighted_ce": 0.25}
+    expected |= dict(zip(metrics.accuracy_names(exits), accuracies.values(), strict=False))
+    assert metrics.accuracy_names(exits) == list(accuracies)[:exits]
+    assert metrics.record(counted) == expected
+    assert metrics.record(counted._replace(kept=pair(3.0))) == expected | {"kept": 0.75}
+    zeros = metrics.zeros_like(jax.eval_shape(lambda: counted))
+    chex.assert_trees_all_equal(metrics.merge(zeros, counted), counted)
 
 
 def bits(keys):

@@ -1,4 +1,4 @@
-"""Populations equal separate runs, the logit table its teachers; steps that are not finite."""
+"""Populations equal separate runs, cached outputs their teachers; steps that are not finite."""
 
 import json
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.interop.files import save_variables
-from distill_jax.train import fit, options, trainer
-from distill_jax.train.recipe import Job, Recipe
+from distill_jax.train import fit, options, replica, trainer
 from distill_jax.train.reporter import Reporter
+from distill_jax.train.stage import Recipe, Stage
 
 TINY = {
     "dataset": {"name": "synthetic:8x8x3:4:96:32", "valid_fraction": 0.25},
@@ -29,8 +30,8 @@ class Recorder(Reporter):
     def __init__(self, dispatches=10**9):
         self.started, self.left, self.lines = [], dispatches, []
 
-    def stage_started(self, jobs, step, steps, histories):
-        self.started.append(([(job.network.name, job.seed) for job in jobs], step))
+    def stage_started(self, stages, step, steps, histories):
+        self.started.append(([(stage.network.name, stage.seed) for stage in stages], step))
 
     def progress(self, step, images_per_second):
         self.left -= 1
@@ -50,7 +51,7 @@ def run(*, dispatches=10**9, workdir=None, **changes):
     return results, recorder
 
 
-def told(results):
+def timeless(results):
     return [{k: v for k, v in row.items() if k not in MEASURED} for row in results.rows]
 
 
@@ -64,36 +65,37 @@ def told(results):
         ({"population": 4, "recipe": {**TINY["recipe"], "augment": "crop_flip"}}, 4),
     ],
 )
-def test_a_population_is_to_the_bit_its_members_trained_alone(changes, together):
+def test_a_population_is_to_the_bit_its_replicas_trained_alone(changes, together):
     seeds = (0, 1, 2, 3)[:together]
     changes = {"seeds": seeds, "dropping": {"teacher_droppable": False, "number": 0}, **changes}
     alone, one_by_one = run(**{**changes, "population": 1, "devices": 1})
     at_once, recorder = run(**changes)
-    assert [len(jobs) for jobs, _ in one_by_one.started] == [1] * (2 * together)
-    assert [len(jobs) for jobs, _ in recorder.started] == [together] * 2
-    assert told(at_once) == told(alone)
+    assert [len(stages) for stages, _ in one_by_one.started] == [1] * (2 * together)
+    assert [len(stages) for stages, _ in recorder.started] == [together] * 2
+    assert timeless(at_once) == timeless(alone)
     for key, history in alone.histories.items():
         for mine, theirs in zip(at_once.histories[key], history, strict=True):
             assert mine.pop("valid_loss") == pytest.approx(theirs.pop("valid_loss"), rel=1e-6)
             assert {**mine, "images_per_second": 0} == {**theirs, "images_per_second": 0}
 
 
-def test_members_under_vmap_train_as_they_would_alone(monkeypatch):
+@pytest.mark.slow
+def test_replicas_under_vmap_train_as_they_would_alone(monkeypatch):
     # Networks of no other test here, whose compiled programs must not be shared.
     options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
     alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which is where there is vmap
     at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
-    assert [len(jobs) for jobs, _ in recorder.started] == [2, 2]
+    assert [len(stages) for stages, _ in recorder.started] == [2, 2]
     for key, history in alone.histories.items():
         for mine, theirs in zip(at_once.histories[key], history, strict=True):
             for name in ("train_loss", "train_kl", "valid_loss"):
                 assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
 
 
-def test_members_left_over_train_by_themselves():
+def test_replicas_left_over_train_by_themselves():
     _, recorder = run(seeds=(0, 1, 2), devices=2, guidance=("none",))
-    assert [len(jobs) for jobs, _ in recorder.started] == [2, 1]
+    assert [len(stages) for stages, _ in recorder.started] == [2, 1]
 
 
 def test_swept_values_are_rows_of_their_own_and_train_at_once():
@@ -103,7 +105,7 @@ def test_swept_values_are_rows_of_their_own_and_train_at_once():
     assert labels == ["none"] + [
         f"direct, kd_weight={w}, temperature={t}" for w in (0.1, 0.9) for t in (2.0, 6.0)
     ]
-    assert max(len(jobs) for jobs, _ in recorder.started) == 4
+    assert max(len(stages) for stages, _ in recorder.started) == 4
     for row in swept.rows[1:]:
         _, weight, temperature = (part.partition("=")[2] for part in row["guidance"].split(", "))
         changed = {"kd_weight": float(weight), "temperature": float(temperature)}
@@ -135,31 +137,31 @@ def test_an_interrupted_population_ends_as_if_never_touched(tmp_path):
     for dispatches in (3, 2):
         with pytest.raises(fit.Interrupted):
             run(**options, workdir=tmp_path, dispatches=dispatches)
-    # One member lost its newest checkpoint, as a kill between two saves leaves it.
+    # One replica lost its newest checkpoint, as a kill between two saves leaves it.
     folders = sorted(tmp_path.glob("stages/plane4-*/progress"))
     steps = sorted(int(path.name) for path in folders[0].iterdir())
     (folders[0] / str(steps[-1])).rename(tmp_path / "lost")
     results, recorder = run(**options, workdir=tmp_path)
     assert recorder.started[0] == ([("plane4", 0), ("plane4", 1)], steps[0])
-    assert told(results) == told(whole)
+    assert timeless(results) == timeless(whole)
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     seen = [(line["stage"], line["epoch"]) for line in lines]
     assert len(seen) == len(set(seen)) == 2 * 2 * 2
 
 
-def test_a_member_that_is_ahead_goes_on_by_itself(tmp_path):
+def test_a_replica_that_is_ahead_goes_on_by_itself(tmp_path):
     options = {"guidance": ("none",), "checkpoint_every": "1 steps"}
     with pytest.raises(fit.Interrupted):
         run(**options, workdir=tmp_path, dispatches=2)
     results, recorder = run(**options, seeds=(0, 1), population=2, workdir=tmp_path)
-    assert [len(jobs) for jobs, _ in recorder.started] == [1, 1] and recorder.started[0][1] > 0
-    assert told(results) == told(run(**options, seeds=(0, 1))[0])
+    assert [len(stages) for stages, _ in recorder.started] == [1, 1] and recorder.started[0][1] > 0
+    assert timeless(results) == timeless(run(**options, seeds=(0, 1))[0])
 
 
-# ------------------------------------------------------------------------------------- logit table
-@pytest.mark.parametrize("devices", [1, 2])
+# ------------------------------------------------------------------------ cached teachers' outputs
+@pytest.mark.parametrize("devices", [1, *slow(2)])
 @pytest.mark.parametrize("guidance", ["dense", "dense+drop"])
-def test_the_table_gives_what_teachers_in_the_graph_give(guidance, devices):
+def test_the_cache_gives_what_teachers_in_the_graph_give(guidance, devices):
     options = {
         "networks": ("plane6", "plane4", "plane2"),
         "guidance": (guidance,),
@@ -180,19 +182,21 @@ def test_the_table_gives_what_teachers_in_the_graph_give(guidance, devices):
     assert max(jax.tree.leaves(gaps)) < 1e-3
 
 
-def test_a_table_of_another_teacher_would_be_noticed(monkeypatch):
+def test_a_cache_of_other_images_would_be_noticed(monkeypatch):
     graph, _ = run(teacher_logits="graph")
-    whole = trainer.Member.table
-    monkeypatch.setattr(
-        trainer.Member, "table", lambda self, topology: np.roll(whole(self, topology), 1, axis=0)
-    )
+    cache = replica.Replica.teacher_cache
+
+    def roll(self, topology):
+        return jax.tree.map(lambda x: np.roll(x, 1, axis=0), cache(self, topology))
+
+    monkeypatch.setattr(replica.Replica, "teacher_cache", roll)
     rolled, _ = run(teacher_logits="table")
     key = ("direct", "plane2", 0)
     kl = [results.histories[key][-1]["train_kl"] for results in (graph, rolled)]
     assert abs(kl[0] - kl[1]) > 0.02 * kl[0]
 
 
-def test_with_a_table_no_step_runs_a_teacher(monkeypatch):
+def test_with_a_cache_no_step_runs_a_teacher(monkeypatch):
     ran = []
     apply = models.Network.apply
 
@@ -219,16 +223,16 @@ def test_with_a_table_no_step_runs_a_teacher(monkeypatch):
         ("table", "none", 1, True),
     ],
 )
-def test_when_there_is_a_table(teacher_logits, augment, epochs, expected):
+def test_when_there_is_a_cache(teacher_logits, augment, epochs, expected):
     dataset = data.load(**TINY["dataset"])
     student, teacher = (models.build(name, 4, (8, 8, 3)) for name in ("plane2", "plane4"))
     recipe = Recipe(epochs=epochs, augment=augment)
-    found = options.check_table(Job(student, (teacher,), recipe, 0), dataset, teacher_logits)
-    assert found == expected
-    assert not options.check_table(Job(student, (), recipe, 0), dataset, teacher_logits)
+    taught, alone = (Stage(student, teachers, recipe, 0) for teachers in ((teacher,), ()))
+    assert options.caches_teachers(taught, dataset, teacher_logits) == expected
+    assert not options.caches_teachers(alone, dataset, teacher_logits)
 
 
-def test_a_table_of_images_that_change_is_refused():
+def test_a_cache_for_images_that_change_is_refused():
     with pytest.raises(ConfigError, match="never change, but augment is 'crop_flip'.*'graph'"):
         run(teacher_logits="table", recipe={**TINY["recipe"], "augment": "crop_flip"})
 
@@ -284,10 +288,10 @@ def test_policies_that_cannot_be_read_are_refused(text):
 
 
 def test_skipping_does_not_touch_what_is_finite():
-    assert told(run(nonfinite="skip 3")[0]) == told(run()[0])
+    assert timeless(run(nonfinite="skip 3")[0]) == timeless(run()[0])
 
 
-def test_halting_of_one_member_leaves_the_others_their_steps(tmp_path):
+def test_halting_of_one_replica_leaves_the_others_their_steps(tmp_path):
     options = {"guidance": ("none",), "sweep": {"learning_rate": (0.01, 1e30)}, "population": 2}
     recipe = {**TINY["recipe"], "momentum": 0.0}
     with pytest.raises(trainer.NotFiniteError, match="step 2 of 6"):
@@ -295,4 +299,4 @@ def test_halting_of_one_member_leaves_the_others_their_steps(tmp_path):
     options["sweep"] = {"learning_rate": (0.01,)}
     good, _ = run(**options, recipe=recipe, workdir=tmp_path)
     fresh, _ = run(**options, recipe=recipe)
-    assert told(good) == told(fresh)
+    assert timeless(good) == timeless(fresh)

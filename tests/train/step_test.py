@@ -158,6 +158,7 @@ def test_any_division_into_dispatches_gives_the_same_bytes(cuts):
 
 
 def test_numbers_change_without_a_retrace():
+    chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(make_step(dropping=Dropping("bernoulli")), 1))
     state, frozen, batch = init_state(build(), SGD, jax.random.key(0)), teachers(), batch_of()
     for hyper in (HYPER, Hyper(0.5, 1e-2, 9.0, 0.1, 0.9, {"ce": 0.3, "kd": 7.0})):

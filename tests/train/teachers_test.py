@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from random_variables import random_variables
 
 from distill_jax import models
 from distill_jax.models.basics import Mode
 from distill_jax.train import programs
 from distill_jax.train.sharding import Topology
-from distill_jax.train.teachers import FrozenTeachers, exit_logits, frozen_forward
+from distill_jax.train.teachers import FrozenTeachers, frozen_forward
 
 SIZE = 8
 GROUPS = {
@@ -42,7 +43,12 @@ def build_all(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "batch"), [*((text, 3) for text in GROUPS), ("resnet20 resnet14 resnet14", 32)]
+    ("text", "batch"),
+    [
+        ("resnet20 wrn_16_1 resnet14", 3),
+        ("resnet20 resnet14 resnet14", 32),
+        *slow(*((text, 3) for text in GROUPS if text != "resnet20 wrn_16_1 resnet14")),
+    ],
 )
 def test_a_group_gives_what_its_networks_give_alone(text, batch):
     networks, variables = build_all(text)
@@ -107,7 +113,9 @@ def test_every_block_of_a_fresh_network_is_drawn_for_itself(name):
             assert float(kernel.std()) == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "wrn_16_1", "plane4", "evolving:resnet14"])
+@pytest.mark.parametrize(
+    "name", [*slow("resnet20", "wrn_16_1"), "plane4", *slow("evolving:resnet14")]
+)
 def test_frozen_weights_serve_every_batch(name):
     network = build(name)
     variables = random_variables(network.shapes, 0)
@@ -146,6 +154,7 @@ def test_elsewhere_than_on_a_cpu_each_is_a_body_of_its_own(monkeypatch):
     np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-5 * np.abs(here).max())
 
 
+@pytest.mark.slow
 def test_half_precision_joins_only_its_own():
     pair = (build("resnet20"), build("resnet14", dtype="bfloat16"))
     assert len(FrozenTeachers(pair).groups) == 2

@@ -13,7 +13,8 @@ from distill_jax import identity
 from distill_jax.models.adapters.base import Outside, check
 from distill_jax.models.adapters.functions import PairNetwork
 from distill_jax.models.adapters.linen_module import LinenNetwork
-from distill_jax.models.adapters.nnx_module import NnxNetwork, layout_of
+from distill_jax.models.adapters.nnx_layout import layout_of
+from distill_jax.models.adapters.nnx_module import NnxNetwork
 from distill_jax.models.network import Network
 
 

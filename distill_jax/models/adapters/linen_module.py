@@ -28,8 +28,9 @@ Call = Callable[[nn.Module, Array, bool], Any]
 class LinenNetwork(Outside):
     """A linen module that maps inputs to logits or `Outputs`.
 
-    Its BatchNorms see the whole batch on several devices, and its dropout draws by the place of an
-    example in it.
+    Its BatchNorms see the whole batch on several devices, and its Dropouts draw by the place of an
+    example in it. What else is random, or lifted with random streams of its own (`nn.scan`), draws
+    on each device for itself.
 
     Args:
       call: (module, inputs, train) -> output; by default the module is called with the flag of

@@ -61,7 +61,7 @@ def _normalise(
     """(x - mean)·scale/√(var + ε) + bias, and the batch's mean and biased variance (C,).
 
     Its gradient is written out (Ioffe and Szegedy 2015, 1502.03167) so that of all that is computed
-    x alone is kept, and two sums and one pass remain of the backward pass: 0.4 of the time.
+    x alone is kept, and two sums and one pass remain of the backward pass.
     The statistics have no gradient of their own.
     """
     return _normalise_forward(x, scale, bias, epsilon, axis_name)[0]

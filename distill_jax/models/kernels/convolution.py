@@ -1,8 +1,7 @@
 """One convolution, in the form that suits the backend and the shapes.
 
 On a GPU or TPU it is XLA's. On the CPU, XLA's gradient is slow inside loops and its forward pass
-where channels are few; here these are written as the sums and products that it does well, each with
-the share of the time that it takes (float32 on one core).
+where channels are few; here these are written as the sums and products that it does well.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from jax import Array, lax
 from distill_jax.models.kernels import cpu_conv
 
 
-class Form(NamedTuple):
+class ConvAlgorithm(NamedTuple):
     """A way to compute a convolution: what it makes of the kernel, and of images with that.
 
     A network that is not trained makes it of its kernels once, not for every few images.
     """
 
-    prepare: Callable[[Array], Array]
+    transform_kernel: Callable[[Array], Array]
     run: Callable[[Array, Array], Array]
     own_vjp: bool = False  # its gradient is better written than derived
 
@@ -41,31 +40,33 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: i
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # traced once for all layers of a shape
 def _conv2d(x, kernel, stride, padding, groups, backend):
-    form = _form(x.shape, kernel.shape, x.dtype, stride, padding, groups, backend)
-    if form.own_vjp:
+    algorithm = _algorithm(x.shape, kernel.shape, x.dtype, stride, padding, groups, backend)
+    if algorithm.own_vjp:
         return _conv_own_vjp(x, kernel, stride, padding)
-    return form.run(x, form.prepare(kernel))
+    return algorithm.run(x, algorithm.transform_kernel(kernel))
 
 
-def form_of(
+def algorithm_for(
     shape: tuple[int, ...],
     kernel_shape: tuple[int, ...],
     dtype: Any,
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
-) -> Form:
+) -> ConvAlgorithm:
     """How `conv2d` computes it for images of `shape` (B, H, W, I); `run` is traced once a shape."""
-    form = _form(
+    algorithm = _algorithm(
         shape, kernel_shape, jnp.dtype(dtype), stride, padding, groups, jax.default_backend()
     )
-    return form._replace(run=_traced_once(form.run))
+    return algorithm._replace(run=_traced_once(algorithm.run))
 
 
 @functools.cache
-def _form(shape, kernel_shape, dtype, stride, padding, groups, backend) -> Form:
-    def form(run: Callable, prepare: Callable = lambda kernel: kernel, **options) -> Form:
-        return Form(prepare, lambda x, prepared: _unfused(run(x, prepared)), **options)
+def _algorithm(shape, kernel_shape, dtype, stride, padding, groups, backend) -> ConvAlgorithm:
+    def algorithm(
+        run: Callable, transform: Callable = lambda kernel: kernel, **options
+    ) -> ConvAlgorithm:
+        return ConvAlgorithm(transform, lambda x, kernel: _unfused(run(x, kernel)), **options)
 
     def by_lax(x, kernel):
         return cpu_conv.lax_conv(
@@ -74,9 +75,9 @@ def _form(shape, kernel_shape, dtype, stride, padding, groups, backend) -> Form:
 
     k, outputs = kernel_shape[0], kernel_shape[-1]
     if groups > 1 or backend != "cpu":
-        return form(by_lax)
+        return algorithm(by_lax)
     if not padding and k in (1, stride):
-        return form(
+        return algorithm(
             functools.partial(cpu_conv.conv_patches, k=k, stride=stride), cpu_conv.patch_matrix
         )
     if max(shape[1:3]) < k:
@@ -84,22 +85,22 @@ def _form(shape, kernel_shape, dtype, stride, padding, groups, backend) -> Form:
         matrix = functools.partial(
             cpu_conv.small_matrix, sizes=shape[1:3], outs=outs, stride=stride, padding=padding
         )
-        return form(functools.partial(cpu_conv.conv_small, outs=outs), matrix)
+        return algorithm(functools.partial(cpu_conv.conv_small, outs=outs), matrix)
     if stride == 1 and cpu_conv.few_channels(kernel_shape):
         pixels = 4 if kernel_shape[2] <= 4 and outputs <= 16 else 2
         run = functools.partial(cpu_conv.conv_pixels, k=k, padding=padding, pixels=pixels)
-        return form(run, functools.partial(cpu_conv.wide_kernel, pixels=pixels), own_vjp=True)
+        return algorithm(run, functools.partial(cpu_conv.wide_kernel, pixels=pixels), own_vjp=True)
     if stride == 1 and cpu_conv.suits_winograd(shape, kernel_shape, dtype, padding):
-        return form(cpu_conv.conv_winograd, cpu_conv.winograd_taps, own_vjp=True)
-    return form(by_lax, own_vjp=True)
+        return algorithm(cpu_conv.conv_winograd, cpu_conv.winograd_taps, own_vjp=True)
+    return algorithm(by_lax, own_vjp=True)
 
 
 _traced_once = functools.cache(jax.jit)
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    form = _form(x.shape, kernel.shape, x.dtype, stride, padding, 1, "cpu")
-    return form.run(x, form.prepare(kernel))
+    algorithm = _algorithm(x.shape, kernel.shape, x.dtype, stride, padding, 1, "cpu")
+    return algorithm.run(x, algorithm.transform_kernel(kernel))
 
 
 def _unfused(y: Array) -> Array:
@@ -130,7 +131,7 @@ def _conv_backward(stride, padding, residuals, g):
 def _conv_dx(g: Array, kernel: Array, stride: int, padding: int, shape: tuple[int, ...]) -> Array:
     """The gradient at the input (B, H, W, I), a convolution of that at the output.
 
-    Pixels that lie alike between the strides are told by the same taps: the output's gradient is
+    Pixels that lie alike between the strides take the same taps: the output's gradient is
     convolved once, with the taps of all stride² of them as more channels. With the gradient spread
     out by zeros instead, three of four products would be by zero.
     """
@@ -157,8 +158,7 @@ def _conv_dx(g: Array, kernel: Array, stride: int, padding: int, shape: tuple[in
 def _conv_dw(x: Array, g: Array, kernel: Array, stride: int, padding: int) -> Array:
     """The gradient at the kernel (k, k, I, O), a convolution over the batch as channels.
 
-    A few images at a time (0.4 to 0.9 of the time), and of few channels by pairs of pixels, as
-    `cpu_conv.conv_pixels` gives them (0.7 of the time).
+    A few images at a time, and of few channels by pairs of pixels as `cpu_conv.conv_pixels` has it.
     """
     k, inputs, outputs = kernel.shape[1:]
     pixels = 2 if stride == 1 and cpu_conv.few_channels(kernel.shape) and g.shape[2] % 2 == 0 else 1

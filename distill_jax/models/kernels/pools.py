@@ -18,8 +18,7 @@ def max_pool(x: Array) -> Array:
     """2×2 max pool with stride 2, odd edges dropped, (B, H, W, C) -> (B, H/2, W/2, C).
 
     Of equal pixels the first takes the gradient, as in PyTorch. What is kept for the backward pass
-    is which of the four was largest: forward and backward take 0.2 of the time of a reshape's
-    maximum, whose gradient compares and counts.
+    is which of the four was largest; the gradient of a reshape's maximum compares and counts.
     """
     return _max_pool(x)[0]
 
@@ -62,8 +61,7 @@ def resize_bilinear(x: Array, size: tuple[int, int]) -> Array:
 
     Output pixel o lies at o·(in - 1)/(out - 1) in the input. Two products with constant matrices,
     whose gradients are products too; their rows sum to one, for which they stay in float32. As a
-    product for each image's row and for each image, so that XLA transposes nothing: 0.3 of the time
-    on a CPU.
+    product for each image's row and for each image, so that XLA transposes nothing.
     """
     y, (b, h, w, c) = at_least_float32(x), x.shape
 

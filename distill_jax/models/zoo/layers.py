@@ -13,7 +13,7 @@ from jax import Array
 
 from distill_jax.models.basics import Mode, at_least_float32, frozen, per_channel
 from distill_jax.models.kernels.batch_norm import BatchNorm
-from distill_jax.models.kernels.convolution import conv2d, form_of
+from distill_jax.models.kernels.convolution import algorithm_for, conv2d
 from distill_jax.models.kernels.cpu_conv import CPU_CHUNK
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(±1/√fan_in)
@@ -70,13 +70,13 @@ class Conv(nn.Module):
         x = x.astype(mode.dtype)
         if mode.train:
             kernel, bias = self._weights(shape)
-            if self.is_initializing():  # the weights alone are asked for
+            if self.is_initializing():  # only the weights are wanted
                 return self._no_output(x, padding)
             y = conv2d(x, kernel.astype(x.dtype), self.stride, padding, self.groups)
         else:
             # However many images there are: weights are frozen before that is known.
             few = (CPU_CHUNK, *x.shape[1:])
-            form = form_of(few, shape, x.dtype, self.stride, padding, self.groups)
+            algorithm = algorithm_for(few, shape, x.dtype, self.stride, padding, self.groups)
 
             def fold():
                 kernel, bias = self._weights(shape)
@@ -84,12 +84,12 @@ class Conv(nn.Module):
                     scale, shift = affine()
                     kernel = kernel * per_channel(scale, kernel)
                     bias = shift if bias is None else bias * scale + shift
-                return form.prepare(kernel.astype(x.dtype)), bias
+                return algorithm.transform_kernel(kernel.astype(x.dtype)), bias
 
-            prepared, bias = frozen(self, fold)
+            transformed, bias = frozen(self, fold)
             if mode.freezing:
                 return self._no_output(x, padding)
-            y = form.run(x, prepared)
+            y = algorithm.run(x, transformed)
         return y if bias is None else y + per_channel(bias.astype(y.dtype), y)
 
     def _weights(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:

@@ -25,20 +25,24 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One asked-for comparison: a graph under its label.
+    """A line of the table: a graph under its label.
 
     Args:
       label: what the table calls it.
+      spec: the guidance as the config names it.
       graph: who teaches whom.
       stochastic: teachers of the last network are dropped at random.
       changes: recipe fields, and weights of methods as "methods.NAME", that differ from the
-        experiment's for the networks asked for.
+        experiment's for the networks whose results are wanted.
+      control: plain training under other recipe fields, to compare with.
     """
 
     label: str
+    spec: str
     graph: graph.Graph
     stochastic: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
+    control: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

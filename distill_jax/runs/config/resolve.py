@@ -50,7 +50,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         dropping["teacher_droppable"] = protocol != "paper"
     networks = words("networks", values["networks"])
     for name in networks:
-        models.check_name(name)
+        models.check_name(graph.architecture(name)[0])
     students = words("students", values["students"]) or networks[-1:]
     for student in students:
         one_of("students", student, networks)
@@ -133,19 +133,21 @@ def _comparisons(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Com
     specs = words("guidance", values["guidance"])
     if not specs:
         raise ConfigError("guidance is empty: name at least one, such as 'dense'")
-    found = []
+    comparisons = []
     for spec in specs:
         stochastic = spec.endswith(STOCHASTIC)
         taught_by = graph.from_spec(spec.removesuffix(STOCHASTIC), networks)
-        found.extend(_swept(Comparison(spec, taught_by, stochastic), values))
+        comparisons.extend(_swept(Comparison(spec, spec, taught_by, stochastic), values))
     for label, changes in values["controls"].items():
         checked = merge(values["recipe"], changes, f"controls.{label}", fill=False)
         alone = graph.none(networks)
-        found.append(Comparison(f"none, {label}", alone, False, tuple(checked.items())))
-    labels = [comparison.label for comparison in found]
+        comparisons.append(
+            Comparison(f"none, {label}", "none", alone, False, tuple(checked.items()), True)
+        )
+    labels = [comparison.label for comparison in comparisons]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"guidance is named twice: {', '.join(labels)}")
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
@@ -156,13 +158,13 @@ def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
             fields[name] = choices
     if not comparison.stochastic:
         fields.pop("survival", None)
-    found = []
+    swept = []
     for combination in itertools.product(*fields.values()):
         changes = tuple(zip(fields, combination, strict=True))
         label = "".join(f", {name}={value}" for name, value in changes)
         label = comparison.label + label
-        found.append(dataclasses.replace(comparison, label=label, changes=changes))
-    return found
+        swept.append(dataclasses.replace(comparison, label=label, changes=changes))
+    return swept
 
 
 def _sweep(values: dict[str, Any]) -> dict[str, list[Any]]:

@@ -1,0 +1,60 @@
+"""Steps whose numbers are not finite: what spoilt them, and that they change nothing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from distill_jax.train.metrics import StepMetrics
+from distill_jax.train.state import TrainState
+from distill_jax.train.teachers import TeacherOutputs
+
+
+def is_halted(state: TrainState, max_nonfinite_steps: int) -> Array:
+    """Whether more steps than allowed were not finite; `state.step` is then the last of them."""
+    return state.skipped > max_nonfinite_steps
+
+
+def nonfinite_counts(taught: TeacherOutputs, teachers: int) -> Array:
+    """(K,) numbers that are not finite in what each teacher gave."""
+    counts = [jnp.sum(~jnp.isfinite(taught.logits[k])) for k in range(teachers)]
+    for k, features in enumerate(taught.features):
+        counts[k] += sum(jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(features))
+    return jnp.stack(counts) if counts else jnp.zeros((0,), jnp.int32)
+
+
+def guarded(
+    state: TrainState,
+    updated: TrainState,
+    counted: StepMetrics,
+    causes: dict[str, Array],
+    max_nonfinite_steps: int,
+) -> tuple[TrainState, StepMetrics]:
+    """The state after a step, and what to count of it; nothing more where training has halted."""
+    bad = functools.reduce(jnp.logical_or, causes.values())
+    halted = is_halted(state, max_nonfinite_steps)
+    halts = bad & (state.skipped >= max_nonfinite_steps)
+    chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
+    after = chosen.replace(
+        step=jnp.where(halted | halts, state.step, updated.step),
+        skipped=state.skipped + (bad & ~halted),
+    )
+    counted = jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), counted)
+    steps = (~halted).astype(jnp.int32)
+    nonfinite = {
+        cause: ((flag & ~halted).astype(jnp.int32), steps) for cause, flag in causes.items()
+    }
+    return after, counted._replace(nonfinite=nonfinite)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every number of a tree is finite."""
+    # As one vector: a test for each leaf would be joined anew in the update of every parameter.
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if not leaves:
+        return jnp.asarray(True)
+    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))
