@@ -1,6 +1,6 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
-from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, taps
+from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, taps, total
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.registry import (
@@ -33,4 +33,5 @@ __all__ = [
     "names",
     "register_method",
     "taps",
+    "total",
 ]

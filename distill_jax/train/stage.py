@@ -185,15 +185,13 @@ def with_needs(stage: Stage, examples: int) -> Stage:
 
 def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables]:
     """Draws the variables of the stage's methods, of those that have any."""
-    looking = [(name, method) for name, method in stage.methods if _looks_at_shapes(method)]
-    if not looking:
+    own = [(name, m) for name, m in stage.methods if type(m).init is not Method.init]
+    if not own:  # most have none: nothing is traced or compiled for them
         return {}
     shapes = shapes_of(stage, examples)
 
     def draw(key):
-        return {
-            name: method.init(rng.stream(key, f"init {name}"), shapes) for name, method in looking
-        }
+        return {name: m.init(rng.stream(key, f"init {name}"), shapes) for name, m in own}
 
     return {name: variables for name, variables in jax.jit(draw)(key).items() if variables}
 

@@ -12,7 +12,7 @@ import optax
 from jax import Array, lax
 
 from distill_jax import graph, rng
-from distill_jax.methods import Context, Hyper, Method, Term
+from distill_jax.methods import Context, Hyper, Method, Term, total
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
@@ -181,10 +181,7 @@ def make_train_step(
                 lambda feature: network.head({"params": params["networks"][name]}, feature),
                 lambda method: rng.stream(key, f"method {method}", state.step),
             )
-            loss = sum(
-                (term.weight * jnp.mean(term.value) for term in terms.values()), jnp.float32(0)
-            )
-            return loss, (outputs, collections, kept, terms)
+            return total(terms), (outputs, collections, kept, terms)
 
         grads, (outputs, collections, kept, terms) = jax.grad(loss_of, has_aux=True)(state.params)
         counted = _count(outputs, batch.labels, terms)

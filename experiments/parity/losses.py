@@ -8,8 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.methods import KD, TESKD, Context, CrossEntropy, Hyper, LossOptions, Term
-from distill_jax.methods.base import total
+from distill_jax.methods import (
+    KD,
+    TESKD,
+    Context,
+    CrossEntropy,
+    Hyper,
+    LossOptions,
+    Term,
+    total,
+)
 from distill_jax.models import Outputs
 from experiments.parity.cases import Case, Found
 
