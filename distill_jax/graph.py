@@ -1,4 +1,8 @@
-"""Who teaches whom: a row of networks, largest first, and the stages that follow from it."""
+"""Who teaches whom: a square matrix over a row of networks, and the stages that follow from it.
+
+Frozen networks teach along edges that lie on no cycle. Networks on a cycle are trained together by
+one step and teach each other live; so does a network that teaches itself.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,26 @@ class GraphError(ValueError):
 
 
 class Component(NamedTuple):
-    """One network to train and the frozen networks that teach it, largest first."""
+    """Networks that are trained together: one, or those of a cycle, in the row's order.
 
-    network: str
-    teachers: tuple[str, ...]
+    Args:
+      networks: their names.
+      teachers: those of each, in the row's order: frozen, but for those among `networks`.
+    """
+
+    networks: tuple[str, ...]
+    teachers: tuple[tuple[str, ...], ...]
+
+    def frozen(self, network: str) -> tuple[str, ...]:
+        """The frozen teachers of one of its networks."""
+        return tuple(name for name in self._of(network) if name not in self.networks)
+
+    def live(self, network: str) -> tuple[str, ...]:
+        """The teachers of one of its networks that are trained with it."""
+        return tuple(name for name in self._of(network) if name in self.networks)
+
+    def _of(self, network: str) -> tuple[str, ...]:
+        return self.teachers[self.networks.index(network)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +47,11 @@ class Graph:
 
     Args:
       names: networks from the largest to the smallest.
-      teachers: for each network the names of those that teach it, all before it in the row.
+      teachers: for each network the names of those that teach it; in the row's order whatever order
+        they are given in.
 
     Raises:
-      GraphError: empty row, duplicate or unknown name, or a teacher at or after its student.
+      GraphError: empty row, duplicate or unknown name.
     """
 
     names: tuple[str, ...]
@@ -48,23 +69,26 @@ class Graph:
                 raise GraphError(f"{student!r} names a teacher twice: {teachers}")
             for teacher in teachers:
                 _check_known(teacher, self.names)
-                if self.names.index(teacher) >= self.names.index(student):
-                    raise GraphError(
-                        f"{teacher!r} cannot teach {student!r}: a teacher stands before its "
-                        f"student in the row {self.names}"
-                    )
+        ordered = tuple(tuple(sorted(own, key=self.names.index)) for own in self.teachers)
+        object.__setattr__(self, "teachers", ordered)
 
     def matrix(self) -> np.ndarray:
-        """Strictly lower-triangular (n, n) booleans: [i, j] is true where j teaches i."""
+        """(n, n) booleans: [i, j] is true where j teaches i."""
         matrix = np.zeros((len(self.names), len(self.names)), bool)
         for i, teachers in enumerate(self.teachers):
             matrix[i, [self.names.index(teacher) for teacher in teachers]] = True
         return matrix
 
     def of(self, network: str) -> tuple[str, ...]:
-        """The teachers of one network, largest first."""
+        """The teachers of one network, in the row's order."""
         _check_known(network, self.names)
         return self.teachers[self.names.index(network)]
+
+    @property
+    def edges(self) -> str:
+        """The edges as text, such as `b<a;c<a+b`; "none" where there are none."""
+        pairs = zip(self.names, self.teachers, strict=True)
+        return ";".join(f"{name}<{'+'.join(own)}" for name, own in pairs if own) or "none"
 
 
 def none(names: Sequence[str]) -> Graph:
@@ -90,40 +114,38 @@ def dense(names: Sequence[str]) -> Graph:
     return _from_indices(names, range)
 
 
+def mutual(names: Sequence[str]) -> Graph:
+    """Every network teaches every other, all trained together: DML (Zhang et al. 2018)."""
+    _needs_two(names, "mutual")
+    return _from_indices(names, lambda i: (j for j in range(len(names)) if j != i))
+
+
 def custom(
     names: Sequence[str], edges: Mapping[str, Sequence[str]] | Sequence[Sequence[bool]] | np.ndarray
 ) -> Graph:
-    """Any row: `edges` is {student: teachers} or a strictly lower-triangular boolean matrix.
+    """Any graph: `edges` is {student: teachers} or a square matrix whose [i, j] lets j teach i.
 
     Raises:
-      GraphError: as `Guidance`, or a matrix of another shape or with entries on or above the
-        diagonal.
+      GraphError: as `Graph`, or a matrix of another shape or with entries other than 0 and 1.
     """
     _check_names(names)
     names = tuple(names)
     if isinstance(edges, Mapping):
         for name in edges:
             _check_known(name, names)
-        order = {name: i for i, name in enumerate(names)}
-        return Graph(
-            names,
-            tuple(
-                tuple(sorted(edges.get(name, ()), key=lambda t: order.get(t, -1))) for name in names
-            ),
-        )
-    matrix = np.asarray(edges)
+        return Graph(names, tuple(tuple(edges.get(name, ())) for name in names))
+    try:
+        matrix = np.asarray(edges)
+    except ValueError:
+        raise GraphError("the rows of a matrix of teachers have one length, got several") from None
     if matrix.shape != (len(names), len(names)):
         raise GraphError(
-            f"a guidance matrix of {len(names)} networks has shape "
-            f"{(len(names), len(names))}, got {matrix.shape}"
+            f"the matrix of {len(names)} networks has shape {(len(names), len(names))}, "
+            f"got {matrix.shape}"
         )
-    if not np.isin(matrix, (0, 1)).all():
-        raise GraphError("a guidance matrix holds only 0 and 1 (or booleans)")
-    for i, j in zip(*np.nonzero(np.triu(matrix)), strict=True):
-        raise GraphError(
-            f"entry [{i}, {j}] lets {names[j]!r} teach {names[i]!r}: a guidance matrix is "
-            "strictly lower-triangular, a teacher stands before its student"
-        )
+    odd = matrix[~np.isin(matrix, (0, 1))]
+    if odd.size:
+        raise GraphError(f"a matrix of teachers holds only 0 and 1 (or booleans), got {odd[0]}")
     return _from_indices(names, lambda i: np.flatnonzero(matrix[i]).tolist())
 
 
@@ -139,11 +161,11 @@ def path(names: Sequence[str], along: Sequence[str]) -> Graph:
     )
 
 
-NAMED = {"none": none, "direct": direct, "chain": chain, "dense": dense}
+NAMED = {"none": none, "direct": direct, "chain": chain, "dense": dense, "mutual": mutual}
 
 
 def from_spec(spec: str, names: Sequence[str]) -> Graph:
-    """Guidance from text: a name in `NAMED`, a path `a>b>c`, or edges `c<a+b;d<a+c`.
+    """A graph from text: a name in `NAMED`, a path `a>b>c`, or edges `c<a+b;d<a+c`.
 
     Raises:
       GraphError: the text is none of these, or names an impossible row.
@@ -173,6 +195,9 @@ def from_spec(spec: str, names: Sequence[str]) -> Graph:
 def plan(graph: Graph, students: Iterable[str] = ()) -> tuple[Component, ...]:
     """The stages to train, teachers first, and only those that the asked-for students need.
 
+    They are the strongly connected components of the graph in topological order, of several that
+    could come next the one that stands first in the row.
+
     Args:
       graph: who teaches whom.
       students: the networks whose results are wanted; the smallest one where empty.
@@ -180,12 +205,27 @@ def plan(graph: Graph, students: Iterable[str] = ()) -> tuple[Component, ...]:
     wanted = set(students) or {graph.names[-1]}
     for name in wanted:
         _check_known(name, graph.names)
-    components = []
-    for name, teachers in reversed(list(zip(graph.names, graph.teachers, strict=True))):
-        if name in wanted:
-            wanted |= set(teachers)
-            components.append(Component(name, teachers))
-    return tuple(reversed(components))
+    heard = _reachable(graph.matrix())  # [i, j]: j teaches i, itself or through others
+    needed = {i for name in wanted for i in np.flatnonzero(heard[graph.names.index(name)])}
+    components: list[Component] = []
+    while needed:
+        ready = (
+            i for i in sorted(needed) if not needed & set(np.flatnonzero(heard[i] & ~heard[:, i]))
+        )
+        first = next(ready)
+        together = np.flatnonzero(heard[first] & heard[:, first])
+        names = tuple(graph.names[i] for i in together)
+        components.append(Component(names, tuple(map(graph.of, names))))
+        needed -= set(together)
+    return tuple(components)
+
+
+def _reachable(matrix: np.ndarray) -> np.ndarray:
+    """The reflexive transitive closure of a boolean matrix."""
+    reached = matrix | np.eye(len(matrix), dtype=bool)
+    for _ in range(len(matrix).bit_length()):  # each round doubles the length of the paths
+        reached = reached @ reached
+    return reached
 
 
 def _from_indices(names: Sequence[str], teachers_of) -> Graph:

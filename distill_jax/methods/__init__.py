@@ -1,6 +1,7 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
-from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, taps, total
+from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
+from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.registry import (
@@ -15,6 +16,7 @@ from distill_jax.methods.registry import (
 from distill_jax.methods.teskd import TESKD
 
 __all__ = [
+    "DML",
     "ELSEWHERE",
     "METHODS",
     "KD",
@@ -29,6 +31,7 @@ __all__ = [
     "Term",
     "build",
     "check_name",
+    "heard",
     "identity_of",
     "names",
     "register_method",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -53,7 +53,7 @@ class Shapes(NamedTuple):
 
     Args:
       student: its outputs on the whole batch, over all devices.
-      teachers: theirs, as far as the method `needs` them.
+      teachers: of those that the method hears, in the order of `Context.teachers`.
       classes: C.
       examples: N of the training split.
     """
@@ -70,9 +70,12 @@ class Context:
 
     Args:
       student: outputs of the student in training mode, with gradient.
-      teachers: outputs of the K teachers, largest first, without gradient; what no method of the
-        stage needs is None or (). Those of a dropped teacher are zeros.
-      teacher_mask: (K,) booleans, the teachers of this mini-batch; the same on every device.
+      teachers: outputs of the K teachers that the method hears: the frozen ones, largest first,
+        without gradient (what no method of the stage needs is None or ()), then the live ones, in
+        training mode and without gradient where the method is `detached`. What a dropped teacher
+        shows means nothing.
+      teacher_mask: (K,) booleans, the teachers of this mini-batch; the same on every device. Only
+        frozen ones are ever dropped.
       labels: (B,) integers in [0, C).
       hyper: the numbers of the step.
       inputs: (B, ...), as the networks see them.
@@ -83,7 +86,7 @@ class Context:
       key: this method's random key of the step, the same on every device.
       axis_name: the devices' axis, None where there is one device.
       head: feature (B, F) -> logits by the student's classifier, with gradient.
-      teacher_heads: the same of each teacher, without.
+      teacher_heads: the same of each teacher, with its gradient where its outputs have theirs.
       teacher_apply: (k, inputs) -> outputs of teacher k for other inputs.
     """
 
@@ -142,6 +145,13 @@ class Method:
     taught: ClassVar[bool] = True
     # Whether it counts the labels itself, in the place of the cross-entropy term.
     replaces_ce: ClassVar[bool] = False
+    # The edges that it travels along: "frozen", "live", or "all". Where a method of the network is
+    # made for live edges they are left to it.
+    edges: ClassVar[str] = "all"
+    # Whether it means anything along the edge of a network to itself.
+    teaches_itself: ClassVar[bool] = True
+    # Whether live teachers are shown without gradient, so that they learn nothing from it.
+    detached: ClassVar[bool] = True
 
     def for_shapes(self, shapes: Shapes) -> Method:
         """The method for networks of these outputs; itself, but for what depends on them."""
@@ -165,6 +175,32 @@ class Method:
         gathered by `Context.whole_batch` first.
         """
         raise NotImplementedError(f"{type(self).__name__}.terms")
+
+
+def heard(
+    method: Method, methods: Sequence[Method], own: str, frozen: int, live: Sequence[str]
+) -> tuple[int, ...]:
+    """The places of the teachers that a method hears among the frozen and then the live ones.
+
+    Args:
+      method: one of `methods`, all those of a network.
+      methods: of these one that is made for live edges keeps them from the others.
+      own: the network's name.
+      frozen: how many frozen teachers it has.
+      live: the names of those that are trained with it, itself perhaps among them.
+    """
+    along = method.edges
+    if along == "all" and any(other.edges == "live" for other in methods):
+        along = "frozen"
+    hears_itself = method.teaches_itself
+    return (
+        *(i for i in range(frozen) if along != "live"),
+        *(
+            frozen + i
+            for i, name in enumerate(live)
+            if along != "frozen" and (hears_itself or name != own)
+        ),
+    )
 
 
 def _somewhere(x: Array) -> Array:

@@ -62,6 +62,7 @@ class CrossEntropy(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
+    teaches_itself: ClassVar[bool] = False  # it is balanced against the teachers that KD hears
 
     def terms(
         self, variables: dict[str, Any], context: Context
@@ -86,6 +87,8 @@ class KD(Method):
     """
 
     options: LossOptions = LossOptions()
+
+    teaches_itself: ClassVar[bool] = False
 
     def terms(
         self, variables: dict[str, Any], context: Context

@@ -13,6 +13,7 @@ from jax import Array
 
 from distill_jax.identity import changed_fields, describe
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
+from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.teskd import TESKD
@@ -24,6 +25,7 @@ EdgeLoss = Callable[[Outputs, Outputs, Array, Hyper], Array]
 METHODS: dict[str, type[Method]] = {
     "ce": CrossEntropy,
     "kd": KD,
+    "dml": DML,
     "teskd": TESKD,
     "fitnet": FitNet,
 }

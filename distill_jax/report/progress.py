@@ -114,13 +114,17 @@ def console_reporter(output: Console | None = None) -> Reporter:
 
 
 def describe(*stages: Any) -> str:
-    """A stage, or several trained at once, in words: network, teachers, seeds."""
-    stage = stages[0]
-    teachers = " taught by " + "+".join(t.name for t in stage.teachers) if stage.teachers else ""
-    seeds = sorted({other.seed for other in stages})
-    at_once = "" if len(seeds) == len(stages) else f" ({len(stages)} at once)"
+    """Stages that are trained at once, in words: networks, teachers, seeds."""
+    names = list(dict.fromkeys(stage.network.name for stage in stages))
+    teachers = dict.fromkeys(name for stage in stages for name in stage.taught_by)
+    taught = f" taught by {'+'.join(teachers)}" if teachers else ""
+    if len(names) > 1:
+        frozen = [name for name in teachers if name not in names]
+        taught = " teaching each other" + (f", taught by {'+'.join(frozen)}" if frozen else "")
+    seeds, replicas = sorted({stage.seed for stage in stages}), len(stages) // len(names)
+    at_once = "" if len(seeds) == replicas else f" ({replicas} at once)"
     listed = ", ".join(map(str, seeds))
-    return f"{stage.network.name}{teachers}, seed{'s' * (len(seeds) > 1)} {listed}{at_once}"
+    return f"{'+'.join(names)}{taught}, seed{'s' * (len(seeds) > 1)} {listed}{at_once}"
 
 
 def brief(record: dict[str, Any]) -> str:

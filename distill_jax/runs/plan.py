@@ -21,7 +21,7 @@ from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
 from distill_jax.runs.config import Comparison, Experiment
 from distill_jax.train import optim
-from distill_jax.train.stage import Recipe, Stage, with_needs
+from distill_jax.train.stage import Recipe, Stage, check_together, with_needs
 
 FORMAT = 2  # of the ids: raised when the same values come to mean another training
 
@@ -32,7 +32,8 @@ class Plan:
 
     Args:
       stages: by id.
-      teachers: the ids of the stages of each stage's teachers.
+      teachers: the ids of the stages of each stage's frozen teachers.
+      together: the ids of the stages that one step trains, of each: itself, or those of its cycle.
       results: (guidance, network, seed) -> id.
       plain: the id of the same network trained alone by the same recipe, by id.
       specs: what each id is the digest of.
@@ -40,6 +41,7 @@ class Plan:
 
     stages: dict[str, Stage]
     teachers: dict[str, tuple[str, ...]]
+    together: dict[str, tuple[str, ...]]
     results: dict[tuple[str, str, int], str]
     plain: dict[str, str]
     specs: dict[str, dict[str, Any]]
@@ -56,17 +58,16 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     Raises:
       ValueError: a network cannot be built for these images, or given weights cannot be read.
     """
-    plan = Plan({}, {}, {}, {}, {})
+    plan = Plan({}, {}, {}, {}, {}, {})
     files = experiment.teacher_weights
     for seed in experiment.seeds:
         for comparison in experiment.comparisons:
             ids: dict[str, str] = {}
             taught_by = _untaught(comparison.graph, files)
-            for component in graph.plan(taught_by, experiment.students):
-                teachers = tuple(ids[name] for name in component.teachers)
-                stages = _stages(experiment, dataset, comparison, component, seed)
-                ids[component.network] = _add(plan, stages, data_digest, teachers)
-            for student in experiment.students:
+            for component in graph.plan(taught_by, comparison.students):
+                phases = _phases(experiment, dataset, comparison, component, seed)
+                ids |= _add(plan, phases, data_digest, ids)
+            for student in comparison.students:
                 plan.results[comparison.label, student, seed] = ids[student]
     return plan
 
@@ -113,43 +114,69 @@ def _untaught(guidance: graph.Graph, names: Mapping[str, Any]) -> graph.Graph:
     )
 
 
-def _stages(experiment, dataset, comparison: Comparison, component, seed: int) -> list[Stage]:
-    """The phases of a network's training, the last of them its stage."""
+def _phases(
+    experiment: Experiment,
+    dataset: data.Dataset,
+    comparison: Comparison,
+    component: graph.Component,
+    seed: int,
+) -> list[list[Stage]]:
+    """The phases of a component's training, the last of them its stages; of each the networks."""
+    # Networks of a cycle are changed alike, as they have to agree.
+    wanted = any(name in comparison.students for name in component.networks)
+    changes = dict(comparison.changes) if wanted else {}
+    file = experiment.teacher_weights.get(component.networks[0], "")
+    phases = experiment.phases if any(component.teachers) and not file else ()
+    planned = []
+    for i, phase in enumerate((*phases, {})):
+        stages = []
+        for name in component.networks:
+            own = dict(changes)
+            if comparison.stochastic and name == experiment.networks[-1]:
+                own["dropping"] = experiment.dropping
+            stage = _stage(experiment, dataset, component, name, seed, own, phase)
+            stages.append(dataclasses.replace(stage, phase=i < len(phases)))
+        check_together(stages)
+        planned.append(stages)
+    return planned
+
+
+def _stage(
+    experiment: Experiment,
+    dataset: data.Dataset,
+    component: graph.Component,
+    name: str,
+    seed: int,
+    changes: dict[str, Any],
+    phase: dict[str, Any],
+) -> Stage:
+    """One network of a component in one phase of its training; the last phase is {}."""
 
     def build(name):
         return build_network(experiment, dataset, name)
 
-    name = component.network
     network = build(name)
     # An evolving network teaches as what is left of it, under the name that the graph gives it.
-    teachers = tuple(_named(build(teacher).backbone, teacher) for teacher in component.teachers)
-    file = experiment.teacher_weights.get(name, "")
-    changes = dict(comparison.changes) if name in experiment.students else {}
-    if comparison.stochastic and name == experiment.networks[-1]:
-        changes["dropping"] = experiment.dropping
-    phases = experiment.phases if teachers and not file else ()
-    stages = []
-    for i, phase in enumerate((*phases, {})):
-        is_phase = i < len(phases)
-        # A phase ends with its last weights: what it is good for shows in the next one alone.
-        selection = {"selection": "last"} if is_phase else {}
-        # Weights that are swept are the experiment's: a phase with methods of its own keeps theirs.
-        swept = {k: v for k, v in changes.items() if "methods" in phase and _is_weight(k)}
-        values = {k: v for k, v in {**changes, **phase, **selection}.items() if k not in swept}
-        chosen = experiment.methods_of(network, bool(teachers), values)
-        stage = Stage(
-            network=network,
-            teachers=teachers,
-            recipe=experiment.recipe_of(name, **values),
-            seed=experiment.seed_of(name, seed),
-            methods=tuple((m, method) for m, method, _ in chosen),
-            weights=tuple(weight for *_, weight in chosen),
-            file=file,
-            phase=is_phase,
-        )
-        examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-        stages.append(with_needs(stage, examples))
-    return stages
+    teachers = tuple(_named(build(x).backbone, x) for x in component.frozen(name))
+    # A phase ends with its last weights: what it is good for shows in the next one alone.
+    selection = {"selection": "last"} if phase else {}
+    # Weights that are swept are the experiment's: a phase with methods of its own keeps theirs.
+    swept = {k: v for k, v in changes.items() if "methods" in phase and _is_weight(k)}
+    values = {k: v for k, v in {**changes, **phase, **selection}.items() if k not in swept}
+    live = component.live(name)
+    chosen = experiment.methods_of(network, component.frozen(name), live, values)
+    stage = Stage(
+        network=network,
+        teachers=teachers,
+        recipe=experiment.recipe_of(name, **values),
+        seed=experiment.seed_of(name, seed),
+        methods=tuple((m, method) for m, method, _ in chosen),
+        weights=tuple(weight for *_, weight in chosen),
+        file=experiment.teacher_weights.get(name, ""),
+        live=tuple(build(x) for x in live),
+    )
+    examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
+    return with_needs(stage, examples)
 
 
 @functools.lru_cache(maxsize=128)  # networks from outside are equal to themselves alone
@@ -162,18 +189,33 @@ def _is_weight(name: str) -> bool:
     return name.startswith("methods.")
 
 
-def _add(plan: Plan, stages: list[Stage], data_digest: str, teachers: tuple[str, ...]) -> str:
-    """Adds the phases of a network's training to the plan; the id of the last."""
-    start = ""
-    for stage in stages:
-        stage = dataclasses.replace(stage, start=start)
-        spec = _spec(stage, data_digest, teachers)
-        start = _id(spec)
-        plan.specs[start] = spec
-        plan.stages[start] = dataclasses.replace(stage, id=start)
-        plan.teachers[start] = teachers
-        plan.plain[start] = _id(_spec(_alone(stage), data_digest, ()))
-    return start
+def _add(
+    plan: Plan, phases: list[list[Stage]], data_digest: str, ids: Mapping[str, str]
+) -> dict[str, str]:
+    """Adds the phases of a component's training to the plan.
+
+    Args:
+      plan: to be added to.
+      phases: see `_phases`.
+      data_digest: of the data set.
+      ids: of the stages of the component's frozen teachers, by network.
+
+    Returns:
+      The ids of the last phase by network.
+    """
+    own: dict[str, str] = {}
+    for stages in phases:
+        stages = [dataclasses.replace(x, start=own.get(x.network.name, "")) for x in stages]
+        specs = _specs(stages, data_digest, ids)
+        own = {stage.network.name: _id(spec) for stage, spec in zip(stages, specs, strict=True)}
+        for stage, spec in zip(stages, specs, strict=True):
+            stage_id = own[stage.network.name]
+            plan.specs[stage_id] = spec
+            plan.stages[stage_id] = dataclasses.replace(stage, id=stage_id)
+            plan.teachers[stage_id] = tuple(ids[teacher.name] for teacher in stage.teachers)
+            plan.together[stage_id] = tuple(own.values())
+            plan.plain[stage_id] = _id(_spec(_alone(stage), data_digest, ()))
+    return own
 
 
 def _alone(stage: Stage) -> Stage:
@@ -189,11 +231,38 @@ def _alone(stage: Stage) -> Stage:
     return dataclasses.replace(
         stage,
         teachers=(),
+        live=(),
         methods=tuple(pair for pair, _ in own),
         weights=tuple(weight for _, weight in own),
         start="",
         phase=False,
     )
+
+
+def _specs(stages: list[Stage], data_digest: str, ids: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What determines each of the stages that one step trains, see `_spec`.
+
+    In a cycle that is also whom each of them hears live, by the digests of what they are without.
+    """
+    teachers = [_in_order(s, [ids[teacher.name] for teacher in s.teachers]) for s in stages]
+    specs = [_spec(s, data_digest, given) for s, given in zip(stages, teachers, strict=True)]
+    alone = {s.network.name: _id(spec) for s, spec in zip(stages, specs, strict=True)}
+    live = [_in_order(stage, [alone[peer.name] for peer in stage.live]) for stage in stages]
+    if not any(live):
+        return specs
+    cycle = sorted(zip(alone.values(), live, strict=True))
+    pairs = zip(specs, live, strict=True)
+    return [{**spec, "live": heard, "cycle": cycle} for spec, heard in pairs]
+
+
+def _in_order(stage: Stage, ids: list[str]) -> tuple[str, ...]:
+    """The ids of a stage's teachers in their order where it matters, else sorted.
+
+    It matters to who is dropped, and to draws for each teacher; a sum over them is the same but for
+    rounding.
+    """
+    draws = any(type(method).init is not methods.Method.init for _, method in stage.methods)
+    return tuple(ids if draws or stage.recipe.dropping.kind != "none" else sorted(ids))
 
 
 def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str, Any]:
@@ -207,7 +276,7 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
     spec: dict[str, Any] = {
         "network": network,
         "data": data_digest,
-        "recipe": _recipe_spec(stage.recipe, bool(teachers)),
+        "recipe": _recipe_spec(stage.recipe, bool(teachers or stage.live)),
         "methods": [
             {**methods.identity_of(name, method), **({} if weight == 1.0 else {"weight": weight})}
             for (name, method), weight in zip(stage.methods, stage.weights, strict=True)

@@ -19,11 +19,12 @@ from distill_jax.runs.records import MetricsFile
 from distill_jax.runs.workdir import WorkdirError, opened
 from distill_jax.train import evaluation, fit
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import StageInputs, TrainOptions, caches_teachers
+from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Reporter, Several
 from distill_jax.train.stage import check, method_shapes
 
 log = logging.getLogger("distill_jax")
+Together = tuple[str, ...]  # the ids of the stages that one step trains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,9 @@ def run(
         # All of them, before the first is compiled: training itself checks no stage again.
         for stage in plan.stages.values():
             check(stage, dataset, experiment.topology)
-            caches_teachers(stage, dataset, experiment.teacher_logits)
+        for together in plan.together.values():
+            stages = [plan.stages[stage_id] for stage_id in together]
+            caches_teachers(stages, dataset, experiment.teacher_logits)
         given = {
             stage_id: load_variables(stage.file, stage.network, (dataset.mean, dataset.std))
             for stage_id, stage in plan.stages.items()
@@ -132,10 +135,9 @@ class _Run:
     def train_all(self) -> None:
         """Adds every stage of the plan: found finished, or trained, several at once."""
         if self.folder is not None:
-            for stage_id in self.plan.stages:
-                if stage_id not in self.done and (found := self._finished(stage_id)):
-                    self.done[stage_id] = found
-                    self._tidy(stage_id, found)
+            for together in dict.fromkeys(self.plan.together.values()):
+                if together[0] not in self.done:
+                    self._take_finished(together)
         options = TrainOptions(
             topology=self.experiment.topology,
             teacher_logits=self.experiment.teacher_logits,
@@ -147,46 +149,55 @@ class _Run:
         while waiting := [stage_id for stage_id in self.plan.stages if stage_id not in self.done]:
             if self.stop():  # between stages there is nothing to save
                 raise fit.Interrupted
-            chosen = self._next_group(waiting)
+            chosen = self._next_population(waiting)
             results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
-            for stage_id, result in zip(chosen, results, strict=True):
-                if self.folder is not None:
-                    self._save(stage_id, result)
-                self.done[stage_id] = result
-                self.reporter.stage_ended(self.plan.stages[stage_id], result.record)
+            for together, own in zip(chosen, results, strict=True):
+                self._keep(dict(zip(together, own, strict=True)))
 
-    def _next_group(self, waiting: list[str]) -> list[str]:
-        """The next stage, and those that can be trained at once: same shape, other numbers."""
+    def _keep(self, results: dict[str, StageResult]) -> None:
+        """Adds the results of stages that one step trained, once all of them are safe."""
+        if self.folder is not None:
+            for stage_id, result in results.items():
+                self._save(stage_id, result)
+            self._tidy(results)
+        self.done |= results
+        for stage_id, result in results.items():
+            self.reporter.stage_ended(self.plan.stages[stage_id], result.record)
 
-        def shape(stage_id):
-            stage = self.plan.stages[stage_id]
-            recipe = stage.recipe
-            return (
-                (stage.network, stage.teachers, stage.methods, bool(stage.start), stage.phase),
-                (recipe.structure, recipe.train_limit),
-            )
+    def _next_population(self, waiting: list[str]) -> list[Together]:
+        """What one step trains next, and what can be trained at once: same shape, other numbers."""
 
-        def ready(stage_id):
-            needed = {*self.plan.teachers[stage_id], self.plan.stages[stage_id].start}
+        def shape(together):
+            stages = [self.plan.stages[stage_id] for stage_id in together]
+            return [(s.structure, s.recipe.train_limit, bool(s.start), s.phase) for s in stages]
+
+        def ready(together):
+            needed = {
+                y for x in together for y in (*self.plan.teachers[x], self.plan.stages[x].start)
+            }
             return not needed & set(waiting)
 
-        together = [x for x in waiting if shape(x) == shape(waiting[0]) and ready(x)]
+        left = list(dict.fromkeys(self.plan.together[stage_id] for stage_id in waiting))
+        alike = [x for x in left if shape(x) == shape(left[0]) and ready(x)]
         streamed = isinstance(self.dataset.train.images, data.Streamed)
         most = 1 if streamed else self.experiment.population
-        group = together[: self.experiment.topology.population(len(together), most)]
+        population = alike[: self.experiment.topology.population(len(alike), most)]
         if self.folder is None:
-            return group
+            return population
         # Stages that were saved at steps of their own go on by themselves.
-        saved = [set(self._progress(stage_id).steps()) for stage_id in group]
-        return group if not any(saved) or set.intersection(*saved) else group[:1]
+        saved = [set(self._progress(together).steps()) for together in population]
+        return population if not any(saved) or set.intersection(*saved) else population[:1]
 
-    def _inputs(self, stage_id: str) -> StageInputs:
+    def _inputs(self, together: Together) -> ReplicaInputs:
+        checkpoints = self._progress(together) if self.folder is not None else None
+        return ReplicaInputs(tuple(map(self._stage_inputs, together)), checkpoints)
+
+    def _stage_inputs(self, stage_id: str) -> StageInputs:
         stage = self.plan.stages[stage_id]
         plain = self.done.get(self.plan.plain[stage_id])
         return StageInputs(
             stage,
             tuple(self.done[teacher] for teacher in self.plan.teachers[stage_id]),
-            self._progress(stage_id) if self.folder is not None else None,
             plain.record["valid_accuracy"] if plain else None,
             self.done[stage.start].whole if stage.start else {},
         )
@@ -197,8 +208,21 @@ class _Run:
         name = self.plan.stages[stage_id].network.name.replace(":", "-")
         return self.folder / "stages" / f"{name}-{stage_id}"
 
-    def _progress(self, stage_id: str) -> Checkpoints:
-        return Checkpoints(self._place(stage_id) / "progress", self.plan.specs[stage_id])
+    def _progress(self, together: Together) -> Checkpoints:
+        """The checkpoints of stages that one step trains: one save for all, whole or not at all."""
+        specs = {stage_id: self.plan.specs[stage_id] for stage_id in together}
+        about = specs[together[0]] if len(together) == 1 else specs
+        return Checkpoints(self._place(together[0]) / "progress", about)
+
+    def _take_finished(self, together: Together) -> None:
+        """Adds stages that are finished; none of a cycle where one is not."""
+        results = {}
+        for stage_id in together:
+            if (result := self._finished(stage_id)) is None:
+                return
+            results[stage_id] = result
+        self.done |= results
+        self._tidy(results)
 
     def _finished(self, stage_id: str) -> StageResult | None:
         """The result of a finished stage; None where it is not finished or, loudly, damaged."""
@@ -226,14 +250,14 @@ class _Run:
         meta = {"record": result.record, "history": result.history}
         arrays = result.whole or result.variables
         save(place / "weights", arrays, {"about": self.plan.specs[stage_id], **meta})
-        self._tidy(stage_id, result)
 
-    def _tidy(self, stage_id: str, result: StageResult) -> None:
-        """Follows the save of a finished stage, done again where a kill came between."""
+    def _tidy(self, results: dict[str, StageResult]) -> None:
+        """Follows the saves of finished stages, done again where a kill came between."""
         # For people to read: a run reads what was saved with the weights.
-        found = {"record": result.record, "history": result.history}
-        write_json(self._place(stage_id) / "result.json", found)
-        self._progress(stage_id).remove()
+        for stage_id, result in results.items():
+            found = {"record": result.record, "history": result.history}
+            write_json(self._place(stage_id) / "result.json", found)
+        self._progress(tuple(results)).remove()
 
 
 def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -> Results:
@@ -249,7 +273,7 @@ def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -
                 "control": comparisons[label].control,
                 "network": student,
                 "backbone": stage.network.backbone.name,
-                "teachers": [teacher.name for teacher in stage.teachers],
+                "teachers": list(stage.taught_by),
                 "seed": seed,
                 **result.record,
                 "protocol": experiment.protocol,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from distill_jax.identity import digest
 from distill_jax.models import Network, Variables
 from distill_jax.train import preflight, programs, sharding
 from distill_jax.train.metrics import accuracy_names
-from distill_jax.train.stage import Stage
+from distill_jax.train.stage import Stage, frozen_teachers, needs_of
+from distill_jax.train.state import TrainState
 
 PREFLIGHT_IMAGES = 64  # of the batch on which the terms of the loss are computed
 
@@ -42,18 +44,18 @@ class StageResult:
 
 
 def cached_teacher_logits(
-    stage: Stage,
+    networks: tuple[Network, ...],
     teachers: tuple[StageResult, ...],
     part: str,
     dataset: data.Dataset,
     topology: sharding.Topology,
 ) -> np.ndarray:
-    """(N, K, C) logits of the teachers of a stage for the "valid", "test" or "train" split.
+    """(N, K, C) logits of frozen teachers for the "valid", "test" or "train" split.
 
     On the first two a teacher is run once, however many stages it teaches; training images may be
     others in each.
     """
-    pairs = list(zip(stage.teachers, teachers, strict=True))
+    pairs = list(zip(networks, teachers, strict=True))
     if part == "train":
         variables = [(network, result.variables) for network, result in pairs]
         return programs.teacher_outputs(variables, dataset.train, dataset, topology).logits
@@ -68,53 +70,45 @@ def cached_teacher_logits(
 
 
 def run_preflight(
-    stage: Stage,
-    teachers: tuple[StageResult, ...],
-    fresh: Variables,
-    method_variables: dict[str, Variables],
+    stages: Sequence[Stage],
+    teachers: Mapping[Network, StageResult],
+    state: TrainState,
     dataset: data.Dataset,
     topology: sharding.Topology,
-    plain_accuracy: float | None,
-) -> preflight.Preflight:
-    """The teachers on the validation split, and the terms of the loss on one batch of it.
+    plain_accuracies: Sequence[float | None],
+) -> list[preflight.Preflight]:
+    """The teachers on the validation split, and the terms of each loss on one batch of it.
 
     Args:
-      stage: the stage.
-      teachers: those of the stage.
-      fresh: the student's own variables, before its first step.
-      method_variables: those of its methods.
-      dataset: with its training split as the stage sees it.
+      stages: one, or those of a cycle.
+      teachers: the results of all their frozen teachers.
+      state: before the first step.
+      dataset: with its training split as the stages see it.
       topology: see `programs.outputs_on_split`.
-      plain_accuracy: see `preflight.warnings`.
+      plain_accuracies: of each stage, see `preflight.warnings`.
     """
     part = "valid" if len(dataset.valid.labels) else "train"
-    split = getattr(dataset, part)
-    logits = cached_teacher_logits(stage, teachers, part, dataset, topology)
+    split, networks = getattr(dataset, part), frozen_teachers(stages)
+    results = tuple(teachers[network] for network in networks)
+    logits = cached_teacher_logits(networks, results, part, dataset, topology)
     batch = data.Split(split.images[:PREFLIGHT_IMAGES], split.labels[:PREFLIGHT_IMAGES])
     taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
-    if stage.needs:
-        pairs = _pairs(stage, teachers)
-        taught = programs.teacher_outputs(pairs, batch, dataset, topology, stage.needs)
-    sizes = programs.first_terms(
-        stage,
-        fresh,
-        method_variables,
-        tuple(teacher.variables for teacher in teachers),
-        batch,
-        taught,
-        dataset,
-    )
-    names = tuple(network.name for network in stage.teachers)
-    quality = preflight.teacher_quality(names, list(logits.swapaxes(0, 1)), split.labels)
-    terms = preflight.term_sizes(sizes)
-    warnings = preflight.warnings(quality, terms, plain_accuracy)
+    variables = tuple(result.variables for result in results)
+    if needs := needs_of(stages):
+        pairs = list(zip(networks, variables, strict=True))
+        taught = programs.teacher_outputs(pairs, batch, dataset, topology, needs)
+    sizes = programs.first_terms(stages, state, variables, batch, taught, dataset)
     where = "validation" if part == "valid" else "training images"
-    return preflight.Preflight(quality, terms, warnings, where)
-
-
-def _pairs(stage: Stage, teachers: tuple[StageResult, ...]) -> list[tuple[Network, Variables]]:
-    results = zip(stage.teachers, teachers, strict=True)
-    return [(network, result.variables) for network, result in results]
+    logits_of = dict(zip(networks, logits.swapaxes(0, 1), strict=True))
+    reports = []
+    for stage, plain_accuracy in zip(stages, plain_accuracies, strict=True):
+        names = tuple(network.name for network in stage.teachers)
+        own = [logits_of[network] for network in stage.teachers]
+        quality = preflight.teacher_quality(names, own, split.labels)
+        terms = preflight.term_sizes(sizes[stage.network.name])
+        warnings = preflight.warnings(quality, terms, plain_accuracy)
+        reports.append(preflight.Preflight(quality, terms, warnings, where))
+    return reports
 
 
 def score(
@@ -144,7 +138,7 @@ def score(
         "ece": classification.expected_calibration_error(own[0], labels),
     }
     agreement, kl = {}, {}
-    taught = cached_teacher_logits(stage, teachers, "test", dataset, topology)
+    taught = cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
     for k, network in enumerate(stage.teachers):
         agreement[network.name] = classification.agreement(own[0], taught[:, k])
         kl[network.name] = classification.kl(taught[:, k], own[0])

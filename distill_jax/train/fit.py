@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from distill_jax import data
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import StageInputs, TrainOptions
+from distill_jax.train.options import ReplicaInputs, TrainOptions
 from distill_jax.train.trainer import Trainer
 
 
@@ -16,15 +16,15 @@ class Interrupted(Exception):
 
 
 def train(
-    inputs: Sequence[StageInputs], dataset: data.Dataset, options: TrainOptions = TrainOptions()
-) -> list[StageResult]:
-    """Trains stages, or goes on where their newest common checkpoint is.
+    inputs: Sequence[ReplicaInputs], dataset: data.Dataset, options: TrainOptions = TrainOptions()
+) -> list[list[StageResult]]:
+    """Trains replicas, or goes on where their newest common checkpoint is.
 
-    Several are a population: they share network, teachers' networks, methods and the structure of
-    the recipe, and are trained at once with the results that each would have had alone.
+    Several are a population: they share networks, teachers' networks, methods and the structure of
+    the recipes, and are trained at once with the results that each would have had alone.
 
     Args:
-      inputs: the stages, which `stage.check` has passed.
+      inputs: each a stage or those of a cycle, which `stage.check` has passed.
       dataset: on what.
       options: how.
 
@@ -32,11 +32,15 @@ def train(
       ValueError: a cache of teachers' outputs is asked for that cannot be.
       NotFiniteError: more steps were not finite than may be skipped; the last good state is saved.
       Interrupted: `options.stop` said so; the state is saved first.
+
+    Returns:
+      Of each replica the results of its stages.
     """
     trainer = Trainer(inputs, dataset, options)
     trainer.restore()
-    histories = [replica.history for replica in trainer.replicas]
-    stages = [one.stage for one in inputs]
+    networks = [progress for replica in trainer.replicas for progress in replica.networks]
+    histories = [progress.history for progress in networks]
+    stages = [progress.stage for progress in networks]
     options.reporter.stage_started(stages, trainer.step, trainer.steps, histories)
     if not trainer.step:
         trainer.preflight()

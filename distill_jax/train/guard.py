@@ -30,12 +30,15 @@ def nonfinite_counts(taught: TeacherOutputs, teachers: int) -> Array:
 def guarded(
     state: TrainState,
     updated: TrainState,
-    counted: StepMetrics,
-    causes: dict[str, Array],
+    counted: dict[str, StepMetrics],
+    causes: dict[str, dict[str, Array]],
     max_nonfinite_steps: int,
-) -> tuple[TrainState, StepMetrics]:
-    """The state after a step, and what to count of it; nothing more where training has halted."""
-    bad = functools.reduce(jnp.logical_or, causes.values())
+) -> tuple[TrainState, dict[str, StepMetrics]]:
+    """The state after a step, and what to count of it; nothing more where training has halted.
+
+    A number that is not finite in one network stops the step for all.
+    """
+    bad = functools.reduce(jnp.logical_or, jax.tree.leaves(causes))
     halted = is_halted(state, max_nonfinite_steps)
     halts = bad & (state.skipped >= max_nonfinite_steps)
     chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
@@ -45,10 +48,8 @@ def guarded(
     )
     counted = jax.tree.map(lambda x: jnp.where(halted | bad, jnp.zeros_like(x), x), counted)
     steps = (~halted).astype(jnp.int32)
-    nonfinite = {
-        cause: ((flag & ~halted).astype(jnp.int32), steps) for cause, flag in causes.items()
-    }
-    return after, counted._replace(nonfinite=nonfinite)
+    nonfinite = jax.tree.map(lambda flag: ((flag & ~halted).astype(jnp.int32), steps), causes)
+    return after, {name: own._replace(nonfinite=nonfinite[name]) for name, own in counted.items()}
 
 
 def all_finite(tree: Any) -> Array:

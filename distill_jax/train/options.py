@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,7 +13,7 @@ from distill_jax.data import Dataset
 from distill_jax.train import sharding
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.reporter import Reporter
-from distill_jax.train.stage import Stage, shapes_of
+from distill_jax.train.stage import Stage, frozen_teachers, needs_of
 from distill_jax.train.teachers import TeacherOutputs
 
 CACHE_BYTES = 2**30  # the largest cache of teachers' outputs that is made unasked
@@ -40,8 +40,7 @@ class StageInputs(NamedTuple):
 
     Args:
       stage: what to train.
-      teachers: the results of its teachers' stages.
-      checkpoints: where to save and restore; None saves nothing.
+      teachers: the results of its frozen teachers' stages.
       plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
         below it is warned of.
       start: what it starts from, `StageResult.whole` of the phase before it; empty draws weights.
@@ -49,9 +48,20 @@ class StageInputs(NamedTuple):
 
     stage: Stage
     teachers: tuple[StageResult, ...] = ()
-    checkpoints: Checkpoints | None = None
     plain_accuracy: float | None = None
     start: dict[str, Any] = {}
+
+
+class ReplicaInputs(NamedTuple):
+    """What one step trains: a stage, or those of a cycle.
+
+    Args:
+      stages: they, with what each is trained from.
+      checkpoints: where to save and restore them, as one; None saves nothing.
+    """
+
+    stages: tuple[StageInputs, ...]
+    checkpoints: Checkpoints | None = None
 
 
 class TrainOptions(NamedTuple):
@@ -76,17 +86,18 @@ class TrainOptions(NamedTuple):
     stop: Callable[[], bool] = lambda: False
 
 
-def caches_teachers(stage: Stage, dataset: Dataset, teacher_logits: str) -> bool:
-    """Whether the stage is trained with a cache of its teachers' outputs.
+def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: str) -> bool:
+    """Whether stages that are trained together have a cache of their frozen teachers' outputs.
 
     Raises:
       ValueError: one is asked for where images change, or another value of `teacher_logits`.
     """
     if teacher_logits not in TEACHER_LOGITS:
         raise ValueError(f"teacher_logits is one of {TEACHER_LOGITS}, got {teacher_logits!r}")
-    if not stage.teachers or teacher_logits == "graph":
+    if not frozen_teachers(stages) or teacher_logits == "graph":
         return False
-    why = "" if stage.recipe.augment == "none" else f"augment is {stage.recipe.augment!r}"
+    recipe = stages[0].recipe
+    why = "" if recipe.augment == "none" else f"augment is {recipe.augment!r}"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
     if teacher_logits == "table" and why:
@@ -96,22 +107,23 @@ def caches_teachers(stage: Stage, dataset: Dataset, teacher_logits: str) -> bool
         )
     if why or teacher_logits == "table":
         return not why
-    shapes = jax.tree.leaves(cache_shapes(stage, len(dataset.train.labels)))
+    shapes = jax.tree.leaves(cache_shapes(stages, len(dataset.train.labels)))
     size = sum(x.size * x.dtype.itemsize for x in shapes)
-    return stage.recipe.epochs > 1 and size <= CACHE_BYTES
+    return recipe.epochs > 1 and size <= CACHE_BYTES
 
 
-def cache_shapes(stage: Stage, examples: int) -> TeacherOutputs:
-    """The shapes of the teachers' outputs for a training split of `examples` images."""
-    size = examples, len(stage.teachers), stage.network.classes
+def cache_shapes(stages: Sequence[Stage], examples: int) -> TeacherOutputs:
+    """The shapes of the frozen teachers' outputs for a training split of `examples` images."""
+    teachers, needs = frozen_teachers(stages), needs_of(stages)
+    size = examples, len(teachers), stages[0].network.classes
     logits: Any = jax.ShapeDtypeStruct(size, np.float32)
-    if not stage.needs:
-        return TeacherOutputs(logits, ({},) * len(stage.teachers))
+    if not needs:
+        return TeacherOutputs(logits, ({},) * len(teachers))
     features = tuple(
         jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype),
-            {name: getattr(teacher, name) for name in stage.needs},
+            {name: getattr(teacher.output_shapes, name) for name in needs},
         )
-        for teacher in shapes_of(stage, examples).teachers
+        for teacher in teachers
     )
     return TeacherOutputs(logits, features)

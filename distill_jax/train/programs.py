@@ -19,22 +19,16 @@ from distill_jax.methods import Context, Hyper
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.train import metrics, optim, preflight, sharding
 from distill_jax.train.metrics import StepMetrics, accuracy_names
-from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.stage import Recipe, Stage, frozen_teachers
 from distill_jax.train.state import Batch, TrainState
-from distill_jax.train.step import (
-    Methods,
-    TrainStep,
-    draw_from,
-    make_train_step,
-    method_terms,
-    teacher_doors,
-)
+from distill_jax.train.step import Hypers, TrainStep, draw_from, make_train_step
 from distill_jax.train.teachers import (
     FrozenTeachers,
     FrozenVariables,
     TeacherOutputs,
     frozen_forward,
 )
+from distill_jax.train.terms import Live, Student, frozen_shown, student_terms
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
 DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
@@ -52,7 +46,7 @@ class TrainProgram(NamedTuple):
 
 
 def train_program(
-    stage: Stage,
+    stages: Sequence[Stage],
     steps: int,
     dataset: data.Dataset,
     topology: sharding.Topology,
@@ -60,50 +54,50 @@ def train_program(
     max_nonfinite_steps: int = 0,
     shared_data: bool | None = None,
 ) -> TrainProgram:
-    """The train loop of one network; of a population where `shared_data` says how it is fed."""
+    """The train loop of a stage, or of those of a cycle, which are trained together.
+
+    Args:
+      stages: they.
+      steps: of an epoch.
+      dataset: gives the normalisation.
+      topology: the devices.
+      max_nonfinite_steps: see `make_train_step`.
+      shared_data: of a population whether all see the same images; None for one replica alone.
+    """
     return _train_program(
-        stage.network,
-        stage.methods,
-        stage.teachers,
-        stage.recipe.structure,
+        tuple(stage.structure for stage in stages),
         steps,
         dataset.mean,
         dataset.std,
         topology,
         max_nonfinite_steps,
         shared_data,
-        optim.builder_of(stage.recipe.optim.optimizer),
+        tuple(optim.builder_of(stage.recipe.optim.optimizer) for stage in stages),
     )
 
 
 @functools.lru_cache(maxsize=32)
 def _train_program(
-    network: Network,
-    methods: Methods,
-    teachers: tuple[Network, ...],
-    structure: Recipe,
+    stages: tuple[Stage, ...],
     steps: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     topology: sharding.Topology,
     max_nonfinite_steps: int,
     shared_data: bool | None,
-    builder: optim.BuildOptimizer | None,  # part of the key: a name may be registered anew
+    builders: tuple[optim.BuildOptimizer | None, ...],  # a name may be registered anew
 ) -> TrainProgram:
-    augment = data.AUGMENT[structure.augment]
+    recipe, teachers = stages[0].recipe, frozen_teachers(stages)
+    augment = data.AUGMENT[recipe.augment]
 
     def step(axis_name):
         return make_train_step(
-            network=network,
-            methods=methods,
+            students=tuple(_student(stage, teachers, steps) for stage in stages),
             teachers=teachers,
-            optimizer=structure.optim,
-            schedule=optim.schedule(structure.optim, structure.epochs, steps),
             preprocess=lambda keys, images: data.normalise(augment(keys, images), mean, std),
-            draw_mask=draw_from(structure.dropping, len(teachers)),
             steps_per_epoch=steps,
             axis_name=axis_name,
-            sync_bn=structure.sync_bn,
+            sync_bn=recipe.sync_bn,
             max_nonfinite_steps=max_nonfinite_steps,
         )
 
@@ -116,18 +110,32 @@ def _train_program(
     return TrainProgram(loop, body)
 
 
+def _student(stage: Stage, teachers: tuple[Network, ...], steps: int = 1) -> Student:
+    """A stage as the step knows it, among the frozen teachers of all that it trains."""
+    recipe = stage.recipe
+    return Student(
+        network=stage.network,
+        methods=stage.methods,
+        optimizer=recipe.optim,
+        schedule=optim.schedule(recipe.optim, recipe.epochs, steps),
+        frozen=tuple(teachers.index(teacher) for teacher in stage.teachers),
+        live=tuple(peer.name for peer in stage.live),
+        draw_mask=draw_from(recipe.dropping, len(stage.teachers)),
+    )
+
+
 def zero_sums(
     body: TrainStep,
     state: TrainState,
     frozen: Any,
-    hyper: Hyper,
+    hyper: Hypers,
     key: Array,
     *,
     batch_size: int,
     image_shape: tuple[int, int, int],
     cached: TeacherOutputs | None,
     where: jax.sharding.Sharding | None,
-) -> StepMetrics:
+) -> dict[str, StepMetrics]:
     """Where the sums of a step's metrics start, by its shapes alone.
 
     Args:
@@ -291,64 +299,86 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def first_terms(
-    stage: Stage,
-    variables: Variables,
-    method_variables: dict[str, Variables],
+    stages: Sequence[Stage],
+    state: TrainState,
     teacher_variables: tuple[Variables, ...],
     split: data.Split,
     taught: TeacherOutputs,
     dataset: data.Dataset,
-) -> dict[str, tuple[Array, Array]]:
-    """`preflight.term_gradients` of an untrained network on the images and labels of `split`."""
-    program = _terms_program(
-        stage.network,
-        stage.methods,
-        stage.teachers,
-        dataset.mean,
-        dataset.std,
-        jax.default_backend(),
-    )
+) -> dict[str, dict[str, tuple[Array, Array]]]:
+    """`preflight.term_gradients` of untrained networks on the images and labels of `split`.
+
+    Args:
+      stages: one, or those of a cycle.
+      state: before the first step.
+      teacher_variables: of their frozen teachers, see `frozen_teachers`.
+      split: a batch.
+      taught: the frozen teachers' outputs on it.
+      dataset: gives the normalisation.
+    """
+    structures = tuple(dataclasses.replace(s.structure, recipe=Recipe()) for s in stages)
+    program = _terms_program(structures, dataset.mean, dataset.std, jax.default_backend())
     return program(
-        *jax.device_get((variables, method_variables, teacher_variables)),
+        *jax.device_get((state, teacher_variables)),
         np.asarray(split.images),
         split.labels,
         taught._replace(logits=taught.logits.swapaxes(0, 1)),
-        stage.hyper,
+        {stage.network.name: stage.hyper for stage in stages},
     )
 
 
 @functools.lru_cache(maxsize=32)
-def _terms_program(network, methods, teachers, mean, std, backend):
+def _terms_program(stages, mean, std, backend):
+    teachers = frozen_teachers(stages)
     frozen = FrozenTeachers(teachers)
+    students = [_student(stage, teachers) for stage in stages]
+    methods = tuple(pair for student in students for pair in student.methods)
 
-    def first_terms(variables, method_variables, teacher_variables, images, labels, taught, hyper):
+    def first_terms(state, teacher_variables, images, labels, taught, hyper):
         inputs, key = data.normalise(images, mean, std), jax.random.key(0)
-        # By the batch's own statistics: an untrained network has no others.
-        outputs = network.apply(variables, inputs, train=True, rngs=rng.stream(key, "network"))[0]
+        shown = frozen_shown(frozen, taught, teacher_variables, methods)
         places = jnp.arange(len(labels), dtype=jnp.int32)
         context = Context(
-            student=outputs,
-            teachers=taught.each(),
-            teacher_mask=jnp.ones(len(teachers), bool),
+            student=None,  # filled in by `student_terms`
+            teachers=(),
+            teacher_mask=jnp.ones(0, bool),
             labels=labels,
-            hyper=hyper,
+            hyper=Hyper(),
             inputs=inputs,
             index=places,
             position=places,
             batch_size=len(labels),
-            **teacher_doors(frozen, teacher_variables, methods),
         )
 
-        def terms_of(outputs):
-            return method_terms(
-                network,
-                methods,
-                method_variables,
-                dataclasses.replace(context, student=outputs),
-                lambda feature: network.head(variables, feature),
-                lambda method: rng.stream(key, f"method {method}"),
-            )[0]
+        def live_of(student):
+            def apply(params, inputs):
+                # By the batch's own statistics: an untrained network has no others.
+                variables = {**state.variables(student.name), "params": params}
+                rngs = rng.stream(key, "network")
+                return student.network.apply(variables, inputs, train=True, rngs=rngs)[0]
 
-        return preflight.term_gradients(terms_of, outputs)
+            def head(params, feature):
+                return student.network.head({"params": params}, feature)
+
+            params = state.params["networks"][student.name]
+            return Live(apply(params, inputs), params, head, apply)
+
+        live = {student.name: live_of(student) for student in students}
+
+        def sizes_of(student):
+            def terms_of(outputs):
+                return student_terms(
+                    student,
+                    state.method_variables(student.name),
+                    dataclasses.replace(context, hyper=hyper[student.name]),
+                    shown,
+                    {**live, student.name: live[student.name]._replace(outputs=outputs)},
+                    None,
+                    lambda method: rng.stream(key, f"method {method}"),
+                )[0]
+
+            return preflight.term_gradients(terms_of, live[student.name].outputs)
+
+        return {student.name: sizes_of(student) for student in students}
 
     return jax.jit(first_terms, compiler_options=run_once(backend))

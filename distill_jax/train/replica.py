@@ -1,4 +1,4 @@
-"""What there is of one stage of a population besides its arrays in training."""
+"""What there is of networks in training besides their arrays."""
 
 from __future__ import annotations
 
@@ -7,54 +7,104 @@ from typing import Any
 import jax
 
 from distill_jax.data import Dataset
-from distill_jax.models import Variables
+from distill_jax.models import Network, Variables
 from distill_jax.train import programs, sharding
-from distill_jax.train.options import StageInputs
-from distill_jax.train.stage import init_methods
+from distill_jax.train.evaluation import StageResult
+from distill_jax.train.options import ReplicaInputs, StageInputs
+from distill_jax.train.stage import frozen_teachers, init_methods, needs_of
 from distill_jax.train.state import TrainState
 from distill_jax.train.step import init_state
 from distill_jax.train.teachers import TeacherOutputs
 
 
-class Replica:
-    """What there is of one stage besides its arrays in training."""
+class Progress:
+    """What is known of one network while it is trained."""
 
-    def __init__(self, inputs: StageInputs, dataset: Dataset):
-        self.stage, self.teachers, self.checkpoints, self.plain_accuracy, self.start = inputs
-        self.dataset = dataset.limited(self.stage.recipe.train_limit, self.stage.seed)
+    def __init__(self, inputs: StageInputs):
+        self.stage, self.teachers, self.plain_accuracy, self.start = inputs
+        self.name = self.stage.network.name
         self.history: list[dict[str, Any]] = []
-        self.best_epoch, self.seconds = -1, 0.0
+        self.best_epoch = -1
         self.preflight: dict[str, Any] = {}
 
-    @property
-    def teacher_variables(self) -> tuple[Variables, ...]:
-        """The variables of the teachers."""
-        return tuple(teacher.variables for teacher in self.teachers)
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What is saved beside the arrays."""
-        names = ("history", "best_epoch", "seconds", "preflight")
-        return {"stage": self.stage.id, **{name: getattr(self, name) for name in names}}
-
-    def restore(self, meta: dict[str, Any]) -> None:
-        """Takes what was saved beside the arrays."""
-        for name in ("history", "best_epoch", "seconds", "preflight"):
-            setattr(self, name, meta[name])
-
-    def first_state(self) -> TrainState:
+    def first_state(self, examples: int) -> TrainState:
         """The state before the first step: fresh, or what the phase before it left."""
         stage, key = self.stage, jax.random.key(self.stage.seed)
-        own = init_methods(stage, len(self.dataset.train.labels), key)
+        own = init_methods(stage, examples, key)
         kept = self.start.get("methods", {})
         own |= {name: kept[name] for name in own if _alike(own[name], kept.get(name))}
         return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
 
+
+class Replica:
+    """A stage of a population, or those of a cycle that one step trains."""
+
+    def __init__(self, inputs: ReplicaInputs, dataset: Dataset):
+        self.networks = [Progress(one) for one in inputs.stages]
+        self.checkpoints = inputs.checkpoints
+        self.stages = tuple(progress.stage for progress in self.networks)
+        first = self.stages[0]  # in this all of them agree
+        self.seed, self.recipe = first.seed, first.recipe
+        self.dataset = dataset.limited(self.recipe.train_limit, self.seed)
+        self.seconds = 0.0
+
+    @property
+    def examples(self) -> int:
+        """Of its training split."""
+        return len(self.dataset.train.labels)
+
+    @property
+    def teachers(self) -> dict[Network, StageResult]:
+        """The results of all frozen teachers, in the order of `frozen_teachers`."""
+        pairs = [
+            pair for p in self.networks for pair in zip(p.stage.teachers, p.teachers, strict=True)
+        ]
+        results = dict(pairs)
+        return {network: results[network] for network in frozen_teachers(self.stages)}
+
+    @property
+    def teacher_variables(self) -> tuple[Variables, ...]:
+        """The variables of the frozen teachers."""
+        return tuple(result.variables for result in self.teachers.values())
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The numbers of the step, by network."""
+        return {progress.name: progress.stage.hyper for progress in self.networks}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is saved beside the arrays."""
+        return {
+            "seconds": self.seconds,
+            "networks": {
+                progress.name: {
+                    "stage": progress.stage.id,
+                    **{name: getattr(progress, name) for name in _KEPT},
+                }
+                for progress in self.networks
+            },
+        }
+
+    def restore(self, meta: dict[str, Any]) -> None:
+        """Takes what was saved beside the arrays."""
+        self.seconds = meta["seconds"]
+        for progress in self.networks:
+            for name in _KEPT:
+                setattr(progress, name, meta["networks"][progress.name][name])
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        return TrainState.join([p.first_state(self.examples) for p in self.networks])
+
     def teacher_cache(self, topology: sharding.Topology) -> TeacherOutputs:
-        """The teachers' outputs for every training image."""
-        pairs = list(zip(self.stage.teachers, self.teacher_variables, strict=True))
-        train = self.dataset.train
-        return programs.teacher_outputs(pairs, train, self.dataset, topology, self.stage.needs)
+        """The frozen teachers' outputs for every training image."""
+        pairs = list(zip(self.teachers, self.teacher_variables, strict=True))
+        needs = needs_of(self.stages)
+        return programs.teacher_outputs(pairs, self.dataset.train, self.dataset, topology, needs)
+
+
+_KEPT = ("history", "best_epoch", "preflight")  # of the progress of a network, with its checkpoints
 
 
 def _alike(ours: Variables, theirs: Variables | None) -> bool:

@@ -1,21 +1,22 @@
-"""A stage: one network to train, its teachers, its methods and its recipe."""
+"""A stage: a network to train, its teachers, its methods and its recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from distill_jax import data, rng
-from distill_jax.methods import Hyper, Method, Shapes
+from distill_jax.methods import Hyper, Method, Shapes, heard
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import optim, sharding
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
-from distill_jax.train.step import Methods, teacher_needs
+from distill_jax.train.terms import Methods, teacher_needs
 
 SELECTIONS = ("validation", "test", "last")
 
@@ -84,11 +85,14 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One network to train.
+    """A network to train.
+
+    Those of a cycle are stages that are trained together, by one step, and teach each other live.
 
     Args:
       network: the student.
       teachers: the networks of its frozen teachers, largest first.
+      live: those of its live teachers, itself perhaps among them.
       recipe: how it is trained.
       seed: of its weights, order, augmentation and dropping.
       methods: the terms of its loss by name.
@@ -109,6 +113,21 @@ class Stage:
     file: str = ""
     start: str = ""
     phase: bool = False
+    live: tuple[Network, ...] = ()
+
+    @property
+    def structure(self) -> Stage:
+        """What decides what is compiled: the stage without its numbers and names."""
+        return dataclasses.replace(
+            self,
+            recipe=self.recipe.structure,
+            seed=0,
+            weights=(),
+            id="",
+            file="",
+            start="",
+            phase=False,
+        )
 
     @property
     def hyper(self) -> Hyper:
@@ -126,9 +145,20 @@ class Stage:
         return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), numbers)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """The outputs that its methods need of its teachers besides the logits."""
-        return teacher_needs(self.methods) if self.teachers else ()
+    def taught_by(self) -> tuple[str, ...]:
+        """The names of all its teachers, the frozen ones first."""
+        return tuple(network.name for network in (*self.teachers, *self.live))
+
+
+def frozen_teachers(stages: Sequence[Stage]) -> tuple[Network, ...]:
+    """The frozen teachers of stages that are trained together, each once."""
+    return tuple({teacher: None for stage in stages for teacher in stage.teachers})
+
+
+def needs_of(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The outputs besides the logits that methods of stages need of their frozen teachers."""
+    methods = tuple(pair for stage in stages for pair in stage.methods)
+    return teacher_needs(methods) if frozen_teachers(stages) else ()
 
 
 def steps_per_epoch(examples: int, recipe: Recipe) -> int:
@@ -144,14 +174,24 @@ def steps_per_epoch(examples: int, recipe: Recipe) -> int:
 
 
 def shapes_of(stage: Stage, examples: int) -> Shapes:
-    """What the stage's methods can know before the first step, of the whole batch."""
+    """What the stage's methods can know before the first step, of the whole batch.
+
+    Its teachers are the frozen ones, then the live ones; `_heard` chooses those of one method.
+    """
     size = stage.recipe.batch_size
     return Shapes(
         _of_batch(stage.network.output_shapes, size),
-        tuple(_of_batch(teacher.output_shapes, size) for teacher in stage.teachers),
+        tuple(_of_batch(x.output_shapes, size) for x in (*stage.teachers, *stage.live)),
         stage.network.classes,
         examples,
     )
+
+
+def _heard(stage: Stage, method: Method, shapes: Shapes) -> Shapes:
+    """The shapes that a method is given: of those of its teachers that it hears."""
+    methods, live = [other for _, other in stage.methods], [peer.name for peer in stage.live]
+    places = heard(method, methods, stage.network.name, len(stage.teachers), live)
+    return shapes._replace(teachers=tuple(shapes.teachers[place] for place in places))
 
 
 def _of_batch(shapes: Outputs, size: int) -> Outputs:
@@ -177,7 +217,7 @@ def with_needs(stage: Stage, examples: int) -> Stage:
     shapes, methods = shapes_of(stage, examples), []
     for name, method in stage.methods:
         try:
-            methods.append((name, method.for_shapes(shapes)))
+            methods.append((name, method.for_shapes(_heard(stage, method, shapes))))
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(_cannot_teach(stage, name, error)) from error
     return dataclasses.replace(stage, methods=tuple(methods))
@@ -191,7 +231,10 @@ def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables
     shapes = shapes_of(stage, examples)
 
     def draw(key):
-        return {name: m.init(rng.stream(key, f"init {name}"), shapes) for name, m in own}
+        return {
+            name: m.init(rng.stream(key, f"init {name}"), _heard(stage, m, shapes))
+            for name, m in own
+        }
 
     return {name: variables for name, variables in jax.jit(draw)(key).items() if variables}
 
@@ -220,7 +263,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
         raise ValueError("the test split is empty")
     if stage.teachers:
         recipe.dropping.check(len(stage.teachers))
-    for one in (network, *stage.teachers):
+    for one in (network, *stage.teachers, *stage.live):
         if (one.classes, one.image_shape) != (dataset.classes, dataset.image_shape):
             raise ValueError(
                 f"{one.name} takes {one.image_shape} images of {one.classes} classes, "
@@ -228,6 +271,40 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
             )
     _check_moving(stage)
     _check_methods(stage, examples)
+
+
+# What networks that are trained together have in common: they see one batch.
+SHARED = (
+    "epochs",
+    "batch_size",
+    "last_batch",
+    "augment",
+    "train_limit",
+    "selection",
+    "sync_bn",
+)
+
+
+def check_together(stages: Sequence[Stage]) -> None:
+    """Raises ValueError where networks of a cycle cannot share a step, naming both values."""
+    first, *others = stages
+    for other in others:
+        pair = f"{first.network.name} and {other.network.name} teach each other and are trained"
+        for name in SHARED:
+            ours, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{pair} together, but {name} is {ours!r} and {theirs!r}: expected one value"
+                )
+        if first.seed != other.seed:
+            raise ValueError(
+                f"{pair} together, but seed is {first.seed} and {other.seed}: expected one value"
+            )
+        if first.network.classes != other.network.classes:
+            raise ValueError(
+                f"{pair} together, but have {first.network.classes} and {other.network.classes} "
+                "classes: expected as many"
+            )
 
 
 def _check_moving(stage: Stage) -> None:
@@ -254,11 +331,11 @@ def _check_methods(stage: Stage, examples: int) -> None:
     shapes = shapes_of(stage, examples) if looking else None
     for name, method in looking:
         try:
-            method.check(shapes)  # type: ignore[arg-type]
+            method.check(_heard(stage, method, shapes))  # type: ignore[arg-type]
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(_cannot_teach(stage, name, error)) from error
 
 
 def _cannot_teach(stage: Stage, name: str, error: Exception) -> str:
-    teachers = "+".join(teacher.name for teacher in stage.teachers) or "nobody"
+    teachers = "+".join(stage.taught_by) or "nobody"
     return f"method {name!r} for {stage.network.name} taught by {teachers}: {error}"

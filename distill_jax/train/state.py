@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -30,6 +32,28 @@ class TrainState:
     opt_state: Any
     skipped: Array
 
+    @classmethod
+    def join(cls, states: Sequence[TrainState]) -> TrainState:
+        """The state of networks that are trained together, from that of each."""
+        first, *others = states
+        for state in others:
+            first = dataclasses.replace(
+                first,
+                params=_joined(first.params, state.params),
+                collections=_joined(first.collections, state.collections),
+                opt_state={**first.opt_state, **state.opt_state},
+            )
+        return first
+
+    def only(self, network: str) -> TrainState:
+        """The part of one network."""
+        params, collections = (
+            {kind: {network: by_name[network]} for kind, by_name in tree.items()}
+            for tree in (self.params, self.collections)
+        )
+        own = {network: self.opt_state[network]}
+        return dataclasses.replace(self, params=params, collections=collections, opt_state=own)
+
     def variables(self, network: str) -> Variables:
         """What `Network.apply` takes."""
         params, collections = self.params["networks"], self.collections["networks"]
@@ -39,6 +63,11 @@ class TrainState:
         """The variables of a network's methods, by the method's name."""
         params, collections = self.params["methods"][network], self.collections["methods"][network]
         return join_variables(params, collections)
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """{"networks": ..., "methods": ...} of two states as one."""
+    return {kind: {**one[kind], **other[kind]} for kind in one}
 
 
 def join_variables(params: dict[str, Any], collections: dict[str, Any]) -> dict[str, Variables]:
@@ -85,7 +114,7 @@ class Batch:
       labels: (B,) int32.
       index: (B,) int32, places in the training split.
       position: (B,) int32, places in the whole batch: augmentation draws by them.
-      teachers: cached outputs, (B, K, C) logits, where there are such.
+      teachers: cached outputs of the frozen teachers, (B, K, C) logits, where there are such.
     """
 
     inputs: Array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,28 +12,29 @@ import optax
 from jax import Array, lax
 
 from distill_jax import graph, rng
-from distill_jax.methods import Context, Hyper, Method, Term, total
+from distill_jax.methods import Context, Hyper, Term, total
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.guard import all_finite, guarded, nonfinite_counts
 from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.state import Batch, TrainState, join_variables, split_variables
-from distill_jax.train.teachers import (
-    APPLY,
-    HEAD,
-    FrozenTeachers,
-    FrozenVariables,
-    TeacherOutputs,
+from distill_jax.train.teachers import FrozenTeachers, TeacherOutputs
+from distill_jax.train.terms import (
+    DrawMask,
+    Live,
+    Student,
+    Teaching,
+    frozen_shown,
+    student_terms,
+    teacher_needs,
 )
 
-Methods = tuple[tuple[str, Method], ...]  # those of a stage by name, in the order of their terms
 Preprocess = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised floats
-DrawMask = Callable[[Array, Array, Hyper], Array]  # (key, step, hyper) -> (K,) booleans
-Teaching = tuple[Variables, ...] | FrozenVariables  # the teachers' variables
+Hypers = Mapping[str, Hyper]  # the numbers of each network in training
 TrainStep = Callable[
-    [TrainState, Teaching, Batch, Hyper, Array],
-    tuple[TrainState, StepMetrics],
+    [TrainState, Teaching, Batch, Hypers, Array],
+    tuple[TrainState, dict[str, StepMetrics]],
 ]
 
 
@@ -53,17 +54,6 @@ def draw_from(dropping: Dropping, teachers: int) -> DrawMask | None:
     return draw
 
 
-def teacher_needs(methods: Methods) -> tuple[str, ...]:
-    """The outputs that methods need of teachers besides the logits, each once."""
-    wanted = {name: None for _, method in methods for name in method.needs}
-    return tuple(name for name in wanted if name not in ("logits", APPLY, HEAD))
-
-
-def needs_variables(methods: Methods) -> bool:
-    """Whether a method asks teachers more than their outputs on the batch."""
-    return any({APPLY, HEAD} & set(method.needs) for _, method in methods)
-
-
 def init_state(
     network: Network,
     optimizer: optim.OptimOptions,
@@ -71,10 +61,10 @@ def init_state(
     method_variables: dict[str, Variables] | None = None,
     start: Variables | None = None,
 ) -> TrainState:
-    """A fresh state.
+    """A fresh state of one network; `TrainState.join` makes one of several.
 
     Args:
-      network: the student.
+      network: the network.
       optimizer: the update rule.
       key: the parameters are drawn from its stream "init", those of `name#2` from "init 2".
       method_variables: those of the methods, by name.
@@ -102,13 +92,9 @@ def init_state(
 
 def make_train_step(
     *,
-    network: Network,
-    methods: Methods,
-    teachers: tuple[Network, ...],
-    optimizer: optim.OptimOptions,
-    schedule: optim.Schedule,
+    students: tuple[Student, ...],
+    teachers: tuple[Network, ...] = (),
     preprocess: Preprocess,
-    draw_mask: DrawMask | None = None,
     steps_per_epoch: int = 1,
     axis_name: str | None = None,
     sync_bn: bool = True,
@@ -116,22 +102,19 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the body of a training step, to be jitted or pmapped.
 
-    Teachers' outputs, the student's forward and backward pass and its update are one graph. A
-    teacher that is dropped from a mini-batch is not run for it, and none is where the batch brings
-    their outputs from a cache.
+    Teachers' outputs, the students' forward and backward passes and their updates are one graph. A
+    teacher that no student keeps for a mini-batch is not run for it, and none is where the batch
+    brings their outputs from a cache. Several students see one batch and teach each other by their
+    outputs on it; each has an optimizer of its own.
 
-    A step at which a term of the loss, a teacher's output, a gradient or a collection is not finite
+    A step at which a term of a loss, a teacher's output, a gradient or a collection is not finite
     changes nothing. `max_nonfinite_steps` of them are passed over; after one more the state stays
     as it is, at that step, whatever else it is given (see `guard.is_halted`).
 
     Args:
-      network: the student.
-      methods: the terms of its loss.
-      teachers: the frozen networks, largest first.
-      optimizer: the update rule.
-      schedule: learning rate of a step.
+      students: the networks to train.
+      teachers: the frozen networks.
       preprocess: augments and normalises.
-      draw_mask: which teachers teach this mini-batch, see `draw_from`; None keeps all.
       steps_per_epoch: counts epochs for the methods.
       axis_name: the devices' axis; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
@@ -139,110 +122,129 @@ def make_train_step(
       max_nonfinite_steps: steps that are not finite and may be passed over.
 
     Returns:
-      (state, teachers' variables, batch, hyper, key) -> (state, metrics).
+      (state, teachers' variables, batch, hyper of each network, key) -> (state, metrics of each).
     """
-    frozen, name = FrozenTeachers(teachers, teacher_needs(methods)), network.name
+    networks = {student.name: student.network for student in students}
+    methods = tuple(pair for student in students for pair in student.methods)
+    frozen = FrozenTeachers(teachers, teacher_needs(methods))
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
         keys = rng.per_example(rng.stream(key, "augment", state.step), batch.position)
         inputs = preprocess(keys, batch.inputs)
-        drawn = None if draw_mask is None else draw_mask(key, state.step, hyper)
-        mask = jnp.ones(len(teachers), bool) if drawn is None else drawn
-        taught = _teacher_outputs(frozen, variables, inputs, batch.teachers, drawn)
+        drawn = {
+            s.name: None if s.draw_mask is None else s.draw_mask(key, state.step, hyper[s.name])
+            for s in students
+        }
+        run = _kept_by_any(students, drawn, len(teachers))
+        taught = _teacher_outputs(frozen, variables, inputs, batch.teachers, run)
+        shown = frozen_shown(frozen, taught, variables, methods)
         context = Context(
-            student=None,  # type: ignore[arg-type]  # filled in below, inside the gradient
-            teachers=taught.each(),
-            teacher_mask=mask,
+            student=None,  # type: ignore[arg-type]  # `student_terms` fills it in, and its teachers
+            teachers=(),
+            teacher_mask=jnp.ones(0, bool),
             labels=batch.labels,
-            hyper=hyper,
+            hyper=Hyper(),
             inputs=inputs,
             index=batch.index,
             position=batch.position,
             batch_size=len(batch.labels) * devices,
             epoch=state.step / steps_per_epoch,
             axis_name=axis_name,
-            **teacher_doors(frozen, variables, methods),
         )
 
-        def loss_of(params):
-            outputs, collections = network.apply(
-                {"params": params["networks"][name], **state.collections["networks"][name]},
+        def forward(name, params, inputs):
+            return networks[name].apply(
+                {"params": params, **state.collections["networks"][name]},
                 inputs,
                 train=True,
                 rngs=rng.stream(key, "network", state.step),
                 axis_name=axis_name if sync_bn else None,
             )
-            terms, kept = method_terms(
-                network,
-                methods,
-                join_variables(params["methods"][name], state.collections["methods"][name]),
-                dataclasses.replace(context, student=outputs),
-                lambda feature: network.head({"params": params["networks"][name]}, feature),
-                lambda method: rng.stream(key, f"method {method}", state.step),
-            )
-            return total(terms), (outputs, collections, kept, terms)
 
-        grads, (outputs, collections, kept, terms) = jax.grad(loss_of, has_aux=True)(state.params)
-        counted = _count(outputs, batch.labels, terms)
+        def loss_of(params):
+            own = params["networks"]
+            forwards = {name: forward(name, own[name], inputs) for name in networks}
+            live = {
+                name: Live(
+                    forwards[name][0],
+                    own[name],
+                    lambda params, x, name=name: networks[name].head({"params": params}, x),
+                    lambda params, x, name=name: forward(name, params, x)[0],
+                )
+                for name in networks
+            }
+            terms, kept = {}, {}
+            for student in students:
+                name = student.name
+                terms[name], kept[name] = student_terms(
+                    student,
+                    join_variables(params["methods"][name], state.collections["methods"][name]),
+                    dataclasses.replace(context, hyper=hyper[name]),
+                    shown,
+                    live,
+                    drawn[name],
+                    lambda method: rng.stream(key, f"method {method}", state.step),
+                )
+            losses = [total(own) for own in terms.values()]
+            return sum(losses[1:], losses[0]), (forwards, terms, kept)
+
+        grads, (forwards, terms, kept) = jax.grad(loss_of, has_aux=True)(state.params)
+        counted = {name: _count(forwards[name][0], batch.labels, terms[name]) for name in networks}
+        collections = {name: forwards[name][1] for name in networks}
         spoilt = nonfinite_counts(taught, len(teachers))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
             counted, spoilt = lax.psum((counted, spoilt), axis_name)
             if not sync_bn:
                 collections = _averaged(collections, axis_name)
-        if drawn is not None:  # the same on every device, so counted once
-            counted = counted._replace(kept=metrics.mean_of(mask))
-        collections = {"networks": {name: collections}, "methods": {name: kept}}
-        params, opt_state = _update(name, optimizer, schedule, hyper, state, grads)
-        causes = {
-            **{f"teacher {k + 1} ({t.name})": spoilt[k] > 0 for k, t in enumerate(teachers)},
-            **{f"term {term}": ~jnp.isfinite(pair[0]) for term, pair in counted.weighted.items()},
-            "gradients": ~all_finite(grads),
-            "batch statistics": ~all_finite(collections),
-        }
+        params, opt_state, causes = {"networks": {}, "methods": {}}, {}, {}
+        for student in students:
+            name = student.name
+            held, opt_state[name] = _update(student, hyper[name], state, grads)
+            params["networks"][name], params["methods"][name] = held["network"], held["methods"]
+            if drawn[name] is not None:  # the same on every device, so counted once
+                counted[name] = counted[name]._replace(kept=metrics.mean_of(drawn[name]))
+            causes[name] = {
+                **{
+                    f"teacher {k + 1} ({teachers[place].name})": spoilt[place] > 0
+                    for k, place in enumerate(student.frozen)
+                },
+                **{
+                    f"term {term}": ~jnp.isfinite(pair[0])
+                    for term, pair in counted[name].weighted.items()
+                },
+                "gradients": ~all_finite(_trained(grads, name)),
+                "batch statistics": ~all_finite((collections[name], kept[name])),
+            }
+        collections = {"networks": collections, "methods": kept}
         updated = TrainState(state.step + 1, params, collections, opt_state, state.skipped)
         return guarded(state, updated, counted, causes, max_nonfinite_steps)
 
     return train_step
 
 
-def method_terms(
-    network: Network,
-    methods: Methods,
-    variables: dict[str, Variables],
-    context: Context,
-    head: Callable[[Array], Array] | None,
-    key_of: Callable[[str], Array],
-) -> tuple[dict[str, Term], dict[str, Variables]]:
-    """The terms of all methods, each times the method's weight, and their collections afterwards.
-
-    Raises:
-      ValueError: two methods give a term of one name.
-    """
-    terms: dict[str, Term] = {}
-    collections = {}
-    for name, method in methods:
-        given = dataclasses.replace(context, head=head, key=key_of(name))
-        given_terms, after = method.terms(variables.get(name, {}), given)
-        if double := terms.keys() & given_terms.keys():
-            raise ValueError(f"{network.name}: two methods give a term {', '.join(double)}")
-        for term, (value, _) in given_terms.items():
-            if jnp.shape(value) not in ((), context.labels.shape):
-                raise ValueError(
-                    f"method {name!r} gives {term} of shape {jnp.shape(value)}: expected a number "
-                    f"an example, {context.labels.shape}, or one for the batch, ()"
-                )
-        factor = context.hyper.methods.get(name, 1.0)
-        terms |= {k: Term(term.value, factor * term.weight) for k, term in given_terms.items()}
-        if name in variables:
-            collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
-    return terms, collections
-
-
 def _trained(params: Any, name: str) -> dict[str, Any]:
     """What one optimizer holds: a network's parameters and those of its methods."""
     return {"network": params["networks"][name], "methods": params["methods"][name]}
+
+
+def _kept_by_any(
+    students: tuple[Student, ...], drawn: Mapping[str, Array | None], teachers: int
+) -> Array | None:
+    """(K,) the frozen teachers of a step that some student keeps; None where none is ever dropped.
+
+    Each student masks those that it dropped itself.
+    """
+    if all(mask is None for mask in drawn.values()):
+        return None
+    if len(students) == 1:
+        return drawn[students[0].name]
+    kept = jnp.zeros(teachers, bool)
+    for student in students:
+        mask = drawn[student.name]
+        kept = kept.at[jnp.asarray(student.frozen, int)].max(True if mask is None else mask)
+    return kept
 
 
 def _teacher_outputs(
@@ -265,35 +267,13 @@ def _teacher_outputs(
     return TeacherOutputs(jnp.where(drawn[:, None, None], logits, 0.0), features)
 
 
-def teacher_doors(frozen: FrozenTeachers, variables: Teaching, methods: Methods) -> dict[str, Any]:
-    """What lets methods ask teachers more than their outputs on the batch."""
-    if not needs_variables(methods):
-        return {}
-
-    def own(k):
-        return lax.stop_gradient(frozen.variables_of(k, variables))
-
-    def apply(k, inputs):
-        return frozen.networks[k].apply(own(k), inputs)[0]
-
-    heads = tuple(
-        lambda feature, k=k, network=network: network.head(own(k), feature)
-        for k, network in enumerate(frozen.networks)
-    )
-    return {"teacher_heads": heads, "teacher_apply": apply}
-
-
-def _update(name, optimizer, schedule, hyper, state, grads):
-    """(params, opt_state) after the optimizer's step."""
-    rule = optim.transform(optimizer, schedule, hyper, state.step)
-    held = _trained(state.params, name)
-    updates, opt_state = rule.update(_trained(grads, name), state.opt_state[name], held)
-    updated = optax.apply_updates(held, updates)
-    params = {
-        "networks": {name: updated["network"]},
-        "methods": {name: updated["methods"]},
-    }
-    return params, {name: opt_state}
+def _update(student, hyper, state, grads):
+    """(what the student's optimizer holds, its state) after the optimizer's step."""
+    rule = optim.transform(student.optimizer, student.schedule, hyper, state.step)
+    held = _trained(state.params, student.name)
+    gradients, before = _trained(grads, student.name), state.opt_state[student.name]
+    updates, after = rule.update(gradients, before, held)
+    return optax.apply_updates(held, updates), after
 
 
 def _count(outputs: Outputs, labels: Array, terms: dict[str, Term]) -> StepMetrics:

@@ -1,4 +1,4 @@
-"""A stage in training, with its arrays: one, or a population that is trained at once."""
+"""Networks in training, with their arrays: a stage, a cycle's, or a population at once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from distill_jax.models import Variables
 from distill_jax.train import evaluation, metrics, optim, preflight, programs
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.guard import is_halted
-from distill_jax.train.options import StageInputs, TrainOptions, cache_shapes, caches_teachers
-from distill_jax.train.replica import Replica
-from distill_jax.train.stage import steps_per_epoch
+from distill_jax.train.options import ReplicaInputs, TrainOptions, cache_shapes, caches_teachers
+from distill_jax.train.replica import Progress, Replica
+from distill_jax.train.stage import frozen_teachers, steps_per_epoch
 from distill_jax.train.state import DeviceDataset, TrainState
-from distill_jax.train.step import needs_variables
+from distill_jax.train.terms import needs_variables
 
 # How long the machine works before it looks up: signals, saves, progress. Each time costs: on a CPU
 # the step's memory is asked for anew.
@@ -43,31 +43,31 @@ class _Chunk(NamedTuple):
 
 
 class Trainer:
-    """Stages in training: one, or several whose arrays then have a leading axis of replicas.
+    """Networks in training: a replica, or several whose arrays then have a leading axis for them.
 
-    The replicas of a population have network, teachers' networks, methods, structure of the recipe
-    and size of the training set in common, and nothing else to do with each other: each has
-    checkpoints and results of its own.
+    A replica is a stage, or those of a cycle, which one step trains. The replicas of a population
+    have networks, teachers' networks, methods, structure of the recipes and size of the training
+    set in common, and nothing else to do with each other: each has checkpoints and results of its
+    own.
     """
 
-    def __init__(self, inputs: Sequence[StageInputs], dataset: Dataset, options: TrainOptions):
+    def __init__(self, inputs: Sequence[ReplicaInputs], dataset: Dataset, options: TrainOptions):
         self.replicas = [Replica(one, dataset) for one in inputs]
         self.alone = len(inputs) == 1
         self.dataset, self.options, self.topology = dataset, options, options.topology
-        stage = self.replicas[0].stage
-        self.recipe, self.network = stage.recipe, stage.network
-        self.steps = steps_per_epoch(len(self.replicas[0].dataset.train.labels), self.recipe)
+        self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe
+        self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
-        self.cached = caches_teachers(stage, dataset, options.teacher_logits)
+        self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
         self.eval_split = "test" if self.recipe.selection == "test" else "valid"
         self.split = programs.device_put(getattr(dataset, self.eval_split), self.topology)
         self.frozen = self._frozen_variables()
-        keys = [jax.random.key(r.stage.seed) for r in self.replicas]
+        keys = [jax.random.key(replica.seed) for replica in self.replicas]
         self.key = self._together(keys)
-        self.hyper = self._together([r.stage.hyper for r in self.replicas])
+        self.hyper = self._together([replica.hyper for replica in self.replicas])
         program = programs.train_program(
-            stage,
+            self.stages,
             self.steps,
             dataset,
             self.topology,
@@ -77,7 +77,10 @@ class Trainer:
         self.loop = program.loop
         states = [replica.first_state() for replica in self.replicas]
         self.state = self._together(states)
-        self.best = [self.topology.replicate(s.variables(self.network.name)) for s in states]
+        self.best = [
+            {p.name: self.topology.replicate(state.variables(p.name)) for p in replica.networks}
+            for replica, state in zip(self.replicas, states, strict=True)
+        ]
         self.zeros = self._zero_sums(program.body, states[0], keys[0])
         self.sums = self._together([self.zeros for _ in states])
 
@@ -92,32 +95,36 @@ class Trainer:
 
     def _frozen_variables(self) -> Any:
         """The teachers' variables as the step takes them, where it runs teachers at all."""
-        stage = self.replicas[0].stage
-        if self.cached and not needs_variables(stage.methods):
+        if self.cached and not self._needs_variables:
             frozen: list[Any] = [()] * len(self.replicas)
         else:
+            networks = frozen_teachers(self.stages)
             frozen = [
-                programs.freeze_teachers(stage.teachers, r.teacher_variables, self.topology)
-                for r in self.replicas
+                programs.freeze_teachers(networks, replica.teacher_variables, self.topology)
+                for replica in self.replicas
             ]
         return frozen[0] if self.alone else self.topology.stack(frozen)
 
-    def _zero_sums(self, body: Any, state: TrainState, key: Any) -> metrics.StepMetrics:
+    @property
+    def _needs_variables(self) -> bool:
+        return any(needs_variables(stage.methods) for stage in self.stages)
+
+    def _zero_sums(self, body: Any, state: TrainState, key: Any) -> dict[str, metrics.StepMetrics]:
         """Where the sums of metrics start.
 
         On one device the loop's step is the body: given the same, it is traced but once. Elsewhere
         no teacher need be traced for it: their outputs are given as if cached.
         """
-        stage, replica = self.replicas[0].stage, self.replicas[0]
+        replica = self.replicas[0]
         alike = self.alone and self.topology.count == 1
         given: tuple[Any, ...]
         if alike:
             cached = self.data.teachers if self.data is not None else None
             given = (self.state, self.frozen, self.hyper, self.key)
         else:
-            cached = cache_shapes(stage, len(replica.dataset.train.labels))
-            teachers = replica.teacher_variables if needs_variables(stage.methods) else ()
-            given = (state, teachers, stage.hyper, key)
+            cached = cache_shapes(self.stages, replica.examples)
+            teachers = replica.teacher_variables if self._needs_variables else ()
+            given = (state, teachers, replica.hyper, key)
         return programs.zero_sums(
             body,
             *given,
@@ -134,9 +141,9 @@ class Trainer:
     def _of(self, i: int, tree: Any) -> Any:
         return tree if self.alone else self.topology.member(i, tree)
 
-    def _variables(self, i: int) -> Variables:
-        """The weights of a replica where they can be evaluated; a copy, as the state is donated."""
-        return self.topology.replicate(self._of(i, self.state).variables(self.network.name))
+    def _variables(self, i: int, network: str) -> Variables:
+        """The weights of a network where they can be evaluated; a copy, as the state is donated."""
+        return self.topology.replicate(self._of(i, self.state).variables(network))
 
     @property
     def step(self) -> int:
@@ -146,7 +153,7 @@ class Trainer:
     @property
     def epochs_done(self) -> int:
         """Epochs trained and measured."""
-        return len(self.replicas[0].history)
+        return len(self.replicas[0].networks[0].history)
 
     # ------------------------------------------------------------------------- saved and restored
     def _arrays(self, i: int) -> dict[str, Any]:
@@ -182,20 +189,19 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------ training
     def preflight(self) -> None:
-        """Evaluates each replica's teachers and its loss before the first step."""
+        """Evaluates each network's teachers and its loss before the first step."""
         for i, replica in enumerate(self.replicas):
-            state = self._of(i, self.state)
-            report = evaluation.run_preflight(
-                replica.stage,
+            reports = evaluation.run_preflight(
+                replica.stages,
                 replica.teachers,
-                state.variables(self.network.name),
-                state.method_variables(self.network.name),
+                self._of(i, self.state),
                 replica.dataset,
                 self.topology,
-                replica.plain_accuracy,
+                [progress.plain_accuracy for progress in replica.networks],
             )
-            replica.preflight = preflight.as_json(report)
-            self.options.reporter.notice(report.lines())
+            for progress, report in zip(replica.networks, reports, strict=True):
+                progress.preflight = preflight.as_json(report)
+                self.options.reporter.notice(report.lines())
 
     def train_epoch(self) -> Iterator[int]:
         """Trains what is left of the epoch that the history has not seen, and measures it.
@@ -228,9 +234,9 @@ class Trainer:
         """Who sees which examples when, (replicas, S, B); a smaller last batch apart."""
         orders = [
             data.epoch_order(
-                len(r.dataset.train.labels),
+                r.examples,
                 self.recipe.batch_size,
-                seed=r.stage.seed,
+                seed=r.seed,
                 epoch=epoch,
                 last_batch=self.recipe.last_batch,
             )
@@ -243,7 +249,7 @@ class Trainer:
     def _chunks(self, orders: np.ndarray, epoch: int, skip: int) -> Iterator[_Chunk]:
         """The steps of `orders`, from the chunk that holds step `skip` on."""
         if self.streamed:
-            split = data.at_epoch(self.dataset.train, self.replicas[0].stage.seed, epoch)
+            split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
             for chunk in data.chunks(split, orders[0], skip=skip):
                 placed = self.topology.device_put(
                     DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
@@ -281,10 +287,15 @@ class Trainer:
         # Whoever goes on from there meets the step again.
         self.state = self.state.replace(skipped=jnp.minimum(self.state.skipped, allowed))
         self.save()
-        stage = self.replicas[i].stage
-        causes = [cause for cause, (count, _) in sums.nonfinite.items() if count]
+        causes = [
+            f"{cause} of {network}" if len(sums) > 1 else cause
+            for network, own in sums.items()
+            for cause, (count, _) in own.nonfinite.items()
+            if count
+        ]
+        names = ", ".join(stage.network.name for stage in self.stages)
         raise NotFiniteError(
-            f"{stage.network.name}, seed {stage.seed}: step {step + 1} of "
+            f"{names}, seed {self.replicas[i].seed}: step {step + 1} of "
             f"{self.steps * self.recipe.epochs} is not finite in {', '.join(causes)}"
             + (f", after {allowed} such steps were skipped" if allowed else "")
             + "; its update was not made, and the state before it is kept. A smaller learning "
@@ -293,70 +304,77 @@ class Trainer:
 
     def _end_epoch(self, images_per_second: float) -> None:
         """Evaluates the epoch just trained; keeps the weights that are the best so far."""
-        recipe, epoch = self.recipe, self.epochs_done
         for i, replica in enumerate(self.replicas):
-            begun = time.perf_counter()
-            schedule = optim.schedule(replica.stage.recipe.optim, recipe.epochs, self.steps)
-            rate = schedule(self.step - 1)
-            record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
-            trained = metrics.record(self._of(i, self.sums))
-            record |= {f"train_{name}": value for name, value in trained.items()}
-            variables = self._variables(i)
-            if len(self.split.labels):
-                evaluated = programs.evaluate(
-                    self.network, variables, self.split, self.dataset, self.topology
+            begun, sums = time.perf_counter(), self._of(i, self.sums)
+            for progress in replica.networks:
+                record = self._measured(i, progress, sums[progress.name])
+                progress.history.append(
+                    {**record, "images_per_second": round(images_per_second, 1)}
                 )
-                record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
-            if self._is_best(replica, record):
-                replica.best_epoch, self.best[i] = epoch, variables
-            replica.history.append({**record, "images_per_second": round(images_per_second, 1)})
+                self.options.reporter.epoch_ended(progress.stage, progress.history[-1])
             replica.seconds += time.perf_counter() - begun
-            self.options.reporter.epoch_ended(replica.stage, replica.history[-1])
         self.sums = self._together([self.zeros for _ in self.replicas])
 
-    def _is_best(self, replica: Replica, record: dict[str, Any]) -> bool:
+    def _measured(self, i: int, progress: Progress, sums: metrics.StepMetrics) -> dict[str, Any]:
+        """The record of a network's epoch; its weights are kept where they are the best so far."""
+        epoch, recipe = len(progress.history), progress.stage.recipe
+        rate = optim.schedule(recipe.optim, recipe.epochs, self.steps)(self.step - 1)
+        record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
+        record |= {f"train_{name}": value for name, value in metrics.record(sums).items()}
+        variables = self._variables(i, progress.name)
+        if len(self.split.labels):
+            evaluated = programs.evaluate(
+                progress.stage.network, variables, self.split, self.dataset, self.topology
+            )
+            record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
+        if self._is_best(progress, record):
+            progress.best_epoch, self.best[i][progress.name] = epoch, variables
+        return record
+
+    def _is_best(self, progress: Progress, record: dict[str, Any]) -> bool:
         if self.recipe.selection == "last":
             return True
         accuracy, loss = (
             record.get(f"{self.eval_split}_{x}", math.nan) for x in ("accuracy", "loss")
         )
         best = -1.0
-        if replica.best_epoch >= 0:
-            best = replica.history[replica.best_epoch][f"{self.eval_split}_accuracy"]
+        if progress.best_epoch >= 0:
+            best = progress.history[progress.best_epoch][f"{self.eval_split}_accuracy"]
         # The later of equals; and never one whose logits are not finite.
         return math.isfinite(loss) and accuracy >= best
 
-    def finish(self) -> list[StageResult]:
-        """Scores the test set with each replica's weights."""
-        return [self._finish(i, replica) for i, replica in enumerate(self.replicas)]
+    def finish(self) -> list[list[StageResult]]:
+        """Scores the test set with each network's weights; of each replica by network."""
+        return [
+            [self._finish(i, progress) for progress in replica.networks]
+            for i, replica in enumerate(self.replicas)
+        ]
 
-    def _finish(self, i: int, replica: Replica) -> StageResult:
-        if replica.best_epoch < 0:
+    def _finish(self, i: int, progress: Progress) -> StageResult:
+        name, epochs = progress.name, len(progress.history)
+        if progress.best_epoch < 0:
             raise NotFiniteError(
-                f"{self.network.name}: no epoch gave a number to select by; the last was "
-                f"{replica.history[-1]}"
+                f"{name}: no epoch gave a number to select by; the last was {progress.history[-1]}"
             )
-        state = self._of(i, self.state)
-        best, newest = self.best[i], replica.best_epoch + 1 == self.epochs_done
-        last = best if newest else state.variables(self.network.name)
+        state, best = self._of(i, self.state), self.best[i][name]
+        last = best if progress.best_epoch + 1 == epochs else state.variables(name)
         deployed, scored = evaluation.score(
-            replica.stage, replica.teachers, best, last, self.dataset, self.topology
+            progress.stage, progress.teachers, best, last, self.dataset, self.topology
         )
         record = {
             **scored,
-            "valid_accuracy": replica.history[replica.best_epoch].get("valid_accuracy"),
-            "best_epoch": replica.best_epoch + 1,
+            "valid_accuracy": progress.history[progress.best_epoch].get("valid_accuracy"),
+            "best_epoch": progress.best_epoch + 1,
             "epochs": self.recipe.epochs,
-            "seconds": round(replica.seconds, 2),
+            "seconds": round(self.replicas[i].seconds, 2),
             "skipped_steps": int(state.skipped),
-            "state_digest": digest({"best": best, "last": state}),
-            "preflight": replica.preflight,
+            "state_digest": digest({"best": best, "last": state.only(name)}),
+            "preflight": progress.preflight,
         }
         whole = {}
-        if replica.stage.phase:
-            methods = state.method_variables(self.network.name)
-            whole = jax.device_get({"network": best, "methods": methods})
-        return StageResult(deployed, replica.history, record, whole)
+        if progress.stage.phase:
+            whole = jax.device_get({"network": best, "methods": state.method_variables(name)})
+        return StageResult(deployed, progress.history, record, whole)
 
 
 def _next_size(steps: int, seconds: float) -> int:

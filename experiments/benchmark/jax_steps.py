@@ -108,7 +108,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
         valid_fraction=0.0,
     )
     shared = True if several else None
-    program = programs.train_program(stage, ROWS, about, topology, shared_data=shared)
+    program = programs.train_program((stage,), ROWS, about, topology, shared_data=shared)
     order, key = cases.order(case, ROWS), jax.random.key(0)
     state = init_state(network, stage.recipe.optim, key, start=student)
     cached = None
@@ -119,7 +119,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     else:
         frozen = programs.freeze_teachers(teachers, frozen, topology)
     dataset = topology.device_put(DeviceDataset(images, labels, cached))
-    state, key, hyper = topology.device_put((state, key, stage.hyper))
+    state, key, hyper = topology.device_put((state, key, {network.name: stage.hyper}))
     sums = programs.zero_sums(
         program.body,
         *(state, frozen, hyper, key),
@@ -161,7 +161,7 @@ class TrainingStep:
 
     def run(self, steps: int) -> float:
         """The mean loss of `steps` steps."""
-        ready, before = self.ready, jax.device_get(self.ready.sums.loss)
+        ready, before = self.ready, jax.device_get(self.ready.sums[self.networks[0].name].loss)
         state, sums = ready.loop(
             ready.state,
             ready.sums,
@@ -173,7 +173,7 @@ class TrainingStep:
             ready.hyper,
             ready.key,
         )
-        after = jax.device_get(jax.block_until_ready(sums).loss)
+        after = jax.device_get(jax.block_until_ready(sums)[self.networks[0].name].loss)
         self.ready = ready._replace(state=state, sums=sums)
         total, count = (np.sum(new) - np.sum(old) for new, old in zip(after, before, strict=True))
         return float(total / count)

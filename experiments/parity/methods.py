@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from distill_jax.methods import KD, Context, CrossEntropy, Hyper
+from distill_jax.methods import DML, KD, Context, CrossEntropy, Hyper
 from distill_jax.methods.fitnet import FitNet
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
@@ -64,7 +65,39 @@ def fitnet(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
     return Computed({"hint": loss}, to_torch({"batch_stats": after["batch_stats"]}, places))
 
 
-METHODS: dict[str, Compute] = {"kd": kd, "fitnet": fitnet}
+def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
+    """Two networks with a loss each, or several with one loss for all."""
+    pair = "logits1" in inputs
+    logits = (
+        [inputs["logits1"], inputs["logits2"]] if pair else jnp.moveaxis(inputs["logits"], 2, 0)
+    )
+    each = numbers.get("pairwise", True)
+    method = DML(
+        temperature=numbers["T"],
+        targets="each" if each else "mean_logits",
+        detached=numbers["detach"],
+        epsilon=numbers.get("eps", 0.0),
+    )
+    losses = {}
+    for i, own in enumerate(logits):
+        others = [x for j, x in enumerate(logits) if j != i]
+        shown = lax.stop_gradient(others) if method.detached else others
+        context = Context(
+            student=outputs(own),
+            teachers=tuple(map(outputs, shown)),
+            teacher_mask=jnp.ones(len(others), bool),
+            labels=inputs["labels"],
+            hyper=Hyper(),
+        )
+        terms = terms_of([CrossEntropy(), method], context)
+        ce, kl = (term.weight * jnp.mean(term.value) for term in terms.values())
+        kl = numbers.get("lambda_kd", 1.0) * kl
+        losses |= {f"ce{i + 1}": ce, f"kd{i + 1}": kl, f"total{i + 1}": ce + kl}
+    totals = [losses[f"total{i + 1}"] for i in range(len(logits))]
+    return Computed({**losses, "total": sum(totals[1:], totals[0])})
+
+
+METHODS: dict[str, Compute] = {"kd": kd, "fitnet": fitnet, "dml": dml}
 
 
 def check_method(case: Case, dtype: str) -> Iterator[Found]:

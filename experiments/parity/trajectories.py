@@ -16,7 +16,8 @@ from distill_jax.models import Network, Variables
 from distill_jax.train import optim
 from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.state import Batch, TrainState
-from distill_jax.train.step import Methods, init_state, make_train_step
+from distill_jax.train.step import init_state, make_train_step
+from distill_jax.train.terms import Methods, Student
 from experiments import golden
 from experiments.parity.adapters import to_torch, variables_of
 from experiments.parity.cases import Case, Found, batch, load
@@ -51,14 +52,18 @@ def follow(
     """
     meta = case.meta
     optimizer = optim.OptimOptions(momentum=meta["momentum"], nesterov=meta.get("nesterov", False))
-    step = make_train_step(
+    student = Student(
         network=network,
         methods=methods,
-        teachers=tuple(teacher for teacher, _ in teachers),
         optimizer=optimizer,
         schedule=lambda step: jnp.asarray(meta["lr"], dtype),
-        preprocess=lambda keys, images: images,
+        frozen=tuple(range(len(teachers))),
         draw_mask=None if masks is None else lambda key, step, hyper: jnp.asarray(masks)[step],
+    )
+    step = make_train_step(
+        students=(student,),
+        teachers=tuple(teacher for teacher, _ in teachers),
+        preprocess=lambda keys, images: images,
     )
     state = init_state(network, optimizer, jax.random.key(0), method_variables, variables)
     step, key, sums = jax.jit(step), jax.random.key(0), []
@@ -66,8 +71,9 @@ def follow(
     places = jnp.arange(meta["batch"], dtype=jnp.int32)
     for t in range(steps or meta.get("steps") or len(next(iter(case.arrays.values())))):
         images, labels = batch(case, t, dtype)
-        state, found = step(state, frozen, Batch(images, labels, places, places), hyper, key)
-        sums.append(jax.device_get(found))
+        given = Batch(images, labels, places, places)
+        state, found = step(state, frozen, given, {network.name: hyper}, key)
+        sums.append(jax.device_get(found[network.name]))
     return state, sums
 
 

@@ -22,6 +22,7 @@ from distill_jax.train import metrics, optim, programs, sharding
 from distill_jax.train.reporter import Reporter
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import init_state, make_train_step
+from distill_jax.train.terms import Student
 
 RANDOM = np.random.RandomState(0)
 B, C, F = 6, 7, 5
@@ -313,15 +314,8 @@ def test_the_kl_reaches_the_backbones_classifier_and_the_feature_term_its_stages
 
 
 def step_of(network, method, axis_name=None):
-    return make_train_step(
-        network=network,
-        methods=(("teskd", method),),
-        teachers=(),
-        optimizer=SGD,
-        schedule=optim.schedule(SGD, 1, STEPS),
-        preprocess=preprocess,
-        axis_name=axis_name,
-    )
+    student = Student(network, (("teskd", method),), SGD, optim.schedule(SGD, 1, STEPS))
+    return make_train_step(students=(student,), preprocess=preprocess, axis_name=axis_name)
 
 
 @functools.cache
@@ -329,7 +323,8 @@ def trained(mode, devices):
     """The state after some steps of evolving:plane2 and the metrics' sums, as NumPy."""
     topology = sharding.Topology(mode, devices)
     network = models.build("evolving:plane2", CLASSES, SHAPE)
-    state, arguments = start_of(network), (Hyper(weight_decay=1e-3), jax.random.key(0))
+    state = start_of(network)
+    arguments = {network.name: Hyper(weight_decay=1e-3)}, jax.random.key(0)
     counted = jax.eval_shape(step_of(network, SUMMED), state, (), first_batch(), *arguments)[1]
     order = np.arange(BATCH * STEPS, dtype=np.int32).reshape(STEPS, BATCH)
     loop = sharding.train_loop(step_of(network, SUMMED, topology.axis_name), topology)
@@ -337,7 +332,8 @@ def trained(mode, devices):
         (state, metrics.zeros_like(counted), DeviceDataset(*examples()), arguments)
     )
     bounds = np.int32(0), np.int32(STEPS)
-    return jax.device_get(loop(state, sums, (), dataset, order, *bounds, *arguments))
+    state, sums = jax.device_get(loop(state, sums, (), dataset, order, *bounds, *arguments))
+    return state, sums[network.name]
 
 
 def start_of(network):
@@ -381,7 +377,8 @@ def test_bfloat16_gives_nearly_the_loss_of_float32_and_keeps_float32_variables(n
         return base.total(method.terms({}, context_of(outputs, labels=batch.labels))[0])
 
     step = jax.jit(step_of(narrow, method))
-    after, counted = step(state, (), batch, Hyper(), jax.random.key(0))
+    after, counted = step(state, (), batch, {name: Hyper()}, jax.random.key(0))
+    counted = counted[name]
     loss, expected = float(counted.loss[0]) / BATCH, float(loss_of(state.variables(name)))
     assert counted.loss[0].dtype == jnp.float32
     # bfloat16 keeps eight bits; the layers' errors mostly cancel in the mean over the batch.

@@ -27,7 +27,9 @@ ROW = ("plane6", "plane4", "plane2")
 
 def chosen_methods(experiment, network="plane2", taught=True, **changes):
     """(name, method, weight) of the terms of a network's loss."""
-    return experiment.methods_of(models.build(network, 4, (8, 8, 1)), taught, changes)
+    return experiment.methods_of(
+        models.build(network, 4, (8, 8, 1)), ("plane4",) * taught, (), changes
+    )
 
 
 def test_defaults_resolve():
@@ -38,9 +40,9 @@ def test_defaults_resolve():
     assert experiment.seeds == (0,)
     labels = [one.label for one in experiment.comparisons]
     assert labels == ["none", "direct", "chain", "dense"]
-    assert [one.graph for one in experiment.comparisons] == [g(ROW) for g in graph.NAMED.values()]
+    assert [one.graph for one in experiment.comparisons] == [graph.NAMED[x](ROW) for x in labels]
     assert not any(one.stochastic or one.changes for one in experiment.comparisons)
-    assert experiment.methods == {"kd": 1.0}
+    assert experiment.methods == {"kd": 1.0, "dml": 1.0}
     assert not (experiment.method_options or experiment.phases)
     assert experiment.topology == Topology("jit", 1)
     assert experiment.dropping == Dropping("fixed", 1)
@@ -473,7 +475,10 @@ def test_a_registered_method_is_used_by_its_name(monkeypatch):
     ("values", "parts"),
     [
         ({"methods": {"fitnett": 1.0}}, ("unknown method 'fitnett'", "did you mean 'fitnet'?")),
-        ({"methods": {"qqq": 1.0}}, ("unknown method 'qqq'", "There are ce, kd, teskd, fitnet")),
+        (
+            {"methods": {"qqq": 1.0}},
+            ("unknown method 'qqq'", "There are ce, kd, dml, teskd, fitnet"),
+        ),
         *[
             ({"methods": {"kd": weight}}, ("config.methods.kd is a weight", repr(weight)))
             for weight in (float("nan"), float("inf"), "1", True, None)

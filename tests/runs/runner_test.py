@@ -134,7 +134,7 @@ def test_a_stage_on_one_device_traces_its_step_once(monkeypatch):
         step = make(**options)
 
         def train_step(*arguments):
-            traced.append(options["network"].name)
+            traced.extend(student.name for student in options["students"])
             return step(*arguments)
 
         return train_step

@@ -21,10 +21,19 @@ from distill_jax.models.zoo.heads import one_layer
 from distill_jax.train import fit, metrics, optim, sharding
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import StageInputs, TrainOptions, cache_shapes
-from distill_jax.train.stage import Recipe, Stage, check, init_methods, method_shapes, with_needs
+from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, cache_shapes
+from distill_jax.train.stage import (
+    Recipe,
+    Stage,
+    check,
+    init_methods,
+    method_shapes,
+    needs_of,
+    with_needs,
+)
 from distill_jax.train.state import Batch, DeviceDataset
-from distill_jax.train.step import draw_from, init_state, make_train_step, teacher_needs
+from distill_jax.train.step import draw_from, init_state, make_train_step
+from distill_jax.train.terms import Student, teacher_needs
 from distill_jax.train.trainer import Trainer
 
 SHAPE, CLASSES, BATCH, STEPS = (4, 4, 1), 3, 8, 4
@@ -87,14 +96,11 @@ def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True):
     rule = optim.OptimOptions(learning_rate=0.1)
 
     def step(axis_name):
+        draw = draw_from(dropping, len(TEACHERS))
         return make_train_step(
-            network=STUDENT,
-            methods=methods,
+            students=(Student(STUDENT, methods, rule, lambda step: 0.1, (0, 1), (), draw),),
             teachers=TEACHERS,
-            optimizer=rule,
-            schedule=lambda step: 0.1,
             preprocess=preprocess,
-            draw_mask=draw_from(dropping, len(TEACHERS)),
             steps_per_epoch=STEPS,
             axis_name=axis_name,
             sync_bn=sync_bn,
@@ -102,7 +108,7 @@ def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True):
 
     key = jax.random.key(0)
     state = init_state(STUDENT, rule, key, init_methods(stage_of(methods), N, key))
-    hyper = Hyper(temperature=2.0, kd_weight=0.5, survival=0.5)
+    hyper = {"student": Hyper(temperature=2.0, kd_weight=0.5, survival=0.5)}
     images, labels = examples()
     places = jnp.arange(BATCH, dtype=jnp.int32)
     batch = Batch(jnp.asarray(images[:BATCH]), jnp.asarray(labels[:BATCH]), places, places)
@@ -111,7 +117,8 @@ def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True):
     arrays = (state, metrics.zeros_like(counted), teacher_variables(), DeviceDataset(*examples()))
     order = np.random.default_rng(2).permutation(N).astype(np.int32).reshape(STEPS, BATCH)
     rest = order, np.int32(0), np.int32(STEPS), hyper, topology.replicate(key)
-    return jax.device_get(loop(*topology.replicate(arrays), *rest))
+    state, sums = jax.device_get(loop(*topology.replicate(arrays), *rest))
+    return state, sums["student"]
 
 
 def same_training(methods, mode, devices, **options):
@@ -158,19 +165,15 @@ class Spy(Method):
 )
 def test_teachers_show_what_a_method_needs_and_nothing_else(needs, shown, asks):
     Spy.seen.clear()
-    step = make_train_step(
-        network=STUDENT,
-        methods=(("kd", KD()), ("spy", Spy(needs))),
-        teachers=TEACHERS,
-        optimizer=optim.OptimOptions(),
-        schedule=lambda step: 0.1,
-        preprocess=preprocess,
-    )
+    methods = (("kd", KD()), ("spy", Spy(needs)))
+    student = Student(STUDENT, methods, optim.OptimOptions(), lambda step: 0.1, (0, 1))
+    step = make_train_step(students=(student,), teachers=TEACHERS, preprocess=preprocess)
     images, labels = examples()
     places = jnp.arange(BATCH, dtype=jnp.int32)
     batch = Batch(images[:BATCH], labels[:BATCH], places, places)
     state = init_state(STUDENT, optim.OptimOptions(), jax.random.key(0))
-    jax.eval_shape(step, state, teacher_variables(), batch, Hyper(), jax.random.key(0))
+    hyper = {"student": Hyper()}
+    jax.eval_shape(step, state, teacher_variables(), batch, hyper, jax.random.key(0))
     assert Spy.seen == [([shown, shown], 2 if asks else 0, asks)]
 
 
@@ -180,12 +183,12 @@ def test_needs_of_all_methods_are_asked_for_once():
         "stem",
         "stages",
     )
-    assert stage_of((("kd", KD()), ("fitnet", FitNet()))).needs == ("stem", "stages")
-    assert stage_of((("x", Spy(("feature",))),), teachers=()).needs == ()
-    logits = cache_shapes(stage_of((("kd", KD()),)), N)
+    assert needs_of([stage_of((("kd", KD()), ("fitnet", FitNet())))]) == ("stem", "stages")
+    assert needs_of([stage_of((("x", Spy(("feature",))),), teachers=())]) == ()
+    logits = cache_shapes([stage_of((("kd", KD()),))], N)
     assert logits.features == ({}, {})
     chex.assert_shape(logits.logits, (N, 2, CLASSES))
-    cached = cache_shapes(stage_of((("x", Spy(("feature", "stages"))),)), N)
+    cached = cache_shapes([stage_of((("x", Spy(("feature", "stages"))),))], N)
     for features in cached.features:
         chex.assert_shape(features["feature"], (N, 5))
         chex.assert_shape(features["stages"], (N, 4, 4, 5))
@@ -377,11 +380,11 @@ class Saved:
 
 def inputs_of(stage, checkpoints=None):
     results = (StageResult(variables, [], {}) for variables in teacher_variables())
-    return StageInputs(stage, tuple(results), checkpoints)
+    return ReplicaInputs((StageInputs(stage, tuple(results)),), checkpoints)
 
 
 def fit_one(stage, **options):
-    (result,) = fit.train([inputs_of(stage)], dataset(), TrainOptions(**options))
+    ((result,),) = fit.train([inputs_of(stage)], dataset(), TrainOptions(**options))
     return result
 
 
@@ -420,7 +423,7 @@ def test_what_methods_keep_is_saved_with_the_stage_and_never_deployed():
     own = arrays["state"].method_variables("student")
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, shapes)
     assert own["memory"]["bank"]["written"].sum() == BATCH * step
-    (resumed,) = fit.train([inputs_of(stage, saved)], dataset())
+    ((resumed,),) = fit.train([inputs_of(stage, saved)], dataset())
     assert resumed.record["state_digest"] == result.record["state_digest"]
     assert result.variables.keys() == {"params"}
     assert result.variables["params"].keys() == {"dense", "fc"}
@@ -431,7 +434,7 @@ def test_replicas_with_methods_of_their_own_are_what_they_are_alone():
     stages = [dataclasses.replace(stage_of(MEMORY), seed=seed) for seed in (0, 1)]
     options = TrainOptions(topology=sharding.Topology("jit", 2))
     together = fit.train([inputs_of(stage) for stage in stages], dataset(), options)
-    for stage, result in zip(stages, together, strict=True):
+    for stage, (result,) in zip(stages, together, strict=True):
         assert fit_one(stage).record["state_digest"] == result.record["state_digest"]
 
 
@@ -440,7 +443,8 @@ def test_a_phase_hands_on_what_fits_and_the_next_begins_with_it():
     whole = fit_one(first).whole
     assert whole.keys() == {"network", "methods"}
     second = stage_of((*MEMORY[:2], ("fitnet", FitNet(1, 1)), ("more", Memory("more"))))
-    inputs = inputs_of(second)._replace(start=whole)
+    ((inputs,), _) = inputs_of(second)
+    inputs = ReplicaInputs((inputs._replace(start=whole),))
     state = Trainer([inputs], dataset(), TrainOptions()).replicas[0].first_state()
     chex.assert_trees_all_equal(state.variables("student"), whole["network"])
     own = state.method_variables("student")
@@ -487,7 +491,7 @@ def test_a_function_needs_what_it_is_seen_to_read(loss, needs):
     stage = with_needs(stage_of((("ce", CrossEntropy()), ("m", edge))), N)
     assert stage.methods[0] == ("ce", CrossEntropy())
     assert stage.methods[1][1].needs == needs
-    assert stage.needs == tuple(name for name in needs if name != "logits")
+    assert needs_of([stage]) == tuple(name for name in needs if name != "logits")
     check(stage, dataset(), sharding.Topology())
 
 

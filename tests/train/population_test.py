@@ -228,8 +228,8 @@ def test_when_there_is_a_cache(teacher_logits, augment, epochs, expected):
     student, teacher = (models.build(name, 4, (8, 8, 3)) for name in ("plane2", "plane4"))
     recipe = Recipe(epochs=epochs, augment=augment)
     taught, alone = (Stage(student, teachers, recipe, 0) for teachers in ((teacher,), ()))
-    assert options.caches_teachers(taught, dataset, teacher_logits) == expected
-    assert not options.caches_teachers(alone, dataset, teacher_logits)
+    assert options.caches_teachers([taught], dataset, teacher_logits) == expected
+    assert not options.caches_teachers([alone], dataset, teacher_logits)
 
 
 def test_a_cache_for_images_that_change_is_refused():

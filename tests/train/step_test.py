@@ -15,6 +15,7 @@ from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import draw_from, init_state, make_train_step
 from distill_jax.train.teachers import FrozenTeachers
+from distill_jax.train.terms import Student
 
 SHAPE, CLASSES, BATCH, STEPS = (8, 8, 3), 5, 8, 6
 SGD = optim.OptimOptions(learning_rate=0.1)
@@ -40,14 +41,18 @@ def preprocess(keys, images):
 
 
 def make_step(*, dropping=Dropping("fixed"), teachers=2, **options):
-    return make_train_step(
+    student = Student(
         network=build(),
         methods=METHODS,
-        teachers=(build("plane4"),) * teachers,
         optimizer=SGD,
         schedule=optim.schedule(SGD, 2, STEPS),
-        preprocess=preprocess,
+        frozen=tuple(range(teachers)),
         draw_mask=draw_from(dropping, teachers),
+    )
+    return make_train_step(
+        students=(student,),
+        teachers=(build("plane4"),) * teachers,
+        preprocess=preprocess,
         **options,
     )
 
@@ -66,7 +71,7 @@ def batch_of(n=BATCH):
 def start(topology=sharding.Topology(), **options):
     step = make_step(axis_name=topology.axis_name, **options)
     state = init_state(build(), SGD, jax.random.key(0))
-    arguments = (state, teachers(), batch_of(), HYPER, jax.random.key(0))
+    arguments = (state, teachers(), batch_of(), {"plane2": HYPER}, jax.random.key(0))
     counted = jax.eval_shape(make_step(**options), *arguments)[1]
     return sharding.train_loop(step, topology), state, metrics.zeros_like(counted)
 
@@ -80,8 +85,9 @@ def train(topology=sharding.Topology(), cuts=(0, STEPS), hyper=HYPER, **options)
     data = topology.replicate(DeviceDataset(*examples()))
     for first, last in zip(cuts, cuts[1:], strict=False):
         bounds = np.int32(first), np.int32(last)
-        state, sums = loop(state, sums, frozen, data, order, *bounds, hyper, key)
-    return jax.device_get((state, sums))
+        numbers = {"plane2": hyper}
+        state, sums = loop(state, sums, frozen, data, order, *bounds, numbers, key)
+    return jax.device_get((state, sums["plane2"]))
 
 
 def test_teachers_are_bitwise_what_they_were():
@@ -98,7 +104,7 @@ def test_teachers_are_bitwise_what_they_were():
         order,
         np.int32(0),
         np.int32(STEPS),
-        HYPER,
+        {"plane2": HYPER},
         jax.random.key(0),
     )
     chex.assert_trees_all_equal(jax.device_get(frozen), before)
@@ -163,7 +169,7 @@ def test_numbers_change_without_a_retrace():
     state, frozen, batch = init_state(build(), SGD, jax.random.key(0)), teachers(), batch_of()
     for hyper in (HYPER, Hyper(0.5, 1e-2, 9.0, 0.1, 0.9, {"ce": 0.3, "kd": 7.0})):
         hyper = jax.tree.map(np.float32, hyper)
-        state, _ = traced(state, frozen, batch, hyper, jax.random.key(0))
+        state, _ = traced(state, frozen, batch, {"plane2": hyper}, jax.random.key(0))
 
 
 def test_each_number_matters():
@@ -196,16 +202,11 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
     images, labels = examples(BATCH)
     network, state = build(), init_state(build(), SGD, jax.random.key(0))
     step = make_train_step(
-        network=network,
-        methods=METHODS[:1],
-        teachers=(),
-        optimizer=SGD,
-        schedule=lambda step: 0.1,
+        students=(Student(network, METHODS[:1], SGD, lambda step: 0.1),),
         preprocess=lambda keys, images: images.astype(jnp.float32) / 255,
     )
-    after, sums = jax.jit(step)(
-        state, (), batch_of(), HYPER._replace(weight_decay=0.0), jax.random.key(0)
-    )
+    numbers = {"plane2": HYPER._replace(weight_decay=0.0)}
+    after, sums = jax.jit(step)(state, (), batch_of(), numbers, jax.random.key(0))
 
     def ce(params):
         variables = {**state.variables("plane2"), "params": params}
@@ -214,7 +215,7 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
 
     start = state.params["networks"]["plane2"]
     value, gradients = jax.value_and_grad(ce)(start)
-    np.testing.assert_allclose(sums.loss[0] / BATCH, value, rtol=1e-5)
+    np.testing.assert_allclose(sums["plane2"].loss[0] / BATCH, value, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, start, gradients)
     chex.assert_trees_all_close(after.params["networks"]["plane2"], expected, rtol=1e-4, atol=1e-6)
 

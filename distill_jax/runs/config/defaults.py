@@ -24,11 +24,14 @@ def default_config() -> ml_collections.ConfigDict:
                 "mean": (),
                 "std": (),
             },
-            # The row, largest first, and what is compared in it: none, direct, chain, dense, a
-            # path a>b>c, edges c<a+b;d<a+c; with +drop the last network is taught stochastically.
+            # The row, largest first, and what is compared in it: none, direct, chain, dense,
+            # mutual, a path a>b>c, edges c<a+b;a<c (those of a cycle teach each other live), or a
+            # square matrix whose [i][j] lets j teach i; with +drop the last network is taught
+            # stochastically.
             "networks": ("plane6", "plane4", "plane2"),
             "guidance": ("none", "direct", "chain", "dense"),
-            "students": (),  # whose results are wanted; the smallest network where empty
+            # Whose results are wanted; the smallest where empty, with those of its cycle.
+            "students": (),
             "seeds": (0,),
             # standard: the field's usual loss, weights chosen on the validation split;
             # paper: the loss as the papers write it; official: as their codes compute it, and the
@@ -59,9 +62,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "trainable": (),  # regular expressions of the parameters that move; all where empty
                 "frozen": (),  # and of those that do not
             },
-            # What teaches, with its weight: {"kd": 1.0, "fitnet": 100.0}. The cross-entropy counts
-            # (1 - kd_weight) beside kd, else 1; {"ce": weight} says otherwise.
-            "methods": ml_collections.FieldReference({"kd": 1.0}, field_type=object),
+            # What teaches, with its weight: {"kd": 1.0, "fitnet": 100.0}; dml along the edges of a
+            # cycle alone, and where it is not named all others travel along these too. The
+            # cross-entropy counts (1 - kd_weight) beside kd, else 1; {"ce": weight} says otherwise.
+            "methods": ml_collections.FieldReference({"kd": 1.0, "dml": 1.0}, field_type=object),
             # {method: {number: value}}, such as {"fitnet": {"hint_layer": 1}}.
             "method_options": ml_collections.FieldReference({}, field_type=object),
             # Trained before the stage itself, each from the weights of the one before: a dict of

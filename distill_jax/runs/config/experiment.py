@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax import graph, methods
@@ -31,6 +31,7 @@ class Comparison:
       label: what the table calls it.
       spec: the guidance as the config names it.
       graph: who teaches whom.
+      students: the networks whose results are wanted.
       stochastic: teachers of the last network are dropped at random.
       changes: recipe fields, and weights of methods as "methods.NAME", that differ from the
         experiment's for the networks whose results are wanted.
@@ -40,6 +41,7 @@ class Comparison:
     label: str
     spec: str
     graph: graph.Graph
+    students: tuple[str, ...]
     stochastic: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
     control: bool = False
@@ -87,15 +89,23 @@ class Experiment:
         return Recipe(**{k: v for k, v in values.items() if k in others}, optim=optim)
 
     def methods_of(
-        self, network: Network, taught: bool, changes: Mapping[str, Any]
+        self,
+        network: Network,
+        frozen: Sequence[str],
+        live: Sequence[str],
+        changes: Mapping[str, Any],
     ) -> list[tuple[str, Method, float]]:
         """The methods of one network with their weights, the cross-entropy first.
 
         Args:
           network: the network; one with branches has TESKD besides.
-          taught: whether it has teachers.
+          frozen: the names of its frozen teachers.
+          live: those of its live ones.
           changes: what differs from the experiment's: "methods", "method_options" and, as
             "methods.NAME", other weights of methods that it has.
+
+        Raises:
+          ValueError: a teacher that none of the methods hears.
         """
         values = {**self.overrides.get(network.name, {}), **changes}
         weights = dict(values.get("methods", self.methods))
@@ -107,14 +117,25 @@ class Experiment:
         weights |= {name: value for name, value in swept.items() if name in weights}
         options = {**self.method_options, **values.get("method_options", {})}
         ce = weights.pop("ce", None)
-        chosen: list[tuple[str, Method, float]] = []
+        named: list[tuple[str, Method, float]] = []
         if network.branches:
-            chosen.append(("teskd", self.evolve, weights.pop("teskd", 1.0)))
+            named.append(("teskd", self.evolve, weights.pop("teskd", 1.0)))
         for name, weight in weights.items():
             method = KD(self.loss) if name == "kd" else methods.build(name, options.get(name))
-            if taught or not method.taught:
-                chosen.append((name, method, weight))
-        if not taught:
+            named.append((name, method, weight))
+        every, own = [method for _, method, _ in named], network.name
+        heard = [methods.heard(method, every, own, len(frozen), live) for method in every]
+        chosen = [
+            one for one, places in zip(named, heard, strict=True) if places or not one[1].taught
+        ]
+        if any(method.taught for method in every):
+            for place, teacher in enumerate((*frozen, *live)):
+                if not any(place in places for places in heard):
+                    raise ValueError(
+                        f"{teacher} teaches {own}, but none of its methods does so along that edge "
+                        f"({', '.join(name for name, *_ in named)}): name one in config.methods"
+                    )
+        if not (frozen or live):
             ce = None  # weighed against nothing
         if ce is None and any(method.replaces_ce for _, method, _ in chosen):
             return chosen

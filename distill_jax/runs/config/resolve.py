@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from distill_jax import graph, methods, models
 from distill_jax.methods import TESKD, LossOptions
@@ -51,7 +52,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     networks = words("networks", values["networks"])
     for name in networks:
         models.check_name(graph.architecture(name)[0])
-    students = words("students", values["students"]) or networks[-1:]
+    students = words("students", values["students"])
     for student in students:
         one_of("students", student, networks)
     ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
@@ -59,8 +60,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         name=values["name"],
         dataset=values["dataset"],
         networks=networks,
-        comparisons=_comparisons(values, networks),
-        students=students,
+        comparisons=_comparisons(values, networks, students),
+        students=students or networks[-1:],
         seeds=_seeds(values["seeds"]),
         recipe={**values["recipe"], "survival": survival},
         overrides=_overrides(values["overrides"], values["recipe"], networks),
@@ -82,11 +83,11 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     )
     checkpoint_due(experiment.checkpoint_every)
     for comparison in experiment.comparisons:
-        for component in graph.plan(comparison.graph, students):
-            for phase in ({}, *experiment.phases):
-                experiment.recipe_of(component.network, **{**dict(comparison.changes), **phase})
-            if comparison.stochastic and component.network == networks[-1]:
-                experiment.dropping.check(len(component.teachers))
+        for component in graph.plan(comparison.graph, comparison.students):
+            for name, phase in itertools.product(component.networks, ({}, *experiment.phases)):
+                experiment.recipe_of(name, **{**dict(comparison.changes), **phase})
+            if comparison.stochastic and networks[-1] in component.networks:
+                experiment.dropping.check(len(component.frozen(networks[-1])))
     return experiment
 
 
@@ -129,25 +130,46 @@ def _at_least(name: str, value: int, low: int) -> int:
     return value
 
 
-def _comparisons(values: dict[str, Any], networks: tuple[str, ...]) -> tuple[Comparison, ...]:
-    specs = words("guidance", values["guidance"])
+def _comparisons(
+    values: dict[str, Any], networks: tuple[str, ...], students: tuple[str, ...]
+) -> tuple[Comparison, ...]:
+    specs = _guidances(values["guidance"], networks)
     if not specs:
         raise ConfigError("guidance is empty: name at least one, such as 'dense'")
     comparisons = []
     for spec in specs:
         stochastic = spec.endswith(STOCHASTIC)
         taught_by = graph.from_spec(spec.removesuffix(STOCHASTIC), networks)
-        comparisons.extend(_swept(Comparison(spec, spec, taught_by, stochastic), values))
+        # The smallest network's component comes last.
+        wanted = students or graph.plan(taught_by)[-1].networks
+        comparisons.extend(_swept(Comparison(spec, spec, taught_by, wanted, stochastic), values))
     for label, changes in values["controls"].items():
         checked = merge(values["recipe"], changes, f"controls.{label}", fill=False)
-        alone = graph.none(networks)
         comparisons.append(
-            Comparison(f"none, {label}", "none", alone, False, tuple(checked.items()), True)
+            Comparison(
+                label=f"none, {label}",
+                spec="none",
+                graph=graph.none(networks),
+                students=students or networks[-1:],
+                changes=tuple(checked.items()),
+                control=True,
+            )
         )
     labels = [comparison.label for comparison in comparisons]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"guidance is named twice: {', '.join(labels)}")
     return tuple(comparisons)
+
+
+def _guidances(value: tuple[Any, ...], networks: tuple[str, ...]) -> tuple[str, ...]:
+    """The guidances as text; one that is given as a matrix is named by its edges."""
+    specs: list[str] = []
+    for entry in value:
+        if isinstance(entry, (list, tuple, np.ndarray)):
+            specs.append(graph.custom(networks, entry).edges)
+        else:
+            specs.extend(words("guidance", (entry,)))
+    return tuple(specs)
 
 
 def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:

@@ -1,0 +1,72 @@
+"""Networks that learn together: deep mutual learning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from distill_jax.methods.base import Context, Method, Term
+from distill_jax.methods.losses import kl_divergence, soften
+
+TARGETS = ("each", "mean_logits")
+
+
+@dataclasses.dataclass(frozen=True)
+class DML(Method):
+    """T² times the mean over the other networks j of KL(softmax(z_j/T) || softmax(z_i/T)).
+
+    Args:
+      temperature: T > 0.
+      targets: "each" other network is one; "mean_logits": the mean of their logits is the only one.
+      detached: the others are targets that learn nothing from it, as in the paper. OKDDip's code
+        for it lets the gradient through.
+      epsilon: added to the targets' probabilities, which then sum to more than 1; OKDDip's code
+        has 1e-7.
+
+    Raises:
+      ValueError: a value out of its range, naming it.
+
+    References:
+      Zhang et al., Deep Mutual Learning, CVPR 2018, 1706.00384, eqs. 4 and 8.
+    """
+
+    temperature: float = 1.0
+    targets: str = "each"
+    detached: bool = True  # type: ignore[misc]  # an instance's own
+    epsilon: float = 0.0
+
+    edges: ClassVar[str] = "live"
+    teaches_itself: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"dml's temperature is a number above 0, got {self.temperature}")
+        if self.targets not in TARGETS:
+            raise ValueError(f"dml's targets are one of {TARGETS}, got {self.targets!r}")
+        if not isinstance(self.detached, bool):
+            raise ValueError(f"dml's detached is True or False, got {self.detached!r}")
+        if not 0 <= self.epsilon < 1:
+            raise ValueError(f"dml's epsilon is at least 0 and below 1, got {self.epsilon}")
+
+    def terms(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """{"dml"}: the mean KL without T², which is in the weight."""
+        others = context.teacher_logits
+        if self.targets == "mean_logits":
+            others = jnp.mean(others, 0, keepdims=True)
+        value = jnp.mean(self._divergence(others, context.student.logits), 0)
+        return {"dml": Term(value, self.temperature**2)}, variables
+
+    def _divergence(self, targets: Array, logits: Array) -> Array:
+        """(K, B) KL from the targets (K, B, C) to the student's logits (B, C)."""
+        if not self.epsilon:
+            return kl_divergence(targets, logits, self.temperature)
+        given = jax.nn.softmax(soften(targets, self.temperature)) + self.epsilon
+        log_probs = jax.nn.log_softmax(soften(logits, self.temperature))
+        return jnp.sum(given * (jnp.log(given) - log_probs), -1)
