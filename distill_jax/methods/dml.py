@@ -16,7 +16,7 @@ from distill_jax.methods.losses import kl_divergence, soften
 TARGETS = ("each", "mean_logits")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DML(Method):
     """T² times the mean over the other networks j of KL(softmax(z_j/T) || softmax(z_i/T)).
 
