@@ -1,5 +1,6 @@
 """Methods in the step and the trainer: what they are given, what is kept of them, and where."""
 
+import copy
 import dataclasses
 import functools
 from typing import ClassVar
@@ -369,7 +370,7 @@ class Saved:
 
     def save(self, step, arrays, meta):
         """Keeps it."""
-        self.all[step] = jax.device_get(arrays), {**meta, "history": [*meta["history"]]}
+        self.all[step] = jax.device_get(arrays), copy.deepcopy(meta)
 
     def restore(self, template, among=None):
         """The newest, of the template's shapes."""
