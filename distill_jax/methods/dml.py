@@ -69,4 +69,4 @@ class DML(Method):
             return kl_divergence(targets, logits, self.temperature)
         given = jax.nn.softmax(soften(targets, self.temperature)) + self.epsilon
         log_probs = jax.nn.log_softmax(soften(logits, self.temperature))
-        return jnp.sum(given * (jnp.log(given) - log_probs), -1)
+        return jnp.sum(given * (jnp.log(given) - log_probs[None]), -1)
