@@ -87,6 +87,8 @@ def caches_teachers(stage: Stage, dataset: Dataset, teacher_logits: str) -> bool
     if not stage.teachers or teacher_logits == "graph":
         return False
     why = "" if stage.recipe.augment == "none" else f"augment is {stage.recipe.augment!r}"
+    if dataset.task is not None and not dataset.task.is_fixed:
+        why = "the task's preprocessing uses its key or tells training from evaluation"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
     if teacher_logits == "table" and why:

@@ -14,7 +14,9 @@ import numpy as np
 from jax import Array
 
 from distill_jax import data, rng
+from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
+from distill_jax.evals.metrics import measure
 from distill_jax.methods import Context, Hyper
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.train import metrics, optim, preflight, sharding
@@ -38,6 +40,7 @@ from distill_jax.train.teachers import (
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
 DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
+Preprocessing = Examples | Images
 EXITS = "exits"  # in place of an output: the logits of a network and of its branches
 
 
@@ -67,8 +70,7 @@ def train_program(
         stage.teachers,
         stage.recipe.structure,
         steps,
-        dataset.mean,
-        dataset.std,
+        dataset.preprocessing,
         topology,
         max_nonfinite_steps,
         shared_data,
@@ -83,15 +85,12 @@ def _train_program(
     teachers: tuple[Network, ...],
     structure: Recipe,
     steps: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    preprocessing: Preprocessing,
     topology: sharding.Topology,
     max_nonfinite_steps: int,
     shared_data: bool | None,
     builder: optim.BuildOptimizer | None,  # part of the key: a name may be registered anew
 ) -> TrainProgram:
-    augment = data.AUGMENT[structure.augment]
-
     def step(axis_name):
         return make_train_step(
             network=network,
@@ -99,7 +98,7 @@ def _train_program(
             teachers=teachers,
             optimizer=structure.optim,
             schedule=optim.schedule(structure.optim, structure.epochs, steps),
-            preprocess=lambda keys, images: data.normalise(augment(keys, images), mean, std),
+            preprocess=functools.partial(preprocessing.train, structure.augment),
             draw_mask=draw_from(structure.dropping, len(teachers)),
             steps_per_epoch=steps,
             axis_name=axis_name,
@@ -124,7 +123,7 @@ def zero_sums(
     key: Array,
     *,
     batch_size: int,
-    image_shape: tuple[int, int, int],
+    spec: Any,
     cached: TeacherOutputs | None,
     where: jax.sharding.Sharding | None,
 ) -> StepMetrics:
@@ -133,16 +132,16 @@ def zero_sums(
     Args:
       body: the step; traced, once for all that give it the same.
       state: and frozen, hyper, key: what it is given.
-      batch_size: and image_shape: of its batch.
+      batch_size: and spec, of one example: of its batch.
       cached: the teachers' outputs on the training split, where the batch brings theirs.
-      where: the images are, as the type of what a step is given has it.
+      where: the examples are, as the type of what a step is given has it.
     """
 
     def per_example(*shape, dtype=jnp.int32, where=None):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
     batch = Batch(
-        inputs=per_example(*image_shape, dtype=jnp.uint8, where=where),
+        inputs=jax.tree.map(lambda x: per_example(*x.shape, dtype=x.dtype, where=where), spec),
         labels=per_example(where=where),
         index=per_example(),
         position=per_example(),
@@ -181,13 +180,12 @@ def outputs_on_split(
     Args:
       pairs: the networks, each with its variables; streamed images are decoded once for all.
       split: images and labels, or what `device_put` made of them.
-      dataset: gives the normalisation.
+      dataset: gives the preprocessing.
       topology: the devices that share the images.
       names: fields of `Outputs`, or `EXITS`.
     """
     programs = [
-        _outputs_program(network, names, dataset.mean, dataset.std, topology)
-        for network, _ in pairs
+        _outputs_program(network, names, dataset.preprocessing, topology) for network, _ in pairs
     ]
     placed = [topology.device_put(variables) for _, variables in pairs]
     dispatched: list[list[Any]] = [[] for _ in pairs]
@@ -232,7 +230,7 @@ def teacher_outputs(
 class DeviceSplit(NamedTuple):
     """A split on the devices, to be looked at more than once."""
 
-    parts: list[tuple[Array, int]]
+    parts: list[tuple[Any, int]]
     labels: np.ndarray
 
 
@@ -243,21 +241,22 @@ def device_put(split: data.Split, topology: sharding.Topology) -> data.Split | D
     return DeviceSplit(list(_parts(split, topology)), split.labels)
 
 
-def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Array, int]]:
-    """Images (P, B, H, W, channels) shared by the devices, and how many of the P parts are any."""
+def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any, int]]:
+    """Inputs (P, B, ...) shared by the devices, and how many of the P parts are any."""
     if not len(split.labels):
         return
-    shape = split.images.shape[1:]
+    arrays = jax.tree.leaves(split.images)
+    example = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays)
     batch = topology.count * PART.get(jax.default_backend(), PART["gpu"])
-    size = batch * max(1, DISPATCH_BYTES // (batch * math.prod(shape)))
-    for start, images in enumerate(data.parts(split.images, size)):
+    size = batch * max(1, DISPATCH_BYTES // (batch * max(example, 1)))
+    for start, inputs in enumerate(data.parts(split.images, size)):
         parts = -(-min(size, len(split.labels) - start * size) // batch)
-        placed = jax.device_put(images.reshape(-1, batch, *shape), topology.shared_parts)
-        yield placed, parts
+        inputs = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs)
+        yield jax.device_put(inputs, topology.shared_parts), parts
 
 
 @functools.lru_cache(maxsize=32)
-def _outputs_program(network, names, mean, std, topology):
+def _outputs_program(network, names, preprocessing, topology):
     def select(outputs):
         exits = tuple(exit.logits for exit in (outputs, *outputs.branches))
         return {name: exits if name == EXITS else getattr(outputs, name) for name in names}
@@ -265,8 +264,8 @@ def _outputs_program(network, names, mean, std, topology):
     def freeze(variables):
         return network.freeze(variables)
 
-    def forward(frozen, images):
-        return frozen_forward(network, frozen, data.normalise(images, mean, std), select)
+    def forward(frozen, inputs):
+        return frozen_forward(network, frozen, preprocessing.evaluate(inputs), select)
 
     return sharding.forward_loop(freeze, forward, topology)
 
@@ -278,9 +277,10 @@ def evaluate(
     dataset: data.Dataset,
     topology: sharding.Topology = sharding.Topology(),
 ) -> dict[str, float]:
-    """Accuracies, the branches' too, and cross-entropy over a whole split."""
+    """Accuracies, the branches' too, cross-entropy and the data set's metrics, over a split."""
     (logits,) = predict_logits([(network, variables)], split, dataset, topology)
-    return classification_metrics(logits, split.labels)
+    own = measure(dataset.metrics, logits[0], split.labels)
+    return classification_metrics(logits, split.labels) | own
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -304,13 +304,12 @@ def first_terms(
         stage.network,
         stage.methods,
         stage.teachers,
-        dataset.mean,
-        dataset.std,
+        dataset.preprocessing,
         jax.default_backend(),
     )
     return program(
         *jax.device_get((variables, method_variables, teacher_variables)),
-        np.asarray(split.images),
+        jax.tree.map(np.asarray, split.images),
         split.labels,
         taught._replace(logits=taught.logits.swapaxes(0, 1)),
         stage.hyper,
@@ -318,11 +317,11 @@ def first_terms(
 
 
 @functools.lru_cache(maxsize=32)
-def _terms_program(network, methods, teachers, mean, std, backend):
+def _terms_program(network, methods, teachers, preprocessing, backend):
     frozen = FrozenTeachers(teachers)
 
-    def first_terms(variables, method_variables, teacher_variables, images, labels, taught, hyper):
-        inputs, key = data.normalise(images, mean, std), jax.random.key(0)
+    def first_terms(variables, method_variables, teacher_variables, raw, labels, taught, hyper):
+        inputs, key = preprocessing.evaluate(raw), jax.random.key(0)
         # By the batch's own statistics: an untrained network has no others.
         outputs = network.apply(variables, inputs, train=True, rngs=rng.stream(key, "network"))[0]
         places = jnp.arange(len(labels), dtype=jnp.int32)

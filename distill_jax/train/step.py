@@ -28,7 +28,7 @@ from distill_jax.train.teachers import (
 )
 
 Methods = tuple[tuple[str, Method], ...]  # those of a stage by name, in the order of their terms
-Preprocess = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised floats
+Preprocess = Callable[[Array, Any], Any]  # (keys (B,), inputs) -> what networks see of them
 DrawMask = Callable[[Array, Array, Hyper], Array]  # (key, step, hyper) -> (K,) booleans
 Teaching = tuple[Variables, ...] | FrozenVariables  # the teachers' variables
 TrainStep = Callable[
@@ -130,7 +130,7 @@ def make_train_step(
       teachers: the frozen networks, largest first.
       optimizer: the update rule.
       schedule: learning rate of a step.
-      preprocess: augments and normalises.
+      preprocess: makes of a batch what networks see, such as augmented and normalised images.
       draw_mask: which teachers teach this mini-batch, see `draw_from`; None keeps all.
       steps_per_epoch: counts epochs for the methods.
       axis_name: the devices' axis; gradients are averaged and metrics added over it.
@@ -248,7 +248,7 @@ def _trained(params: Any, name: str) -> dict[str, Any]:
 def _teacher_outputs(
     frozen: FrozenTeachers,
     variables: Teaching,
-    inputs: Array,
+    inputs: Any,
     cached: TeacherOutputs | None,
     drawn: Array | None,
 ) -> TeacherOutputs:

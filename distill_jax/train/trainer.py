@@ -122,7 +122,7 @@ class Trainer:
             body,
             *given,
             batch_size=self.recipe.batch_size,
-            image_shape=self.dataset.image_shape,
+            spec=self.dataset.spec,
             cached=cached,
             where=self.topology.replicated if alike else None,
         )
@@ -344,7 +344,7 @@ class Trainer:
         )
         record = {
             **scored,
-            "valid_accuracy": replica.history[replica.best_epoch].get("valid_accuracy"),
+            **evaluation.valid_metrics(replica.history[replica.best_epoch], self.dataset),
             "best_epoch": replica.best_epoch + 1,
             "epochs": self.recipe.epochs,
             "seconds": round(replica.seconds, 2),
