@@ -181,10 +181,10 @@ def sum_and_count(
 ) -> tuple[float, float]:
     """What a metric gives; DataError where that is no pair of numbers (sum, count)."""
     given = metric(logits, labels)
-    pair = isinstance(given, tuple | list) and len(given) == 2
-    if not pair or any(np.shape(number) for number in given):
-        shown = f"a {type(given).__name__} of shape {np.shape(given)}" if not pair else given
-        raise DataError(f"metric {name!r} gives {shown}: expected (sum, count), two numbers")
+    if not isinstance(given, tuple | list) or any(np.shape(x) for x in given) or len(given) != 2:
+        raise DataError(
+            f"metric {name!r} gives {text_of(given)}: expected (sum, count), two numbers"
+        )
     return float(given[0]), float(given[1])
 
 

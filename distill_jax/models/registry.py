@@ -168,7 +168,15 @@ def _adapted(
     inputs = jax.tree.unflatten(structure, leaves)
 
     def make() -> Any:
-        return registration.build(classes, inputs)
+        try:
+            return registration.build(classes, inputs)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever somebody's code raises
+            raise ValueError(
+                f"build of {registration.door.name} fails for {classes} classes and "
+                f"{inputs_text(inputs)}: {type(error).__name__}: {error}"
+            ) from error
 
     return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
 
