@@ -90,6 +90,11 @@ def margin_of_0(logits, labels):
     return jnp.sum(jnp.where(own, logits[:, 0], 0.0)), jnp.sum(own)
 
 
+def logit_of_1(logits, labels):
+    """The mean logit of class 1, which leaves no example out unseen."""
+    return logits[:, 1].sum(), len(labels)
+
+
 def task(preprocess=flat, metrics=None):
     return data.Task(SPEC, CLASSES, preprocess, metrics or {})
 
@@ -164,16 +169,17 @@ def test_a_digest_is_of_all_that_is_learned_from():
     def renamed(split):
         return data.Split({"idz": split.images["ids"], "pair": split.images["pair"]}, split.labels)
 
-    first = dataset()
-    other_spec = data.Task({"idz": SPEC["ids"], "pair": SPEC["pair"]}, CLASSES, lambda x, k, t: x)
-    others = [
-        dataset(scaled),
-        dataset(split_seed=1),
-        dataclasses.replace(first, test=moved(first.test)),
-        dataclasses.replace(
-            first, task=other_spec, **{n: renamed(getattr(first, n)) for n in ("train", "test")}
-        ),
-    ]
+    def first_leaf(inputs, key, train):
+        return jax.tree.leaves(inputs)[0]
+
+    first, plain = dataset(), dataset(first_leaf)
+    other_names = dataclasses.replace(
+        plain,
+        task=data.Task({"idz": SPEC["ids"], "pair": SPEC["pair"]}, CLASSES, first_leaf),
+        **{name: renamed(getattr(plain, name)) for name in ("train", "valid", "test")},
+    )
+    moved_bit = dataclasses.replace(first, test=moved(first.test))
+    others = [dataset(scaled), dataset(split_seed=1), moved_bit, plain, other_names]
     digests = [digest_of(one) for one in (first, *others)]
     assert len(set(digests)) == len(digests)
     assert digest_of(dataset()) == digests[0]
@@ -268,7 +274,7 @@ def test_float_images_have_a_mean_and_std_of_their_range():
 
 
 def test_metrics_are_those_of_numpy_on_every_example_once():
-    whole = dataset(metrics={"second": second, "margin": margin_of_0})
+    whole = dataset(metrics={"second": second, "margin": margin_of_0, "logit": logit_of_1})
     results = run(whole)
     network, variables = results.networks["direct", "task_student", 0]
     (row,), history = results.rows, results.histories["direct", "task_student", 0]
@@ -281,6 +287,7 @@ def test_metrics_are_those_of_numpy_on_every_example_once():
         own = split.labels == 0
         assert found[f"{part}_second"] == pytest.approx(np.divide(*second(logits, split.labels)))
         assert found[f"{part}_margin"] == pytest.approx(logits[own, 0].mean(), rel=1e-5)
+        assert found[f"{part}_logit"] == pytest.approx(logits[:, 1].mean(), rel=1e-5)
         assert found[f"{part}_accuracy"] == np.mean(logits.argmax(-1) == split.labels)
 
 
