@@ -1,6 +1,7 @@
 """Knowledge distillation in JAX: TAKD, DGKD with stochastic teaching, and TESKD."""
 
 from distill_jax import data, interop, methods, models
+from distill_jax.data import register_dataset
 from distill_jax.methods import register_method
 from distill_jax.models import register_network
 from distill_jax.runs.config import (
@@ -25,6 +26,7 @@ __all__ = [
     "interop",
     "methods",
     "models",
+    "register_dataset",
     "register_method",
     "register_network",
     "register_optimizer",

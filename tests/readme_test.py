@@ -3,7 +3,10 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
+
+from distill_jax import data
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 SECTION = README.partition("## Bring your own\n")[2].partition("\n## ")[0]
@@ -16,8 +19,8 @@ def run(example, monkeypatch):
 
     results, plain = [], distill_jax.run
 
-    def kept(config):
-        results.append(plain(config))
+    def kept(config, **options):
+        results.append(plain(config, **options))
         return results[-1]
 
     monkeypatch.setattr(distill_jax, "run", kept)
@@ -25,9 +28,9 @@ def run(example, monkeypatch):
     return results
 
 
-def test_there_are_four_of_at_most_twenty_lines():
+def test_there_are_seven_of_at_most_twenty_lines():
     lengths = [sum(bool(line.strip()) for line in x.splitlines()) for x in EXAMPLES]
-    assert len(lengths) == 4 and max(lengths) <= 20, lengths
+    assert len(lengths) == 7 and max(lengths) <= 20, lengths
 
 
 def test_a_network_gives_the_same_numbers_on_one_device_and_on_two(monkeypatch, capsys):
@@ -50,3 +53,24 @@ def test_a_method_teaches(number, term, monkeypatch):
 def test_an_optimizer_trains(monkeypatch):
     (result,) = run(EXAMPLES[3], monkeypatch)
     assert result.rows[0]["test_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("number", [4, 5], ids=["transformer", "two inputs"])
+def test_another_task_is_distilled(number, monkeypatch):
+    (result,) = run(EXAMPLES[number], monkeypatch)
+    (row,) = result.rows
+    assert row["teachers"] and row["test_accuracy"] > 0.8  # the commoner label: below 0.65
+    assert row["agreement"][row["teachers"][0]] > 0.8
+
+
+def test_a_metric_is_recorded(monkeypatch, capsys):
+    (result,) = run(EXAMPLES[6], monkeypatch)
+    printed = [float(number) for number in capsys.readouterr().out.split()]
+    (row,) = result.rows
+    assert printed == [row["test_accuracy"], row["test_top3"], row["valid_top3"]]
+    network, variables = next(iter(result.networks.values()))
+    digits = data.load("digits")
+    images = data.normalise(digits.test.images, digits.mean, digits.std)
+    logits = np.asarray(network.apply(variables, images)[0].logits)
+    ranks = (logits > logits[np.arange(500), digits.test.labels][:, None]).sum(-1)
+    assert row["test_top3"] == np.mean(ranks < 3) > row["test_accuracy"]

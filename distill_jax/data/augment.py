@@ -16,14 +16,27 @@ def normalise(
 
     `mean` and `std` hold C values in units of pixel/255; DataError for another number of them.
     """
+    return standardise(images.astype(jnp.float32) / 255, mean, std)
+
+
+def to_unit(images: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Float images whose values are in [low, high], scaled to [0, 1]."""
+    low, high = value_range
+    return (images - low) / (high - low)
+
+
+def standardise(
+    unit: jax.Array, mean: Sequence[float] | jax.Array, std: Sequence[float] | jax.Array
+) -> jax.Array:
+    """(unit - mean) / std of images in [0, 1], float32; see `normalise`."""
     average, deviation = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    channels = images.shape[-1]
+    channels = unit.shape[-1]
     for what, values in (("mean", average), ("std", deviation)):
         if values.shape != (channels,):
             raise DataError(f"{what} has shape {values.shape}: expected ({channels},)")
     # Explicit axes: ranks match, so this also works where rank promotion is an error.
     average, deviation = (values.reshape(1, 1, 1, channels) for values in (average, deviation))
-    return (images.astype(jnp.float32) / 255 - average) / deviation
+    return (unit - average) / deviation
 
 
 def unchanged(keys: jax.Array, images: jax.Array) -> jax.Array:

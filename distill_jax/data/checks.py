@@ -3,6 +3,7 @@
 import operator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -13,7 +14,8 @@ class DataError(ValueError):
 class Split(NamedTuple):
     """Examples of one split: images uint8 (N, H, W, C), labels int32 (N,).
 
-    In place of the array of images there may be a `Streamed` that stands for it.
+    In place of the array of images there may be a `Streamed` that stands for it, or float32 images
+    whose range is told, or, of a `Task`, inputs: any pytree of arrays (N, ...).
     """
 
     images: Any
@@ -31,21 +33,42 @@ def integer(what: str, value: Any, low: int) -> int:
     return number
 
 
-def check_split(what: str, images: Any, labels: Any, classes: int) -> Split:
+def take(inputs: Any, index: Any) -> Any:
+    """The examples `index` of every array of a tree, or of streamed images."""
+    return jax.tree.map(lambda x: x[index], inputs)
+
+
+def check_split(
+    what: str,
+    images: Any,
+    labels: Any,
+    classes: int,
+    value_range: tuple[float, float] | None = None,
+) -> Split:
     """Images and labels as a `Split`, or DataError.
 
     `what` ("train", "test") starts each message. Images: uint8 (N, H, W, C) with 1 to 4 channels,
-    N > 0. Labels: integers (N,) in [0, classes).
+    N > 0; float where their `value_range` is told. Labels: integers (N,) in [0, classes).
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    _check_images(what, images)
+    images = np.asarray(images)
+    if value_range is not None:
+        images = _check_range(what, images, value_range)
+    _check_images(what, images, value_range is not None)
+    return Split(np.ascontiguousarray(images), check_labels(what, labels, len(images), classes))
+
+
+def check_labels(
+    what: str, labels: Any, examples: int, classes: int, kind: str = "images"
+) -> np.ndarray:
+    """Labels of so many examples as int32, or DataError."""
+    labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{what} labels are {labels.dtype} {labels.shape}: expected integers of shape (N,)"
         )
-    if len(labels) != len(images):
+    if len(labels) != examples:
         raise DataError(
-            f"{what} has {len(images)} images and {len(labels)} labels: expected as many of each"
+            f"{what} has {examples} {kind} and {len(labels)} labels: expected as many of each"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
@@ -53,17 +76,35 @@ def check_split(what: str, images: Any, labels: Any, classes: int) -> Split:
             f"{what} label {labels[wrong[0]]} at index {wrong[0]} ({wrong.size} such labels): "
             f"expected 0 to {classes - 1}, for {classes} classes"
         )
-    return Split(np.ascontiguousarray(images), labels.astype(np.int32))
+    return labels.astype(np.int32)
 
 
-def _check_images(what: str, images: np.ndarray) -> None:
-    if np.issubdtype(images.dtype, np.floating):
+def _check_range(what: str, images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Float images as float32; DataError where a value is outside the range."""
+    if not np.issubdtype(images.dtype, np.floating):
+        raise DataError(
+            f"{what} images are {images.dtype} and value_range is {value_range}: expected floats, "
+            "or no value_range for uint8"
+        )
+    low, high = value_range
+    images = images.astype(np.float32)
+    outside = ~((images >= low) & (images <= high))  # NaN too
+    if outside.any():
+        raise DataError(
+            f"{what} images hold {images[outside][0]} ({outside.sum()} such values): expected "
+            f"{low} to {high}, the value_range"
+        )
+    return images
+
+
+def _check_images(what: str, images: np.ndarray, floats: bool = False) -> None:
+    if np.issubdtype(images.dtype, np.floating) and not floats:
         nan = "with NaN " if np.isnan(images).any() else ""
         raise DataError(
             f"{what} images are {images.dtype} {nan}: expected uint8, 0 to 255; for values in "
-            "[0, 1] pass np.round(255 * images).astype(np.uint8)"
+            "[0, 1] pass np.round(255 * images).astype(np.uint8), or value_range=(0.0, 1.0)"
         )
-    if images.dtype != np.uint8:
+    if images.dtype != np.uint8 and not floats:
         raise DataError(f"{what} images are {images.dtype}: expected uint8, 0 to 255")
     if images.ndim != 4:
         hint = "; for gray images pass images[..., None]" if images.ndim == 3 else ""

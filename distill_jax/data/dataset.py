@@ -1,16 +1,20 @@
 """A data set with its splits and its normalisation."""
 
 import dataclasses
+import functools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from distill_jax.data.checks import DataError, Split, check_split, integer
+from distill_jax.data import task as task_lib
+from distill_jax.data.checks import DataError, Split, check_labels, check_split, integer, take
 from distill_jax.data.order import permutation
 from distill_jax.data.streamed import Streamed
+from distill_jax.data.task import Examples, Images, Metric, Task
 
 # Per-channel (mean, std) in units of pixel/255. "cifar": what the published TAKD and DGKD code
 # uses for CIFAR-10 and CIFAR-100 alike. "cifar_teskd": the published TESKD code.
@@ -27,7 +31,12 @@ _VALID_STREAM, _LIMIT_STREAM = 1, 2
 class Dataset:
     """Train, validation and test examples, and what is needed to use them.
 
-    `mean` and `std` are per channel, in units of pixel/255.
+    Args:
+      mean: per channel, in units of pixel/255; empty where there is a `task`.
+      std: likewise.
+      metrics: measured on every split besides accuracy and cross-entropy, see `Task`.
+      value_range: (low, high) of float images, None of uint8 ones.
+      task: of what are no images, what they are.
     """
 
     name: str
@@ -37,6 +46,34 @@ class Dataset:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
+    task: Task | None = None
+
+    @property
+    def preprocessing(self) -> Examples | Images:
+        """What is made of a batch before networks see it; hashable."""
+        if self.task is not None:
+            return Examples(self.task.preprocess)
+        return Images(self.mean, self.std, self.value_range)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(mean, std) of images; None of another task's examples."""
+        return None if self.task is not None else (self.mean, self.std)
+
+    @property
+    def spec(self) -> Any:
+        """The shapes and types of one example's inputs, as they are held."""
+        if self.task is not None:
+            return self.task.spec
+        return jax.ShapeDtypeStruct(self.image_shape, self.train.images.dtype)
+
+    @functools.cached_property
+    def inputs(self) -> Any:
+        """The shapes and types of a batch of one, as networks see it."""
+        seen = jax.eval_shape(self.preprocessing.evaluate, task_lib.batch_of(self.spec, 1))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), seen)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,40 +106,66 @@ def from_arrays(
     train: tuple[Any, Any],
     test: tuple[Any, Any],
     *,
-    classes: int,
+    classes: int | None = None,
     name: str = "arrays",
     valid: tuple[Any, Any] | None = None,
     valid_fraction: float = 0.1,
     split_seed: int = 0,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    value_range: tuple[float, float] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    task: Task | None = None,
 ) -> Dataset:
     """A `Dataset` from (images, labels): uint8 (N, H, W, C), integers (N,) in [0, classes).
 
+    With a `task`, from (inputs, labels): any pytree of arrays as the task's spec has them, with a
+    leading axis of examples. It says `classes` and `metrics` too, and takes no mean and std.
+
     `valid`, where given, is the validation split and `valid_fraction` is not used. Otherwise
     round(valid_fraction * n) of the n training images of each class (never all of them) move
-    there; 0 leaves the validation split empty. `mean` and `std` default to `NORMALISATION["cifar"]`
-    for CIFAR, to `NORMALISATION["imagenet"]` for streamed images of 3 channels, and to the training
-    split's own, to 4 decimals, for anything else.
+    there; 0 leaves the validation split empty. Images may be floats where their `value_range`,
+    (low, high), is told: it becomes [0, 1]. `mean` and `std` are of values in [0, 1]; they default
+    to `NORMALISATION["cifar"]` for CIFAR, to `NORMALISATION["imagenet"]` for streamed images of 3
+    channels, and to the training split's own, to 4 decimals, for anything else. `metrics` are
+    those of `Task`.
     DataError names whatever is not as described here.
     """
+    if task is not None:
+        _refuse_beside(
+            task, classes=classes, metrics=metrics, mean=mean, std=std, range=value_range
+        )
+        classes, metrics = task.classes, task.metrics
     classes = integer("classes", classes, 2)
+    value_range = _checked_range(value_range)
     if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
         raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
     parts = {"train": train, "test": test} | ({} if valid is None else {"valid": valid})
-    splits = {part: _split(f"{name} {part}", pair, classes) for part, pair in parts.items()}
-    shapes = {part: split.images.shape[1:] for part, split in splits.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
+    splits = {
+        part: _split(f"{name} {part}", pair, classes, value_range, task)
+        for part, pair in parts.items()
+    }
+    if task is None:
+        shapes = {part: split.images.shape[1:] for part, split in splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
+        task_lib.check_metrics(metrics or {}, classes)
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
         splits["train"], splits["valid"] = _hold_out(splits["train"], classes, valid_fraction, seed)
-    average, deviation = _normalisation(name, splits["train"].images, mean, std)
+    average: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    if task is None:
+        images = splits["train"].images
+        average, deviation = _normalisation(name, images, mean, std, value_range)
     return Dataset(
         name=name,
         classes=classes,
         mean=average,
         std=deviation,
+        metrics=metrics or {},
+        value_range=value_range,
+        task=task,
         **splits,
     )
 
@@ -114,13 +177,43 @@ def check(dataset: Any) -> None:
             f"dataset is a {type(dataset).__name__}: expected one of distill_jax.data.from_arrays "
             "or distill_jax.data.load"
         )
-    classes = integer("classes", dataset.classes, 2)
+    classes, task = integer("classes", dataset.classes, 2), dataset.task
+    task_lib.check_metrics(dataset.metrics, classes)
+    _checked_range(dataset.value_range)
     for part in ("train", "valid", "test"):
         split = getattr(dataset, part)
         if part != "valid" or len(split[1]):  # there may be no validation split
-            _split(f"{dataset.name} {part}", tuple(split), classes)
-            _check_shape(dataset, part)
-    _given(dataset.train.images.shape[3], dataset.mean, dataset.std)
+            what = f"{dataset.name} {part}"
+            _split(what, tuple(split), classes, dataset.value_range, task)
+            if task is None:
+                _check_shape(dataset, part)
+    if task is None:
+        _given(dataset.train.images.shape[3], dataset.mean, dataset.std)
+    elif task.classes != classes:
+        raise DataError(f"{dataset.name} has {classes} classes, its task {task.classes}")
+
+
+def _refuse_beside(task: Any, **others: Any) -> None:
+    if not isinstance(task, Task):
+        raise DataError(f"task is a {type(task).__name__}: expected a distill_jax.data.Task")
+    given = [name for name, value in others.items() if value not in (None, ())]
+    if given:
+        raise DataError(
+            f"{', '.join(given)} given beside a task: expected the task's classes and metrics, and "
+            "its preprocessing in place of mean, std and range"
+        )
+
+
+def _checked_range(value_range: Any) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    pair = isinstance(value_range, tuple | list) and len(value_range) == 2
+    if not pair or not all(isinstance(x, numbers.Real) for x in value_range):
+        raise DataError(f"value_range is {value_range!r}: expected two numbers, (low, high)")
+    low, high = map(float, value_range)
+    if not -math.inf < low < high < math.inf:
+        raise DataError(f"value_range is {value_range!r}: expected low < high, both finite")
+    return low, high
 
 
 def _check_shape(dataset: Dataset, part: str) -> None:
@@ -143,24 +236,34 @@ def choose_per_class(
     return np.sort(grouped[rank_in_class < np.repeat(wanted, sizes)])
 
 
-def _split(what: str, pair: Any, classes: int) -> Split:
+def _split(
+    what: str,
+    pair: Any,
+    classes: int,
+    value_range: tuple[float, float] | None,
+    task: Task | None,
+) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DataError(f"{what} is a {type(pair).__name__}: expected (images, labels)")
+        kind = "images" if task is None else "inputs"
+        raise DataError(f"{what} is a {type(pair).__name__}: expected ({kind}, labels)")
     images, labels = pair
+    if task is not None:
+        inputs, count = task_lib.check_inputs(what, images, task.spec)
+        return Split(inputs, check_labels(what, labels, count, classes, "examples"))
     if not isinstance(images, Streamed):
-        return check_split(what, images, labels, classes)
+        return check_split(what, images, labels, classes, value_range)
     undecoded = np.zeros((len(images), 1, 1, images.channels), np.uint8)
     return Split(images, check_split(what, undecoded, labels, classes).labels)
 
 
-def _take(split: Split, index: np.ndarray) -> Split:
-    return Split(split.images[index], split.labels[index])
+def _take(split: Split, index: Any) -> Split:
+    return Split(take(split.images, index), split.labels[index])
 
 
 def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
     """(train, valid): a stratified, disjoint and complete split of the training pool."""
     if not fraction:
-        return pool, Split(pool.images[:0], pool.labels[:0])
+        return pool, _take(pool, slice(0))
     sizes = np.bincount(pool.labels, minlength=classes)
     wanted = np.minimum(np.floor(fraction * sizes + 0.5), np.maximum(sizes - 1, 0)).astype(int)
     if not wanted.sum():
@@ -174,7 +277,11 @@ def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Sp
 
 
 def _normalisation(
-    name: str, images: np.ndarray, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    images: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    value_range: tuple[float, float] | None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = images.shape[3]
     if not len(mean) and not len(std):
@@ -185,7 +292,7 @@ def _normalisation(
             # One channel: the mean over the three.
             average, deviation = NORMALISATION["imagenet"]
             return (average, deviation) if channels == 3 else ((0.449,), (0.226,))
-        return _measured(images)
+        return _measured(images) if value_range is None else _measured_floats(images, value_range)
     return _given(channels, mean, std)
 
 
@@ -218,3 +325,14 @@ def _measured(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
         means.append(round(average, 4))
         stds.append(max(round(math.sqrt(share @ (levels - average) ** 2), 4), 1 / 255))
     return tuple(means), tuple(stds)
+
+
+def _measured_floats(
+    images: np.ndarray, value_range: tuple[float, float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `_measured`, of float images scaled from their range to [0, 1]."""
+    low, high = value_range
+    channels = [images[..., c] for c in range(images.shape[3])]
+    means = [(float(np.mean(x, dtype=np.float64)) - low) / (high - low) for x in channels]
+    stds = [float(np.std(x, dtype=np.float64)) / (high - low) for x in channels]
+    return tuple(round(x, 4) for x in means), tuple(max(round(x, 4), 1 / 255) for x in stds)

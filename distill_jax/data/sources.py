@@ -1,17 +1,22 @@
 """Data sets by name."""
 
+import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.data.checks import DataError, Split
 from distill_jax.data.cifar import read_cifar
-from distill_jax.data.dataset import Dataset, choose_per_class, from_arrays
+from distill_jax.data.dataset import Dataset, check, choose_per_class, from_arrays
 from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
 from distill_jax.data.tfds import read_tfds
+from distill_jax.identity import describe
+
+_registered: dict[str, tuple[Callable[..., Dataset], str]] = {}
 
 
 def load(
@@ -22,21 +27,38 @@ def load(
     split_seed: int = 0,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The data set called `name`, one of `NAMES`; nothing is downloaded.
+    """The data set called `name`, one of `NAMES` or a registered one; nothing is downloaded.
 
     "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
     streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
     `data_dir` holds the files; where it is empty, the usual places are searched. The other
-    arguments are those of `from_arrays`. DataError when the name is unknown, when the data is
-    missing (with the ways to supply it), or when it is damaged.
+    arguments are those of `from_arrays`; a registered data set takes what of them its function
+    names, and `options`. DataError when the name is unknown, when the data is missing (with the
+    ways to supply it), or when it is damaged.
     """
+    fields = {
+        "data_dir": data_dir,
+        "valid_fraction": valid_fraction,
+        "split_seed": split_seed,
+        "mean": mean,
+        "std": std,
+    }
+    if name in _registered:
+        return _load_registered(name, fields, options or {})
+    if options:
+        raise DataError(
+            f"dataset.options are {dict(options)}: expected none for {name!r}, as only registered "
+            "data sets have any"
+        )
     source, _, detail = str(name).partition(":")
     if source not in SOURCES or (detail and source not in ("synthetic", "tfds")):
-        close = difflib.get_close_matches(source.lower(), NAMES, n=1)
+        known = (*NAMES, *_registered)
+        close = difflib.get_close_matches(source.lower(), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(
-            f"data set is {name!r}: expected one of {', '.join(NAMES)}, with tfds:NAME and "
+            f"data set is {name!r}: expected one of {', '.join(known)}, with tfds:NAME and "
             f"synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
         )
     train, test, classes = SOURCES[source](detail, data_dir)
@@ -50,6 +72,68 @@ def load(
         mean=mean,
         std=std,
     )
+
+
+def register_dataset(name: str, load: Callable[..., Dataset], version: str = "1") -> None:
+    """Makes a data set known under a name, for `dataset.name`.
+
+    Stages are known by the content of their data. Name, version and the function's source are part
+    of what a working directory is of: another data set under its name is refused there.
+
+    Args:
+      name: for the config.
+      load: load(**options) -> what `from_arrays` makes, the options being `dataset.options`. Of
+        `data_dir`, `valid_fraction`, `split_seed`, `mean` and `std` it is given those of the config
+        that are among its arguments, and the others are to be left alone there.
+      version: to be raised when the function comes to load something else.
+
+    Raises:
+      ValueError: a name that is taken or cannot be written in a config, or nothing to call.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a data set's name is an identifier such as 'my_texts', got {name!r}")
+    if name in SOURCES:
+        raise ValueError(f"{name!r} is a data set of the library: choose another name")
+    if not callable(load):
+        raise ValueError(f"data set {name!r} is {load!r}: expected a function load(**options)")
+    if not isinstance(version, str):
+        raise ValueError(f"the version of {name} is a text, got {version!r}")
+    _registered[name] = (load, version)
+
+
+def identity_of(name: str) -> dict[str, Any] | None:
+    """What a registered data set is known by besides its content; None of the library's."""
+    if name not in _registered:
+        return None
+    load, version = _registered[name]
+    return {"name": name, "version": version, "repr": describe(load)}
+
+
+def _load_registered(name: str, fields: dict[str, Any], options: Mapping[str, Any]) -> Dataset:
+    function = _registered[name][0]
+    signature = inspect.signature(function)
+    for field, value in fields.items():
+        default = inspect.signature(load).parameters[field].default
+        if field not in signature.parameters and value != default:
+            raise DataError(
+                f"dataset.{field} is {value!r}: expected {default!r}, as the function of data set "
+                f"{name!r} has no such argument"
+            )
+    given = {k: v for k, v in fields.items() if k in signature.parameters} | dict(options)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise DataError(
+            f"dataset.options are {dict(options)}: expected those of {name}{signature}; {error}"
+        ) from error
+    dataset = function(**given)
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"data set {name!r} gives a {type(dataset).__name__}: expected what "
+            "distill_jax.data.from_arrays makes"
+        )
+    check(dataset)
+    return dataclasses.replace(dataset, name=name)
 
 
 def _read_digits() -> tuple[Split, Split, int]:

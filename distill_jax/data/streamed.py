@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from distill_jax.data.checks import DataError, Split, integer
@@ -218,14 +219,22 @@ def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]
     yield from _one_ahead(load, range(skip - skip % size, len(order), size))
 
 
-def parts(images: np.ndarray | Streamed, size: int) -> Iterator[np.ndarray]:
-    """The images in order, `size` at a time; black ones fill up the last. Decoded one ahead."""
-    starts = range(0, len(images), size)
-    yield from _one_ahead(lambda start: _filled(images[start : start + size], size), starts)
+def parts(images: Any, size: int) -> Iterator[Any]:
+    """The examples in order, `size` at a time; zeros fill up the last. Streamed ones decoded ahead.
+
+    Args:
+      images: an array, streamed images, or a tree of arrays.
+      size: how many at a time.
+    """
+
+    def load(start):
+        return jax.tree.map(lambda x: _filled(x[start : start + size], size), images)
+
+    yield from _one_ahead(load, range(0, len(jax.tree.leaves(images)[0]), size))
 
 
 def _filled(images: np.ndarray | Streamed, size: int) -> np.ndarray:
-    filled = np.zeros((size, *images.shape[1:]), np.uint8)
+    filled = np.zeros((size, *images.shape[1:]), images.dtype)
     if isinstance(images, Streamed):
         images.read(filled[: len(images)])
     else:

@@ -33,7 +33,7 @@ class Network:
       name: what it is called.
       module: its linen module; None where there is none.
       classes: C.
-      image_shape: (H, W, channels) of its images.
+      image_shape: (H, W, channels) of its images; () of a network that sees others than images.
       dtype: of the computation, one of `DTYPES`; variables are float32.
       version: under which it was registered; None of a network that comes with the library.
     """
@@ -41,7 +41,7 @@ class Network:
     name: str
     module: nn.Module | None
     classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     dtype: str = "float32"
     version: str | None = None
 
@@ -52,6 +52,11 @@ class Network:
             return self
         name = self.name.removeprefix(EVOLVING)
         return dataclasses.replace(self, name=name, module=self.module.backbone)
+
+    @property
+    def inputs(self) -> Any:
+        """The shapes and types of a batch of one, as it takes it."""
+        return jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
 
     @property
     def branches(self) -> int:
@@ -65,7 +70,7 @@ class Network:
 
     @property
     def output_shapes(self) -> Outputs:
-        """The shapes and types of its outputs for one image."""
+        """The shapes and types of its outputs for a batch of one."""
         return _output_shapes(self)
 
     @property
@@ -124,7 +129,7 @@ class Network:
     def apply(
         self,
         variables: Variables,
-        inputs: Array,
+        inputs: Any,
         *,
         train: bool = False,
         rngs: Array | None = None,
@@ -200,8 +205,7 @@ def _shapes(network: Network) -> Variables:
 
 @functools.lru_cache(maxsize=128)
 def _output_shapes(network: Network) -> Outputs:
-    images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    return jax.eval_shape(network.apply, network.shapes, images)[0]
+    return jax.eval_shape(network.apply, network.shapes, network.inputs)[0]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.models.adapters import Door, adapt
+from distill_jax.models.adapters import Door, adapt, inputs_text
 from distill_jax.models.families import FAMILIES, MODELS, Builder
 from distill_jax.models.network import DTYPES, EVOLVING, Network
 from distill_jax.models.zoo import evolving
@@ -25,21 +25,26 @@ class Registration:
     """What `register_network` was given for one name."""
 
     door: Door
-    build: Callable[[int, jax.ShapeDtypeStruct], Any]
+    build: Callable[[int, Any], Any]
 
 
 _REGISTERED: dict[str, Registration] = {}
 
 
-def build(
-    name: str, classes: int, image_shape: tuple[int, int, int], dtype: str = "float32"
-) -> Network:
-    """Builds the network called `name`, for (H, W, channels) images of `classes` classes.
+def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Network:
+    """Builds the network called `name`, for inputs of `classes` classes.
 
     A registered network chooses the types in which it computes, whatever `dtype` is.
 
+    Args:
+      name: of a built-in or registered network.
+      classes: C.
+      inputs: (H, W, channels) of images, or the shapes and types of a preprocessed batch of one: a
+        `jax.ShapeDtypeStruct` or a pytree of them. Built-in networks take images alone.
+      dtype: one of `DTYPES`.
+
     Raises:
-      ValueError: unknown name or dtype, fewer than two classes, images that it cannot take, or a
+      ValueError: unknown name or dtype, fewer than two classes, inputs that it cannot take, or a
         registered network that does not do as it should.
     """
     check_name(name)
@@ -47,16 +52,30 @@ def build(
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape is (height, width, channels), got {image_shape}")
-    height, width, channels = image_shape
-    shape = (height, width, channels)
-    own = name.removeprefix(EVOLVING)
+    shape, own = image_shape_of(inputs), name.removeprefix(EVOLVING)
     if own in _REGISTERED:
-        network = _adapted(_REGISTERED[own], classes, shape)
-    else:
+        if shape:
+            inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        leaves, structure = jax.tree.flatten(inputs)
+        network = _adapted(_REGISTERED[own], classes, tuple(leaves), structure)
+    elif shape:
         network = Network(own, _builder(own)(classes, shape), classes, shape, dtype)
+    else:
+        raise ValueError(
+            f"{own} takes images, float32 (1, height, width, channels), got {inputs_text(inputs)}: "
+            "register a network of your own for them"
+        )
     return _evolving(network) if name.startswith(EVOLVING) else network
+
+
+def image_shape_of(inputs: Any) -> tuple[int, ...]:
+    """(H, W, channels) of inputs that are images; () of others."""
+    if isinstance(inputs, tuple) and all(isinstance(size, int) for size in inputs):
+        if len(inputs) != 3 or min(inputs) < 1:
+            raise ValueError(f"image_shape is (height, width, channels), got {inputs}")
+        return inputs
+    image = isinstance(inputs, jax.ShapeDtypeStruct) and len(inputs.shape) == 4
+    return inputs.shape[1:] if image and inputs.dtype == jnp.float32 else ()
 
 
 def check_name(name: str) -> None:
@@ -72,7 +91,7 @@ def check_name(name: str) -> None:
 
 def register_network(
     name: str,
-    build: Callable[[int, jax.ShapeDtypeStruct], Any],
+    build: Callable[[int, Any], Any],
     version: str = "1",
     *,
     stages: Sequence[str] = (),
@@ -86,11 +105,12 @@ def register_network(
 
     Args:
       name: a text without spaces and `<>+;,#:` that is no built-in network's name.
-      build: (classes, inputs) -> the network, inputs being the shape (1, H, W, channels) and type
-        of a preprocessed batch. It gives a `Network`, a linen module, an nnx module, or a pair of
-        functions (init, apply): init(key) -> {"params": ..., other collections},
-        apply(variables, inputs, *, train, rngs, axis_name) -> (logits or `Outputs`, collections)
-        or, with fewer of the keywords, the logits alone.
+      build: (classes, inputs) -> the network, inputs being the shape and type of a preprocessed
+        batch of one: (1, H, W, channels) of images, a pytree where a `data.Task` has one. It gives
+        a `Network`, a linen module, an nnx module, or a pair of functions (init, apply):
+        init(key) -> {"params": ..., other collections}, apply(variables,
+        inputs, *, train, rngs, axis_name) -> (logits or `Outputs`, collections) or, with fewer of
+        the keywords, the logits alone.
       version: part of the network's identity; to be raised when the network changes in a way that
         its code does not show.
       stages: paths of the submodules whose outputs are its stages, "Block_1" or "Block_1/Conv_0".
@@ -139,15 +159,26 @@ def _builder(name: str) -> Builder:
 
 @functools.lru_cache(maxsize=128)
 def _adapted(
-    registration: Registration, classes: int, image_shape: tuple[int, int, int]
+    registration: Registration,
+    classes: int,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    structure: Any,
 ) -> Network:
     """Adapts a network once, so that what was compiled for it is found again."""
-    inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    inputs = jax.tree.unflatten(structure, leaves)
 
     def make() -> Any:
-        return registration.build(classes, inputs)
+        try:
+            return registration.build(classes, inputs)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever somebody's code raises
+            raise ValueError(
+                f"build of {registration.door.name} fails for {classes} classes and "
+                f"{inputs_text(inputs)}: {type(error).__name__}: {error}"
+            ) from error
 
-    return adapt(make, registration.door, classes, image_shape)
+    return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
 
 
 def _evolving(network: Network) -> Network:

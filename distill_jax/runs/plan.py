@@ -12,10 +12,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from distill_jax import data, graph, methods, models
-from distill_jax.identity import changed_fields, digest_json
+from distill_jax.identity import changed_fields, describe, digest_json
 from distill_jax.interop.files import read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
@@ -72,11 +73,17 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     return plan
 
 
-def registered(plan: Plan) -> dict[str, dict[str, Any]]:
+def registered(plan: Plan, dataset: data.Dataset, source: str = "") -> dict[str, dict[str, Any]]:
     """What the names that a user registered stand for, of those that a plan uses.
 
+    Args:
+      plan: the plan.
+      dataset: the names of its metrics are the user's too.
+      source: the name by which the data set was loaded, if by any.
+
     Returns:
-      {"networks", "methods", "optimizers"}: name -> identity, its code as a digest.
+      {"networks", "methods", "optimizers"} and, where there are any, {"datasets", "metrics"}: name
+      -> identity, its code as a digest.
     """
     networks: dict[str, Any] = {}
     named: dict[str, Any] = {}
@@ -87,7 +94,12 @@ def registered(plan: Plan) -> dict[str, dict[str, Any]]:
         optimizer = stage.recipe.optim.optimizer
         optimizers[optimizer] = optim.identity_of(optimizer)
     tables = {"networks": networks, "methods": named, "optimizers": optimizers}
-    return {kind: _of_users(identities) for kind, identities in tables.items()}
+    found = {kind: _of_users(identities) for kind, identities in tables.items()}
+    metrics = {
+        name: {"version": "", "repr": describe(metric)} for name, metric in dataset.metrics.items()
+    }
+    others: dict[str, Any] = {"datasets": {source: data.identity_of(source)}, "metrics": metrics}
+    return found | {kind: own for kind, table in others.items() if (own := _of_users(table))}
 
 
 def _of_users(identities: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +114,7 @@ def _of_users(identities: dict[str, Any]) -> dict[str, Any]:
 def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> Network:
     """The network called `name`, for the images of a data set."""
     base, _ = graph.architecture(name)
-    network = models.build(base, dataset.classes, dataset.image_shape, experiment.dtype)
+    network = models.build(base, dataset.classes, dataset.inputs, experiment.dtype)
     return _named(network, name)
 
 
@@ -311,10 +323,18 @@ def _file_digest(path: str) -> str:
 
 
 def digest_of(dataset: data.Dataset) -> str:
-    """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and normalisation."""
+    """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and preprocessing.
+
+    Not the metrics: they decide nothing that is learned, and a new one retrains no stage.
+    """
     sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
+    if dataset.value_range is not None:
+        sha.update(repr(dataset.value_range).encode())
+    if dataset.task is not None:
+        structure = jax.tree.structure(dataset.task.spec)
+        sha.update(f"{structure} {describe(dataset.task.preprocess)}".encode())
     for split in (dataset.train, dataset.valid, dataset.test):
-        for array in split:
+        for array in (*jax.tree.leaves(split.images), split.labels):
             if isinstance(array, data.Streamed):
                 sha.update(array.identity.encode())
                 continue

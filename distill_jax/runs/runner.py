@@ -69,6 +69,7 @@ def run(
       fit.Interrupted: `stop` said so.
     """
     experiment = config_lib.resolve(config)
+    source = "" if dataset is not None else experiment.dataset["name"]
     if dataset is None:
         dataset = data.load(**experiment.dataset)
     else:
@@ -83,11 +84,11 @@ def run(
             stages = [plan.stages[stage_id] for stage_id in together]
             caches_teachers(stages, dataset, experiment.teacher_logits)
         given = {
-            stage_id: load_variables(stage.file, stage.network, (dataset.mean, dataset.std))
+            stage_id: load_variables(stage.file, stage.network, dataset.normalisation)
             for stage_id, stage in plan.stages.items()
             if stage.file
         }
-        config_json = _as_json(experiment, data_digest, registered(plan))
+        config_json = _as_json(experiment, data_digest, registered(plan, dataset, source))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with opened(workdir, config_json) as folder:
@@ -238,7 +239,9 @@ class _Run:
             arrays, found = restore(place / "weights", template, self.plan.specs[stage_id])
             whole = arrays if stage.phase else {}
             variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
-            return StageResult(variables, found["history"], found["record"], whole)
+            result = StageResult(variables, found["history"], found["record"], whole)
+            topology = self.experiment.topology
+            return evaluation.with_metrics(stage, result, self.dataset, topology)
         except (Damaged, KeyError) as error:
             log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
             return None

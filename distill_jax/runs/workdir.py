@@ -121,7 +121,9 @@ def _identifying(config: dict[str, Any]) -> dict[str, Any]:
     left_out = (*RESUMABLE_FIELDS, "registered")
     kept = {name: value for name, value in config.items() if name not in left_out}
     if isinstance(kept.get("dataset"), dict):
-        kept["dataset"] = {k: v for k, v in kept["dataset"].items() if k != "data_dir"}
+        fields = kept["dataset"].items()
+        # Options are left out where there are none, as where there were none yet.
+        kept["dataset"] = {k: v for k, v in fields if k != "data_dir" and (k != "options" or v)}
     return kept
 
 
@@ -139,5 +141,6 @@ def _registered_in_both(one: Mapping[str, Any], other: Mapping[str, Any]) -> tup
 
 def _all_registered(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Every name that a folder has used, so that none of them comes to mean another thing."""
-    table = config.get("registered", {})
-    return {kind: saved.get("registered", {}).get(kind, {}) | own for kind, own in table.items()}
+    before, now = (table.get("registered", {}) for table in (saved, config))
+    kinds = {**before, **now}
+    return {kind: before.get(kind, {}) | now.get(kind, {}) for kind in kinds}

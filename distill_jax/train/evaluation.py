@@ -11,6 +11,7 @@ import numpy as np
 
 from distill_jax import data, models
 from distill_jax.evals import classification
+from distill_jax.evals.metrics import measure
 from distill_jax.identity import digest
 from distill_jax.models import Network, Variables
 from distill_jax.train import preflight, programs, sharding
@@ -91,7 +92,8 @@ def run_preflight(
     split, networks = getattr(dataset, part), frozen_teachers(stages)
     results = tuple(teachers[network] for network in networks)
     logits = cached_teacher_logits(networks, results, part, dataset, topology)
-    batch = data.Split(split.images[:PREFLIGHT_IMAGES], split.labels[:PREFLIGHT_IMAGES])
+    first = slice(PREFLIGHT_IMAGES)
+    batch = data.Split(data.take(split.images, first), split.labels[first])
     taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
     variables = tuple(result.variables for result in results)
     if needs := needs_of(stages):
@@ -131,9 +133,12 @@ def score(
     own, newest = logits[0], logits[-1]
     labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
     measured = programs.classification_metrics(own, labels)
+    measured |= measure(dataset.metrics, own[0], labels)
     record = {
         "parameters": _size(deployed),
-        **{f"test_{name}": measured[name] for name in accuracy_names(len(own))},
+        **{
+            f"test_{name}": measured[name] for name in (*accuracy_names(len(own)), *dataset.metrics)
+        },
         "last_test_accuracy": classification.accuracy(newest[0], labels),
         "ece": classification.expected_calibration_error(own[0], labels),
     }
@@ -151,19 +156,39 @@ def evaluate_pretrained(
     """A network that comes with its weights: evaluated once, trained never."""
     alone = dataclasses.replace(stage, teachers=())
     _, scored = score(alone, (), variables, variables, dataset, topology)
-    accuracy = None
+    metrics = {}
     if len(dataset.valid.labels):
         metrics = programs.evaluate(stage.network, variables, dataset.valid, dataset, topology)
-        accuracy = metrics["accuracy"]
     record = {
         **scored,
-        "valid_accuracy": accuracy,
+        **valid_metrics({f"valid_{name}": value for name, value in metrics.items()}, dataset),
         "best_epoch": 0,
         "epochs": 0,
         "seconds": 0.0,
         "state_digest": digest(variables),
     }
     return StageResult(variables, [], record)
+
+
+def valid_metrics(evaluated: dict[str, Any], dataset: data.Dataset) -> dict[str, float | None]:
+    """Accuracy and the data set's metrics on the validation split, of an epoch's record."""
+    names = (f"valid_{name}" for name in ("accuracy", *dataset.metrics))
+    return {name: evaluated.get(name) for name in names}
+
+
+def with_metrics(
+    stage: Stage, result: StageResult, dataset: data.Dataset, topology: sharding.Topology
+) -> StageResult:
+    """A finished stage's result with the metrics that were not asked for when it was trained."""
+    missing = {k: m for k, m in dataset.metrics.items() if f"test_{k}" not in result.record}
+    pairs, record = [(stage.network.backbone, result.variables)], dict(result.record)
+    for part in ("valid", "test") if missing else ():
+        split = getattr(dataset, part)
+        if part == "test" or record["valid_accuracy"] is not None:
+            ((logits, *_),) = programs.predict_logits(pairs, split, dataset, topology)
+            measured = measure(missing, logits, split.labels)
+            record |= {f"{part}_{name}": value for name, value in measured.items()}
+    return dataclasses.replace(result, record=record)
 
 
 def _size(variables: Variables) -> int:

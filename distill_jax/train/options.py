@@ -98,6 +98,8 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
         return False
     recipe = stages[0].recipe
     why = "" if recipe.augment == "none" else f"augment is {recipe.augment!r}"
+    if dataset.task is not None and not dataset.task.is_fixed:
+        why = "the task's preprocessing uses its key or tells training from evaluation"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
     if teacher_logits == "table" and why:

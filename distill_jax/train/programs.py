@@ -14,7 +14,9 @@ import numpy as np
 from jax import Array
 
 from distill_jax import data, rng
+from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
+from distill_jax.evals.metrics import measure
 from distill_jax.methods import Context, Hyper
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.train import metrics, optim, preflight, sharding
@@ -32,6 +34,7 @@ from distill_jax.train.terms import Live, Student, frozen_shown, student_terms
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
 DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
+Preprocessing = Examples | Images
 EXITS = "exits"  # in place of an output: the logits of a network and of its branches
 
 
@@ -59,7 +62,7 @@ def train_program(
     Args:
       stages: they.
       steps: of an epoch.
-      dataset: gives the normalisation.
+      dataset: gives the preprocessing.
       topology: the devices.
       max_nonfinite_steps: see `make_train_step`.
       shared_data: of a population whether all see the same images; None for one replica alone.
@@ -67,8 +70,7 @@ def train_program(
     return _train_program(
         tuple(stage.structure for stage in stages),
         steps,
-        dataset.mean,
-        dataset.std,
+        dataset.preprocessing,
         topology,
         max_nonfinite_steps,
         shared_data,
@@ -80,21 +82,19 @@ def train_program(
 def _train_program(
     stages: tuple[Stage, ...],
     steps: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    preprocessing: Preprocessing,
     topology: sharding.Topology,
     max_nonfinite_steps: int,
     shared_data: bool | None,
     builders: tuple[optim.BuildOptimizer | None, ...],  # a name may be registered anew
 ) -> TrainProgram:
     recipe, teachers = stages[0].recipe, frozen_teachers(stages)
-    augment = data.AUGMENT[recipe.augment]
 
     def step(axis_name):
         return make_train_step(
             students=tuple(_student(stage, teachers, steps) for stage in stages),
             teachers=teachers,
-            preprocess=lambda keys, images: data.normalise(augment(keys, images), mean, std),
+            preprocess=functools.partial(preprocessing.train, recipe.augment),
             steps_per_epoch=steps,
             axis_name=axis_name,
             sync_bn=recipe.sync_bn,
@@ -132,7 +132,7 @@ def zero_sums(
     key: Array,
     *,
     batch_size: int,
-    image_shape: tuple[int, int, int],
+    spec: Any,
     cached: TeacherOutputs | None,
     where: jax.sharding.Sharding | None,
 ) -> dict[str, StepMetrics]:
@@ -141,16 +141,16 @@ def zero_sums(
     Args:
       body: the step; traced, once for all that give it the same.
       state: and frozen, hyper, key: what it is given.
-      batch_size: and image_shape: of its batch.
+      batch_size: and spec, of one example: of its batch.
       cached: the teachers' outputs on the training split, where the batch brings theirs.
-      where: the images are, as the type of what a step is given has it.
+      where: the examples are, as the type of what a step is given has it.
     """
 
     def per_example(*shape, dtype=jnp.int32, where=None):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
     batch = Batch(
-        inputs=per_example(*image_shape, dtype=jnp.uint8, where=where),
+        inputs=jax.tree.map(lambda x: per_example(*x.shape, dtype=x.dtype, where=where), spec),
         labels=per_example(where=where),
         index=per_example(),
         position=per_example(),
@@ -189,13 +189,12 @@ def outputs_on_split(
     Args:
       pairs: the networks, each with its variables; streamed images are decoded once for all.
       split: images and labels, or what `device_put` made of them.
-      dataset: gives the normalisation.
+      dataset: gives the preprocessing.
       topology: the devices that share the images.
       names: fields of `Outputs`, or `EXITS`.
     """
     programs = [
-        _outputs_program(network, names, dataset.mean, dataset.std, topology)
-        for network, _ in pairs
+        _outputs_program(network, names, dataset.preprocessing, topology) for network, _ in pairs
     ]
     placed = [topology.device_put(variables) for _, variables in pairs]
     dispatched: list[list[Any]] = [[] for _ in pairs]
@@ -240,7 +239,7 @@ def teacher_outputs(
 class DeviceSplit(NamedTuple):
     """A split on the devices, to be looked at more than once."""
 
-    parts: list[tuple[Array, int]]
+    parts: list[tuple[Any, int]]
     labels: np.ndarray
 
 
@@ -251,21 +250,22 @@ def device_put(split: data.Split, topology: sharding.Topology) -> data.Split | D
     return DeviceSplit(list(_parts(split, topology)), split.labels)
 
 
-def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Array, int]]:
-    """Images (P, B, H, W, channels) shared by the devices, and how many of the P parts are any."""
+def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any, int]]:
+    """Inputs (P, B, ...) shared by the devices, and how many of the P parts are any."""
     if not len(split.labels):
         return
-    shape = split.images.shape[1:]
+    arrays = jax.tree.leaves(split.images)
+    example = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays)
     batch = topology.count * PART.get(jax.default_backend(), PART["gpu"])
-    size = batch * max(1, DISPATCH_BYTES // (batch * math.prod(shape)))
-    for start, images in enumerate(data.parts(split.images, size)):
+    size = batch * max(1, DISPATCH_BYTES // (batch * max(example, 1)))
+    for start, inputs in enumerate(data.parts(split.images, size)):
         parts = -(-min(size, len(split.labels) - start * size) // batch)
-        placed = jax.device_put(images.reshape(-1, batch, *shape), topology.shared_parts)
-        yield placed, parts
+        inputs = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs)
+        yield jax.device_put(inputs, topology.shared_parts), parts
 
 
 @functools.lru_cache(maxsize=32)
-def _outputs_program(network, names, mean, std, topology):
+def _outputs_program(network, names, preprocessing, topology):
     def select(outputs):
         exits = tuple(exit.logits for exit in (outputs, *outputs.branches))
         return {name: exits if name == EXITS else getattr(outputs, name) for name in names}
@@ -273,8 +273,8 @@ def _outputs_program(network, names, mean, std, topology):
     def freeze(variables):
         return network.freeze(variables)
 
-    def forward(frozen, images):
-        return frozen_forward(network, frozen, data.normalise(images, mean, std), select)
+    def forward(frozen, inputs):
+        return frozen_forward(network, frozen, preprocessing.evaluate(inputs), select)
 
     return sharding.forward_loop(freeze, forward, topology)
 
@@ -286,9 +286,10 @@ def evaluate(
     dataset: data.Dataset,
     topology: sharding.Topology = sharding.Topology(),
 ) -> dict[str, float]:
-    """Accuracies, the branches' too, and cross-entropy over a whole split."""
+    """Accuracies, the branches' too, cross-entropy and the data set's metrics, over a split."""
     (logits,) = predict_logits([(network, variables)], split, dataset, topology)
-    return classification_metrics(logits, split.labels)
+    own = measure(dataset.metrics, logits[0], split.labels)
+    return classification_metrics(logits, split.labels) | own
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -314,13 +315,13 @@ def first_terms(
       teacher_variables: of their frozen teachers, see `frozen_teachers`.
       split: a batch.
       taught: the frozen teachers' outputs on it.
-      dataset: gives the normalisation.
+      dataset: gives the preprocessing.
     """
     structures = tuple(dataclasses.replace(s.structure, recipe=Recipe()) for s in stages)
-    program = _terms_program(structures, dataset.mean, dataset.std, jax.default_backend())
+    program = _terms_program(structures, dataset.preprocessing, jax.default_backend())
     return program(
         *jax.device_get((state, teacher_variables)),
-        np.asarray(split.images),
+        jax.tree.map(np.asarray, split.images),
         split.labels,
         taught._replace(logits=taught.logits.swapaxes(0, 1)),
         {stage.network.name: stage.hyper for stage in stages},
@@ -328,14 +329,14 @@ def first_terms(
 
 
 @functools.lru_cache(maxsize=32)
-def _terms_program(stages, mean, std, backend):
+def _terms_program(stages, preprocessing, backend):
     teachers = frozen_teachers(stages)
     frozen = FrozenTeachers(teachers)
     students = [_student(stage, teachers) for stage in stages]
     methods = tuple(pair for student in students for pair in student.methods)
 
-    def first_terms(state, teacher_variables, images, labels, taught, hyper):
-        inputs, key = data.normalise(images, mean, std), jax.random.key(0)
+    def first_terms(state, teacher_variables, raw, labels, taught, hyper):
+        inputs, key = preprocessing.evaluate(raw), jax.random.key(0)
         shown = frozen_shown(frozen, taught, teacher_variables, methods)
         places = jnp.arange(len(labels), dtype=jnp.int32)
         context = Context(

@@ -265,23 +265,27 @@ def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Cal
 
     Args:
       freeze: variables -> what `forward` takes; once for all parts.
-      forward: (frozen variables, images (B, H, W, channels)) -> arrays (B, ...).
+      forward: (frozen variables, inputs (B, ...)) -> arrays (B, ...).
       topology: its devices share every part, under `shard_map` in both modes.
 
     Returns:
-      (variables, images (P, B, H, W, channels), parts) -> arrays (P, B, ...), zeros from `parts`
-      on: it is traced, so that one program serves splits of every size.
+      (variables, inputs (P, B, ...), parts) -> arrays (P, B, ...), zeros from `parts` on: it is
+      traced, so that one program serves splits of every size.
     """
 
-    def forward_parts(variables, images, parts):
+    def forward_parts(variables, inputs, parts):
         frozen = freeze(variables)
-        shapes = jax.eval_shape(forward, frozen, images[0])
+
+        def at(i):
+            return jax.tree.map(lambda x: x[i], inputs)
+
+        count, shapes = len(jax.tree.leaves(inputs)[0]), jax.eval_shape(forward, frozen, at(0))
 
         def part(i, outputs):
-            new = forward(frozen, images[i])
+            new = forward(frozen, at(i))
             return jax.tree.map(lambda all, one: all.at[i].set(one), outputs, new)
 
-        empty = jax.tree.map(lambda x: jnp.zeros((len(images), *x.shape), x.dtype), shapes)
+        empty = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
         return lax.fori_loop(0, parts, part, empty)
 
     return jax.jit(

@@ -13,6 +13,7 @@ from jax import Array
 from distill_jax import data, rng
 from distill_jax.methods import Hyper, Method, Shapes, heard
 from distill_jax.models import Network, Outputs, Variables
+from distill_jax.models.adapters import inputs_text
 from distill_jax.train import optim, sharding
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
@@ -263,11 +264,16 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
         raise ValueError("the test split is empty")
     if stage.teachers:
         recipe.dropping.check(len(stage.teachers))
+    if dataset.task is not None and recipe.augment != "none":
+        raise ValueError(
+            f"augment is {recipe.augment!r}: expected 'none' for {dataset.name}, whose task says "
+            "how its examples are preprocessed"
+        )
     for one in (network, *stage.teachers, *stage.live):
-        if (one.classes, one.image_shape) != (dataset.classes, dataset.image_shape):
+        if (one.classes, one.inputs) != (dataset.classes, dataset.inputs):
             raise ValueError(
-                f"{one.name} takes {one.image_shape} images of {one.classes} classes, "
-                f"{dataset.name} has {dataset.image_shape} and {dataset.classes}"
+                f"{one.name} takes {inputs_text(one.inputs)} of {one.classes} classes, "
+                f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
     _check_moving(stage)
     _check_methods(stage, examples)

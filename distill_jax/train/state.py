@@ -92,7 +92,7 @@ class DeviceDataset(NamedTuple):
     """A training split as the loops hold it on the device.
 
     Args:
-      inputs: (N, H, W, channels) uint8.
+      inputs: (N, H, W, channels) uint8, or arrays (N, ...) of another task.
       labels: (N,) int32.
       teachers: what the frozen teachers give for each example, cached; None where the step is to
         compute it.
@@ -110,14 +110,14 @@ class Batch:
     """A mini-batch, or a device's share of it.
 
     Args:
-      inputs: (B, H, W, channels) uint8.
+      inputs: (B, H, W, channels) uint8, or arrays (B, ...) of another task.
       labels: (B,) int32.
       index: (B,) int32, places in the training split.
       position: (B,) int32, places in the whole batch: augmentation draws by them.
       teachers: cached outputs of the frozen teachers, (B, K, C) logits, where there are such.
     """
 
-    inputs: Array
+    inputs: Any
     labels: Array
     index: Array
     position: Array

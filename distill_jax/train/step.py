@@ -30,7 +30,7 @@ from distill_jax.train.terms import (
     teacher_needs,
 )
 
-Preprocess = Callable[[Array, Array], Array]  # (keys (B,), uint8 images) -> normalised floats
+Preprocess = Callable[[Array, Any], Any]  # (keys (B,), inputs) -> what networks see of them
 Hypers = Mapping[str, Hyper]  # the numbers of each network in training
 TrainStep = Callable[
     [TrainState, Teaching, Batch, Hypers, Array],
@@ -114,7 +114,7 @@ def make_train_step(
     Args:
       students: the networks to train.
       teachers: the frozen networks.
-      preprocess: augments and normalises.
+      preprocess: makes of a batch what networks see, such as augmented and normalised images.
       steps_per_epoch: counts epochs for the methods.
       axis_name: the devices' axis; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
@@ -250,7 +250,7 @@ def _kept_by_any(
 def _teacher_outputs(
     frozen: FrozenTeachers,
     variables: Teaching,
-    inputs: Array,
+    inputs: Any,
     cached: TeacherOutputs | None,
     drawn: Array | None,
 ) -> TeacherOutputs:

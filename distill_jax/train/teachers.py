@@ -60,19 +60,21 @@ class TeacherOutputs(NamedTuple):
 
 
 def frozen_forward(
-    network: Network, variables: Variables, images: Array, select: Callable[[Outputs], Any]
+    network: Network, variables: Variables, inputs: Any, select: Callable[[Outputs], Any]
 ) -> Any:
-    """What `select` picks of a frozen network's outputs, arrays with a leading axis of images.
+    """What `select` picks of a frozen network's outputs, arrays with a leading axis of examples.
 
     On the CPU some images at a time, so that what is between two layers stays in the cache.
 
     Args:
       network: the network.
       variables: its variables, or what `Network.freeze` made of them.
-      images: (B, H, W, channels), normalised.
+      inputs: (B, H, W, channels), normalised, or what else the network takes.
       select: picks arrays (B, ...).
     """
-    frozen = network.freeze(variables, (images.shape[1], images.shape[2]))
+    if not network.image_shape:
+        return select(network.apply(network.freeze(variables), inputs)[0])
+    images, frozen = inputs, network.freeze(variables, (inputs.shape[1], inputs.shape[2]))
 
     def run(part):
         return select(network.apply(frozen, part)[0])
@@ -139,22 +141,23 @@ class FrozenTeachers:
     def outputs(
         self,
         variables: tuple[Variables, ...] | FrozenVariables,
-        images: Array,
+        inputs: Any,
         mask: Array | None,
     ) -> TeacherOutputs:
         """Their outputs without gradient; a dropped teacher's are zeros and are not computed.
 
         Args:
           variables: of each network, or what `freeze` made of them.
-          images: (B, H, W, channels), normalised.
+          inputs: as the networks take them, (B, ...).
           mask: (K,) booleans, the same on every device; None keeps all without asking.
         """
         each: list[dict[str, Any]] = []
         for networks, group in zip(self.groups, self.freeze(variables).groups, strict=True):
             kept = None if mask is None else mask[len(each) : len(each) + len(networks)]
-            each.extend(_group_outputs(networks, group, images, kept, self.needs))
+            each.extend(_group_outputs(networks, group, inputs, kept, self.needs))
         if not each:
-            return TeacherOutputs(jnp.zeros((0, len(images), 1), jnp.float32))
+            examples = len(jax.tree.leaves(inputs)[0])
+            return TeacherOutputs(jnp.zeros((0, examples, 1), jnp.float32))
         logits = jnp.stack([outputs.pop("logits") for outputs in each])
         return lax.stop_gradient(TeacherOutputs(logits, tuple(each)))
 
@@ -180,7 +183,7 @@ def _freeze(networks: tuple[Network, ...], variables: list[Variables]) -> Group:
 def _group_outputs(
     networks: tuple[Network, ...],
     group: Group,
-    images: Array,
+    inputs: Any,
     mask: Array | None,
     needs: tuple[str, ...],
 ) -> list[dict[str, Any]]:
@@ -191,7 +194,7 @@ def _group_outputs(
             return frozen_forward(
                 networks[0],
                 own | group.shared,
-                images,
+                inputs,
                 lambda each: {name: getattr(each, name) for name in ("logits", *needs)},
             )
 

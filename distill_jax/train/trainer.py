@@ -129,7 +129,7 @@ class Trainer:
             body,
             *given,
             batch_size=self.recipe.batch_size,
-            image_shape=self.dataset.image_shape,
+            spec=self.dataset.spec,
             cached=cached,
             where=self.topology.replicated if alike else None,
         )
@@ -363,7 +363,7 @@ class Trainer:
         )
         record = {
             **scored,
-            "valid_accuracy": progress.history[progress.best_epoch].get("valid_accuracy"),
+            **evaluation.valid_metrics(progress.history[progress.best_epoch], self.dataset),
             "best_epoch": progress.best_epoch + 1,
             "epochs": self.recipe.epochs,
             "seconds": round(self.replicas[i].seconds, 2),

@@ -124,7 +124,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
         program.body,
         *(state, frozen, hyper, key),
         batch_size=case.batch,
-        image_shape=cases.IMAGE_SHAPE,
+        spec=about.spec,
         cached=cached,
         where=topology.replicated,
     )

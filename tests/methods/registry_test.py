@@ -149,7 +149,11 @@ def test_a_registered_method_takes_its_numbers_and_replaces_the_one_before():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("kdd", {}, "unknown method 'kdd'; did you mean 'kd'.* There are ce, kd, dml, teskd, fitnet"),
+        (
+            "kdd",
+            {},
+            "unknown method 'kdd'; did you mean 'kd'.* There are ce, kd, dml, teskd, fitnet",
+        ),
         ("zzz", {}, "unknown method 'zzz'. There are ce"),
         ("fitnet", {"layer": 1}, "'fitnet' has no option 'layer': there are hint_layer"),
         ("scaled", {"factr": 1.0}, "'scaled' has no option 'factr': there are factor, layers"),

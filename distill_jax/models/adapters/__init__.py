@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from distill_jax import identity
-from distill_jax.models.adapters.base import Outside, check
+from distill_jax.models.adapters.base import Outside, check, inputs_text
 from distill_jax.models.adapters.functions import PairNetwork
 from distill_jax.models.adapters.linen_module import LinenNetwork
 from distill_jax.models.adapters.nnx_layout import layout_of
@@ -31,7 +31,7 @@ class Door:
 
 
 def adapt(
-    make: Callable[[], Any], door: Door, classes: int, image_shape: tuple[int, int, int]
+    make: Callable[[], Any], door: Door, classes: int, inputs: Any, image_shape: tuple[int, ...]
 ) -> Network:
     """Makes a network of what `make` gives, and runs it on shapes alone.
 
@@ -39,7 +39,8 @@ def adapt(
       make: gives a `Network`, a linen module, an nnx module or a pair (init, apply).
       door: its name, and which of its parts are what.
       classes: C.
-      image_shape: (H, W, channels).
+      inputs: the shapes and types of a batch of one.
+      image_shape: (H, W, channels) where these are images, else ().
 
     Raises:
       ValueError: it is none of these, cannot be run, or gives something of a wrong shape.
@@ -49,6 +50,7 @@ def adapt(
         "name": door.name,
         "classes": classes,
         "image_shape": image_shape,
+        "example": inputs,
         "version": door.version,
         "stages": door.stages,
         "feature": door.feature,
@@ -57,7 +59,7 @@ def adapt(
     network: Outside
     if isinstance(thing, Network):
         _refuse_parts(door, "a Network")
-        return _renamed(thing, door, classes, image_shape)
+        return _renamed(thing, door, classes, inputs)
     if isinstance(thing, nn.Module):
         network = LinenNetwork(module=thing, call=door.call, **options)
     elif isinstance(thing, nnx.Module):
@@ -82,13 +84,11 @@ def adapt(
     return network
 
 
-def _renamed(
-    network: Network, door: Door, classes: int, image_shape: tuple[int, int, int]
-) -> Network:
-    if (network.classes, network.image_shape) != (classes, image_shape):
+def _renamed(network: Network, door: Door, classes: int, inputs: Any) -> Network:
+    if (network.classes, network.inputs) != (classes, inputs):
         raise ValueError(
             f"build of {door.name} gives a network of {network.classes} classes on "
-            f"{network.image_shape} images: expected {classes} on {image_shape}"
+            f"{inputs_text(network.inputs)}: expected {classes} on {inputs_text(inputs)}"
         )
     return dataclasses.replace(network, name=door.name, version=door.version)
 

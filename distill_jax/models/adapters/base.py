@@ -42,19 +42,25 @@ class Shown(NamedTuple):
 class Outside(Network):
     """A network from outside: equal to itself alone, since functions cannot be compared.
 
-    A subclass defines `_draw` and `_run`. A network from outside is not frozen further, takes
-    float32 inputs, and computes in the types that it chooses.
+    A subclass defines `_draw` and `_run`. A network from outside is not frozen further, and
+    computes in the types that it chooses.
 
     Args:
+      example: the shapes and types of a batch of one, as it takes it; None of images.
       stages: paths of the submodules whose outputs are its stages.
       feature: path of the one whose output is its feature; by default the input of `head`, else
         the average of the last stage, else None.
       head: path of the one that classifies the feature.
     """
 
+    example: Any = None
     stages: tuple[str, ...] = ()
     feature: str | None = None
     head_name: str | None = None
+
+    @property
+    def inputs(self) -> Any:
+        return super().inputs if self.example is None else self.example
 
     def __hash__(self) -> int:
         return id(self)
@@ -63,7 +69,7 @@ class Outside(Network):
         return self is other
 
     def _run(
-        self, variables: Variables, inputs: Array, train: bool, key: Array | None, axis: str | None
+        self, variables: Variables, inputs: Any, train: bool, key: Array | None, axis: str | None
     ) -> Shown:
         raise NotImplementedError
 
@@ -86,7 +92,7 @@ class Outside(Network):
     def apply(
         self,
         variables: Variables,
-        inputs: Array,
+        inputs: Any,
         *,
         train: bool = False,
         rngs: Array | None = None,
@@ -94,7 +100,8 @@ class Outside(Network):
     ) -> tuple[Outputs, Variables]:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         key, axis = (rngs, axis_name) if train else (None, None)
-        shown = self._run(variables, inputs.astype(jnp.float32), train, key, axis)
+        inputs = jax.tree.map(lambda x, own: x.astype(own.dtype), inputs, self.inputs)
+        shown = self._run(variables, inputs, train, key, axis)
         return self._outputs(shown), {**state, **shown.state} if train else state
 
     def head(self, variables: Variables, feature: Array) -> Array:
@@ -166,7 +173,8 @@ def check(network: Outside) -> None:
       ValueError: it cannot be run, or gives something of another shape than it should.
     """
     shapes = _attempt(network, "initialised", lambda: network.shapes)
-    images = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
+    batch, size = network.inputs, 2
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     for train in (False, True):
 
@@ -174,9 +182,9 @@ def check(network: Outside) -> None:
             return network.apply(variables, x, train=train, rngs=key)
 
         outputs, state = _attempt(
-            network, f"run with train={train}", lambda: jax.eval_shape(run, shapes, images, key)
+            network, f"run with train={train}", lambda: jax.eval_shape(run, shapes, batch, key)
         )
-        _check_outputs(network, outputs, images.shape)
+        _check_outputs(network, outputs, size, batch)
         before = {name: tree for name, tree in shapes.items() if name != "params"}
         if state != before:
             lines = identity.differences(_texts(before), _texts(state))
@@ -192,30 +200,39 @@ def _attempt(network: Network, what: str, run: Any) -> Any:
         raise
     except Exception as error:  # whatever somebody's code raises
         raise ValueError(
-            f"{network.name} cannot be {what}, images of shape {network.image_shape}: "
+            f"{network.name} cannot be {what}, {inputs_text(network.inputs)}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _check_outputs(network: Network, outputs: Outputs, shape: tuple[int, ...]) -> None:
-    batch = shape[0]
+def _check_outputs(network: Outside, outputs: Outputs, batch: int, inputs: Any) -> None:
     expected = (batch, network.classes)
+    given = getattr(inputs, "shape", None)
+    text = f"inputs of shape {given}" if given else inputs_text(inputs)
     if outputs.logits.shape != expected:
         raise ValueError(
-            f"{network.name} gives logits of shape {outputs.logits.shape} for inputs of shape "
-            f"{shape} and {network.classes} classes: expected {expected}"
+            f"{network.name} gives logits of shape {outputs.logits.shape} for {text} and "
+            f"{network.classes} classes: expected {expected}"
         )
     if outputs.feature is not None and (outputs.feature.ndim, len(outputs.feature)) != (2, batch):
         raise ValueError(
-            f"{network.name} gives a feature of shape {outputs.feature.shape} for inputs of shape "
-            f"{shape}: expected ({batch}, F)"
+            f"{network.name} gives a feature of shape {outputs.feature.shape} for {text}: expected "
+            f"({batch}, F)"
         )
     for index, stage in enumerate(outputs.stages):
         if stage.ndim < 3 or len(stage) != batch:
             raise ValueError(
-                f"stage {index + 1} of {network.name} has shape {stage.shape} for inputs of shape "
-                f"{shape}: expected a feature map, ({batch}, ..., channels)"
+                f"stage {index + 1} of {network.name} has shape {stage.shape} for {text}: expected "
+                f"a feature map, ({batch}, ..., channels)"
             )
+
+
+def inputs_text(inputs: Any) -> str:
+    """What a batch of one is, in words."""
+    if getattr(inputs, "ndim", 0) == 4 and inputs.dtype == jnp.float32:
+        return f"images of shape {inputs.shape[1:]}"
+    leaves = {path or "array": f"{x.dtype} {x.shape}" for path, x in identity.leaves(inputs)}
+    return f"inputs {', '.join(f'{path} {text}' for path, text in leaves.items())}"
 
 
 def _texts(tree: Any) -> dict[str, str]:

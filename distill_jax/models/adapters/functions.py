@@ -35,7 +35,7 @@ class PairNetwork(Outside):
         return dict(variables)
 
     def _run(
-        self, variables: Variables, inputs: Array, train: bool, key: Array | None, axis: str | None
+        self, variables: Variables, inputs: Any, train: bool, key: Array | None, axis: str | None
     ) -> Shown:
         apply = self.pair[1]
         options = {"train": train, "rngs": key, "axis_name": axis}

@@ -41,12 +41,12 @@ class LinenNetwork(Outside):
 
     def _draw(self, key: Array) -> Variables:
         keys = {"params": key, "dropout": rng.stream(key, "dropout")}
-        images = jnp.zeros((1, *self.image_shape))
-        variables = self._linen.init(keys, images, method=self._method(train=True))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.inputs)
+        variables = self._linen.init(keys, nothing, method=self._method(train=True))
         return {"params": {}, **nn.meta.unbox(dict(variables))}
 
     def _run(
-        self, variables: Variables, inputs: Array, train: bool, key: Array | None, axis: str | None
+        self, variables: Variables, inputs: Any, train: bool, key: Array | None, axis: str | None
     ) -> Shown:
         names = (*self.wanted, *([] if self.head_name is None else [self.head_name]))
 
@@ -64,7 +64,7 @@ class LinenNetwork(Outside):
     def _apply(
         self,
         variables: Variables,
-        inputs: Array,
+        inputs: Any,
         train: bool,
         key: Array | None,
         axis: str | None,
@@ -207,7 +207,6 @@ def _head_module(network: LinenNetwork) -> nn.Module:
             found.append(context.module.clone(parent=None, _deep_clone=True))
         return run(*args, **kwargs)
 
-    images = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     with nn.intercept_methods(keep):
-        jax.eval_shape(network.apply, network.shapes, images)
+        jax.eval_shape(network.apply, network.shapes, network.inputs)
     return found[0]

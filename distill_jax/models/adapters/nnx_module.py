@@ -46,7 +46,7 @@ class NnxNetwork(Outside):
             return self.layout.variables(self.make())
 
     def _run(
-        self, variables: Variables, inputs: Array, train: bool, key: Array | None, axis: str | None
+        self, variables: Variables, inputs: Any, train: bool, key: Array | None, axis: str | None
     ) -> Shown:
         draws = any(collection is None for collection, _ in self.layout.leaves)
         if train and draws and key is None:
@@ -73,7 +73,7 @@ class NnxNetwork(Outside):
         return Shown(output, state, {name: calls[name][0][1] for name in self.wanted}, head_input)
 
     def _call(
-        self, module: nnx.Module, inputs: Array, train: bool, axis: str | None, names: Iterable[str]
+        self, module: nnx.Module, inputs: Any, train: bool, axis: str | None, names: Iterable[str]
     ) -> tuple[Any, Calls]:
         """Calls the module; gives what the submodules of these names were called with and gave."""
         calls: Calls = {}

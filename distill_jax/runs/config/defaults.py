@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from distill_jax import data
 from distill_jax.methods import TESKD
 
 
@@ -23,6 +24,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "split_seed": 0,
                 "mean": (),
                 "std": (),
+                # Arguments of a registered data set's function.
+                "options": ml_collections.FieldReference({}, field_type=object),
             },
             # The row, largest first, and what is compared in it: none, direct, chain, dense,
             # mutual, a path a>b>c, edges c<a+b;a<c (those of a cycle teach each other live), or a
@@ -113,8 +116,10 @@ def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.C
         "cifar100": ("32x32x3", 100),
     }.get(config.dataset.name, ("32x32x3", 10))
     config.name += "-smoke"
-    config.dataset.name = f"synthetic:{shape}:{classes}:{max(128, 2 * classes)}:{max(64, classes)}"
-    config.dataset.valid_fraction = 0.5
+    if data.identity_of(config.dataset.name) is None:  # no images are made up for another task
+        train, test = max(128, 2 * classes), max(64, classes)
+        config.dataset.name = f"synthetic:{shape}:{classes}:{train}:{test}"
+        config.dataset.valid_fraction = 0.5
     config.seeds = (0,)
     config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
     for section in (config.recipe, *config.overrides.values(), *config.controls.values()):

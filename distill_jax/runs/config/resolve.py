@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from distill_jax import graph, methods, models
+from distill_jax import graph, identity, methods, models
 from distill_jax.methods import TESKD, LossOptions
 from distill_jax.runs.config.defaults import default_config
 from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
@@ -55,6 +55,10 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     students = words("students", values["students"])
     for student in students:
         one_of("students", student, networks)
+    try:
+        identity.plain(values["dataset"]["options"])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"dataset.options are plain values, as of JSON: {error}") from error
     ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
     experiment = Experiment(
         name=values["name"],
