@@ -240,11 +240,10 @@ class _Run:
             whole = arrays if stage.phase else {}
             variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
             result = StageResult(variables, found["history"], found["record"], whole)
-            topology = self.experiment.topology
-            return evaluation.with_metrics(stage, result, self.dataset, topology)
         except (Damaged, KeyError) as error:
             log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
             return None
+        return evaluation.with_metrics(stage, result, self.dataset, self.experiment.topology)
 
     def _save(self, stage_id: str, result: StageResult) -> None:
         place = self._place(stage_id)

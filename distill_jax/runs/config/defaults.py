@@ -16,7 +16,7 @@ def default_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "name": "experiment",
-            # Where images come from; see distill_jax.data.NAMES.
+            # Where examples come from: one of distill_jax.data.NAMES or a registered data set.
             "dataset": {
                 "name": "digits",
                 "data_dir": "",
