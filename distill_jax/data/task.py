@@ -109,7 +109,7 @@ class Examples:
 
     def train(self, augment: str, keys: Array, inputs: Any) -> Any:
         """What networks are trained on: keys (B,), inputs (B, ...)."""
-        assert augment == "none", augment  # `stage.check` refuses others
+        assert augment == "none", augment  # `checks.check` refuses others
         return jax.vmap(lambda x, key: self.one(x, key, True))(inputs, keys)
 
     def evaluate(self, inputs: Any) -> Any:

@@ -22,7 +22,9 @@ from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
 from distill_jax.runs.config import Comparison, Experiment
 from distill_jax.train import optim
-from distill_jax.train.stage import Recipe, Stage, check_together, with_needs
+from distill_jax.train.checks import check_together
+from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.stage_methods import with_needs
 
 FORMAT = 2  # of the ids: raised when the same values come to mean another training
 

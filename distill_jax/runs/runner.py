@@ -18,10 +18,11 @@ from distill_jax.runs.plan import Plan, digest_of, make_plan, registered
 from distill_jax.runs.records import MetricsFile
 from distill_jax.runs.workdir import WorkdirError, opened
 from distill_jax.train import evaluation, fit
+from distill_jax.train.checks import check
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Reporter, Several
-from distill_jax.train.stage import check, method_shapes
+from distill_jax.train.stage_methods import method_shapes
 
 log = logging.getLogger("distill_jax")
 Together = tuple[str, ...]  # the ids of the stages that one step trains

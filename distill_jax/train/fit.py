@@ -24,7 +24,7 @@ def train(
     the recipes, and are trained at once with the results that each would have had alone.
 
     Args:
-      inputs: each a stage or those of a cycle, which `stage.check` has passed.
+      inputs: each a stage or those of a cycle, which `checks.check` has passed.
       dataset: on what.
       options: how.
 

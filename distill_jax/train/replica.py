@@ -11,7 +11,8 @@ from distill_jax.models import Network, Variables
 from distill_jax.train import programs, sharding
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs
-from distill_jax.train.stage import frozen_teachers, init_methods, needs_of
+from distill_jax.train.stage import frozen_teachers, needs_of
+from distill_jax.train.stage_methods import init_methods
 from distill_jax.train.state import TrainState
 from distill_jax.train.step import init_state
 from distill_jax.train.teachers import TeacherOutputs

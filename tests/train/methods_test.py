@@ -20,18 +20,12 @@ from distill_jax.methods.registry import EdgeMethod
 from distill_jax.models import Outputs
 from distill_jax.models.zoo.heads import one_layer
 from distill_jax.train import fit, metrics, optim, sharding
+from distill_jax.train.checks import check
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, cache_shapes
-from distill_jax.train.stage import (
-    Recipe,
-    Stage,
-    check,
-    init_methods,
-    method_shapes,
-    needs_of,
-    with_needs,
-)
+from distill_jax.train.stage import Recipe, Stage, needs_of
+from distill_jax.train.stage_methods import init_methods, method_shapes, with_needs
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import draw_from, init_state, make_train_step
 from distill_jax.train.terms import Student, teacher_needs

@@ -1,0 +1,97 @@
+"""What cannot be trained is refused before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill_jax import data
+from distill_jax.models.adapters import inputs_text
+from distill_jax.train import optim, sharding
+from distill_jax.train.stage import Stage, steps_per_epoch
+from distill_jax.train.stage_methods import check_methods
+
+# What networks that are trained together have in common: they see one batch.
+SHARED = (
+    "epochs",
+    "batch_size",
+    "last_batch",
+    "augment",
+    "train_limit",
+    "selection",
+    "sync_bn",
+)
+
+
+def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> None:
+    """Raises ValueError where the stage cannot be trained; nothing is compiled yet."""
+    recipe, network = stage.recipe, stage.network
+    if stage.file and network.branches:
+        raise ValueError(f"weights are read for {network.backbone.name}, not {network.name}")
+    examples = len(dataset.limited(recipe.train_limit, stage.seed).train.labels)
+    steps_per_epoch(examples, recipe)
+    topology.check_batch(recipe.batch_size)
+    if recipe.last_batch == "keep":
+        topology.check_batch(examples % recipe.batch_size)
+    if recipe.selection == "validation" and not len(dataset.valid.labels):
+        raise ValueError(
+            "selection 'validation' needs a validation split, and valid_fraction is 0; choose "
+            "selection 'last', or 'test' as the papers do"
+        )
+    if not len(dataset.test.labels):
+        raise ValueError("the test split is empty")
+    if stage.teachers:
+        recipe.dropping.check(len(stage.teachers))
+    if dataset.task is not None and recipe.augment != "none":
+        raise ValueError(
+            f"augment is {recipe.augment!r}: expected 'none' for {dataset.name}, whose task says "
+            "how its examples are preprocessed"
+        )
+    for one in (network, *stage.teachers, *stage.live):
+        if (one.classes, one.inputs) != (dataset.classes, dataset.inputs):
+            raise ValueError(
+                f"{one.name} takes {inputs_text(one.inputs)} of {one.classes} classes, "
+                f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
+            )
+    _check_moving(stage)
+    check_methods(stage, examples)
+
+
+def check_together(stages: Sequence[Stage]) -> None:
+    """Raises ValueError where networks of a cycle cannot share a step, naming both values."""
+    first, *others = stages
+    for other in others:
+        pair = f"{first.network.name} and {other.network.name} teach each other and are trained"
+        for name in SHARED:
+            ours, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{pair} together, but {name} is {ours!r} and {theirs!r}: expected one value"
+                )
+        if first.seed != other.seed:
+            raise ValueError(
+                f"{pair} together, but seed is {first.seed} and {other.seed}: expected one value"
+            )
+        if first.network.classes != other.network.classes:
+            raise ValueError(
+                f"{pair} together, but have {first.network.classes} and {other.network.classes} "
+                "classes: expected as many"
+            )
+
+
+def _check_moving(stage: Stage) -> None:
+    """Raises ValueError where `trainable` and `frozen` leave no parameter to train."""
+    options = stage.recipe.optim
+    if not (options.trainable or options.frozen):
+        return
+    paths = optim.parameter_paths(stage.network.shapes["params"])
+    for pattern in (*options.trainable, *options.frozen):
+        if not any(optim.matches(pattern, path) for path in paths):
+            raise ValueError(
+                f"{stage.network.name} has no parameter that matches {pattern!r}; there are "
+                f"{', '.join(paths[:6])} ..."
+            )
+    if not any(optim.moves(options, path) for path in paths):
+        raise ValueError(
+            f"trainable {options.trainable} and frozen {options.frozen} leave nothing to train in "
+            f"{stage.network.name}"
+        )
