@@ -11,6 +11,13 @@ _CONTEXT.set_forkserver_preload(
     ["flax.linen", "optax", "orbax.checkpoint", "ml_collections.config_flags", "rich.progress"]
 )
 
+DEVICES = "--xla_force_host_platform_device_count=4"  # of the tests themselves
+
+
+def flags():
+    """XLA's flags for a command: those of the tests (tests/conftest.py), with one device."""
+    return os.environ["XLA_FLAGS"].replace(DEVICES, "").strip()
+
 
 def start(arguments, log, limit=None):
     """Starts the command; its output goes to the file `log`, and its files end at `limit` bytes."""
@@ -32,7 +39,7 @@ def _command(arguments, log, limit):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ["XLA_FLAGS"] = ""
+    os.environ["XLA_FLAGS"] = flags()
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # the working directory's own is meant
     sys.argv = ["distill_jax", *arguments]
     if limit is not None:

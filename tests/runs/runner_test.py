@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cli
 import jax
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def command(workdir, *arguments, config="quickstart.py:smoke", **environment):
         + [f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env={
-            k: v for k, v in {**os.environ, "XLA_FLAGS": "", **environment}.items() if v is not None
+            k: v for k, v in {**os.environ, "XLA_FLAGS": cli.flags(), **environment}.items() if v is not None
         },
         capture_output=True,
         text=True,
@@ -335,7 +336,7 @@ def interrupted(workdir, number, lines):
     running = subprocess.Popen(
         [*program, f"--workdir={workdir}", "--config.checkpoint_every=3 steps", *LONG],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": cli.flags()},
         stdout=subprocess.PIPE,
         text=True,
     )
