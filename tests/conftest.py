@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--kills=N: how often tests/runs/resume_test.py ends a run before it is done."""
-    parser.addoption("--kills", type=int, default=6, help="runs ended by tests/runs/resume_test.py")
+    parser.addoption("--kills", type=int, default=4, help="runs ended by tests/runs/resume_test.py")
 
 
 def pytest_unconfigure() -> None:

@@ -11,6 +11,7 @@ import time
 import cli
 import numpy as np
 import pytest
+from marks import slow
 
 CONFIG = """
 from distill_jax import default_config
@@ -36,7 +37,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 1 + 12  # how often a whole run changes its folder, at the very least
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["dropping", *slow("fitnet")])
 def whole(tmp_path_factory, request):
     """(arguments, outcome, folder of compiled programs, changes) of a run that nobody touched."""
     folder = tmp_path_factory.mktemp("whole")
@@ -56,7 +57,7 @@ def changes_of(workdir, process):
         if found != before:
             before = found
             yield found
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def _files(workdir):
