@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from typing import Any
 
 import cli
 import pytest
@@ -32,6 +33,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """How XLA compiles, for the tests and for the commands they start."""
     flags = QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else ()
     os.environ["XLA_FLAGS"] = " ".join([cli.DEVICES, *flags])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbours, which share programs, on one worker; the first to end takes from the other."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

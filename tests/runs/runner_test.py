@@ -57,7 +57,9 @@ def command(workdir, *arguments, config="quickstart.py:smoke", **environment):
         + [f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env={
-            k: v for k, v in {**os.environ, "XLA_FLAGS": cli.flags(), **environment}.items() if v is not None
+            k: v
+            for k, v in {**os.environ, "XLA_FLAGS": cli.flags(), **environment}.items()
+            if v is not None
         },
         capture_output=True,
         text=True,
