@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
+import types
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The libraries alone: none of them starts JAX's threads, which would not survive a fork.
@@ -19,11 +21,28 @@ def flags():
     return os.environ["XLA_FLAGS"].replace(DEVICES, "").strip()
 
 
-def start(arguments, log, limit=None):
-    """Starts the command; its output goes to the file `log`, and its files end at `limit` bytes."""
-    process = _CONTEXT.Process(target=_command, args=(arguments, str(log), limit))
+def start(arguments, log, limit=None, errors=None, shared=False):
+    """Starts the command.
+
+    Its output goes to the file `log`, that of errors too unless they have a file, and its files end
+    at `limit` bytes. What is compiled is kept in its working directory, or `shared` with the tests.
+    """
+    files = str(log), str(errors or log)
+    process = _CONTEXT.Process(target=_command, args=(arguments, *files, limit, shared))
     process.start()
     return process
+
+
+def run(*arguments):
+    """Runs the command: .returncode, .stdout and .stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
+        code = ended(start(arguments, files[0], errors=files[1], shared=True))
+        texts = []
+        for file in files:
+            with open(file) as opened:
+                texts.append(opened.read())
+    return types.SimpleNamespace(returncode=code, stdout=texts[0], stderr=texts[1])
 
 
 def ended(process):
@@ -35,12 +54,12 @@ def ended(process):
     return code
 
 
-def _command(arguments, log, limit):
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _command(arguments, log, errors, limit, shared):
+    for stream, file in ((1, log), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ["XLA_FLAGS"] = flags()
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # the working directory's own is meant
+    if not shared:
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     sys.argv = ["distill_jax", *arguments]
     if limit is not None:
         import resource

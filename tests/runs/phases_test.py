@@ -26,7 +26,7 @@ TINY = {
     "phases": (
         {"methods": {"fitnet": 1.0, "ce": 0.0}, "epochs": 1, "trainable": ("conv_layers.*",)},
     ),
-    "checkpoint_every": "1 step",
+    "checkpoint_every": "3 steps",
 }
 
 
