@@ -45,11 +45,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """--kills=N: how often tests/runs/resume_test.py ends a run before it is done."""
-    parser.addoption("--kills", type=int, default=4, help="runs ended by tests/runs/resume_test.py")
-
-
 def pytest_unconfigure() -> None:
     """Lets go of what was compiled."""
     if STARTED_HERE:

@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 1 + 12  # how often a whole run changes its folder, at the very least
 
 
-@pytest.fixture(scope="module", params=["dropping", *slow("fitnet")])
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory, request):
     """(arguments, outcome, folder of compiled programs, changes) of a run that nobody touched."""
     folder = tmp_path_factory.mktemp("whole")
@@ -89,15 +89,17 @@ def doing(found):
     return "in the first stage" if len(stages) == 1 else "in the last stage"
 
 
+@pytest.mark.parametrize(
+    ("whole", "kills"),
+    [("dropping", 4), *slow(("dropping", 30), ("fitnet", 6))],
+    indirect=["whole"],
+)
 def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
-    whole, tmp_path, request, record_property
+    whole, kills, tmp_path, record_property
 ):
     arguments, expected, compiled, changes = whole
     assert changes > STEPS
     rng, ended = np.random.default_rng(0), []
-    kills = request.config.getoption("--kills")
-    if "fitnet" in request.node.callspec.id:
-        kills = -(-kills // 5)
     for attempt in itertools.count():
         if len(ended) == kills:
             break
