@@ -160,10 +160,12 @@ def test_a_stage_on_one_device_traces_its_step_once(monkeypatch):
         {"seeds": (1,)},
         {"recipe": {**TINY["recipe"], "learning_rate": 0.01}},
         {"recipe": {**TINY["recipe"], "kd_weight": 0.4}},
-        {"dataset": {**TINY["dataset"], "split_seed": 1}},
-        {"overrides": {"plane6": {"epochs": 1}}},
-        {"loss": {"kl_reduction": "element_mean"}},
         {"guidance": ("dense+drop",)},
+        *slow(
+            {"dataset": {**TINY["dataset"], "split_seed": 1}},
+            {"overrides": {"plane6": {"epochs": 1}}},
+            {"loss": {"kl_reduction": "element_mean"}},
+        ),
     ],
 )
 def test_whatever_matters_makes_another_stage(whole, change):
