@@ -18,20 +18,11 @@ if STARTED_HERE:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Most of the suite's time would be the compiler's. What is compiled with these takes a third of the
-# time, and computes the same sums in another order. The slow part goes without them: there all is
-# compiled as it is for a user.
-QUICKLY_COMPILED = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """How XLA compiles, for the tests and for the commands they start."""
-    flags = QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else ()
+    # The slow part compiles all as it is compiled for a user.
+    flags = cli.QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else []
     os.environ["XLA_FLAGS"] = " ".join([cli.DEVICES, *flags])
 
 
