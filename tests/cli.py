@@ -1,9 +1,12 @@
 """The command line in a process of its own, started quickly: forked where the imports are done."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
 import sys
+import tempfile
+import types
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The libraries alone: none of them starts JAX's threads, which would not survive a fork.
@@ -11,29 +14,64 @@ _CONTEXT.set_forkserver_preload(
     ["flax.linen", "optax", "orbax.checkpoint", "ml_collections.config_flags", "rich.progress"]
 )
 
+# Most of the suite's time would be the compiler's. What is compiled with these takes a third of the
+# time and sums in another order, the same in every program.
+QUICKLY_COMPILED = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # from 0.11 on an unknown flag
+    QUICKLY_COMPILED.append("--xla_cpu_use_fusion_emitters=false")
+DEVICES = "--xla_force_host_platform_device_count=4"  # of the tests themselves
 
-def start(arguments, log, limit=None):
-    """Starts the command; its output goes to the file `log`, and its files end at `limit` bytes."""
-    process = _CONTEXT.Process(target=_command, args=(arguments, str(log), limit))
+
+def flags():
+    """XLA's flags for a command: those of the tests (tests/conftest.py), with one device."""
+    return os.environ["XLA_FLAGS"].replace(DEVICES, "").strip()
+
+
+def start(arguments, log, limit=None, errors=None, shared=False, quickly=False):
+    """Starts the command.
+
+    Its output goes to the file `log`, that of errors too unless they have a file, and its files end
+    at `limit` bytes. What is compiled is kept in its working directory, or `shared` with the tests,
+    and is compiled as it is for the tests or `quickly`.
+    """
+    files = str(log), str(errors or log)
+    given = " ".join(QUICKLY_COMPILED) if quickly else flags()
+    process = _CONTEXT.Process(target=_command, args=(arguments, *files, limit, shared, given))
     process.start()
     return process
 
 
+def run(*arguments, **options):
+    """Runs the command: .returncode, .stdout and .stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
+        code = ended(start(arguments, files[0], errors=files[1], shared=True, **options))
+        texts = []
+        for file in files:
+            with open(file) as opened:
+                texts.append(opened.read())
+    return types.SimpleNamespace(returncode=code, stdout=texts[0], stderr=texts[1])
+
+
 def ended(process):
     """The exit code; minus the number of the signal that ended it."""
-    process.join(timeout=300)
+    process.join(timeout=600)
     code = process.exitcode
     if code is None:
         process.kill()
     return code
 
 
-def _command(arguments, log, limit):
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ["XLA_FLAGS"] = ""
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # the working directory's own is meant
+def _command(arguments, log, errors, limit, shared, given):
+    for stream, file in ((1, log), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ["XLA_FLAGS"] = given
+    if not shared:
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     sys.argv = ["distill_jax", *arguments]
     if limit is not None:
         import resource

@@ -3,10 +3,11 @@
 import os
 import shutil
 import tempfile
+from typing import Any
 
+import cli
 import pytest
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What one test compiled, the others and the commands they start need not compile again. JAX writes
@@ -18,9 +19,21 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """--kills=N: how often tests/runs/resume_test.py ends a run before it is done."""
-    parser.addoption("--kills", type=int, default=6, help="runs ended by tests/runs/resume_test.py")
+def pytest_configure(config: pytest.Config) -> None:
+    """How XLA compiles, for the tests and for the commands they start."""
+    # The slow part compiles all as it is compiled for a user.
+    flags = cli.QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else []
+    os.environ["XLA_FLAGS"] = " ".join([cli.DEVICES, *flags])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbours, which share programs, on one worker; the first to end takes from the other."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_unconfigure() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
 
 
 def test_the_row_is_trained_and_its_time_told_apart(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
+    monkeypatch.setenv("XLA_FLAGS", cli.flags())
     with flagsaver.flagsaver():
         flags.FLAGS(["command", "--smoke"])
         one = gpu_row.train(1)

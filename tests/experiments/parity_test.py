@@ -15,7 +15,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case.name: case for case in read_cases(GOLDEN)}
 
 
-SLOW = [name for name in CASES if "plane10" in name or "cifarresnet18" in name or "hint" in name]
+LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint")
+SLOW = [name for name in CASES if any(part in name for part in LARGE)]
 
 
 @pytest.mark.parametrize("name", [*(x for x in CASES if x not in SLOW), *slow(*SLOW)])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from random_variables import random_variables
 
 from distill_jax import models
@@ -17,11 +18,13 @@ def pictures(size):
     ("name", "backbone", "branches"),
     [
         ("cifar_resnet18", 11_220_132, 25_830_700),
-        ("cifar_resnet34", 21_328_292, 25_830_700),
-        ("cifar_resnext18", 22_209_444, 25_830_700),
-        ("cifar_senet18", 11_314_012, 25_830_700),
         ("cifar_vgg16", 15_299_748, 9_545_004),
-        ("cifar_vgg19", 20_612_004, 9_545_004),
+        *slow(
+            ("cifar_resnet34", 21_328_292, 25_830_700),
+            ("cifar_resnext18", 22_209_444, 25_830_700),
+            ("cifar_senet18", 11_314_012, 25_830_700),
+            ("cifar_vgg19", 20_612_004, 9_545_004),
+        ),
     ],
 )
 def test_parameter_count(name, backbone, branches):
@@ -36,15 +39,17 @@ def test_parameter_count(name, backbone, branches):
     [
         ("plane2", 28, 1),
         ("plane5", 30, 2),
-        ("plane10", 33, 3),
         ("resnet20", 30, 2),
-        ("resnet8x4", 32, 2),
-        ("wrn_16_2", 32, 2),
         ("vgg8", 32, 4),
         ("cifar_resnet18", 29, 3),
-        ("cifar_resnext50", 32, 3),
-        ("cifar_vgg19", 32, 3),
-        ("imagenet_resnet18", 200, 3),
+        *slow(
+            ("plane10", 33, 3),
+            ("resnet8x4", 32, 2),
+            ("wrn_16_2", 32, 2),
+            ("cifar_resnext50", 32, 3),
+            ("cifar_vgg19", 32, 3),
+            ("imagenet_resnet18", 200, 3),
+        ),
     ],
 )
 def test_any_backbone_that_shows_its_stages(name, size, count):

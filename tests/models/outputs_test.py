@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from random_variables import random_variables
 
 from distill_jax import models
@@ -43,7 +44,13 @@ def shown(name, train=False):
     return network, variables, jax.device_get(outputs)
 
 
-CASES = [*((name, False) for name in SIZES), ("resnet14", True), ("wrn_16_1", True)]
+LARGE = ("resnet8x2", "imagenet_resnet50")
+NAMES = [*(name for name in SIZES if name not in LARGE), *slow(*LARGE)]
+CASES = [
+    *((name, False) for name in SIZES if name not in LARGE),
+    *(("resnet14", True), ("wrn_16_1", True)),
+    *slow(*((name, False) for name in LARGE)),
+]
 
 
 @pytest.mark.parametrize(("name", "train"), CASES)
@@ -85,7 +92,7 @@ STEMS = {name: [("conv1", "bn1")] for name in SIZES} | {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_stem_is_the_first_convolution_normalised_and_activated(name):
     _, variables, outputs = shown(name)
     stride, padding = (2, 3) if name.startswith("imagenet") else (1, 1)
@@ -104,7 +111,7 @@ def test_the_stem_is_the_first_convolution_normalised_and_activated(name):
     np.testing.assert_allclose(outputs.stem, x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_head_gives_the_logits_of_the_feature(name):
     network, variables, outputs = shown(name)
     head = jitted(network.head)

@@ -11,6 +11,7 @@ import time
 import cli
 import numpy as np
 import pytest
+from marks import slow
 
 CONFIG = """
 from distill_jax import default_config
@@ -36,7 +37,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 1 + 12  # how often a whole run changes its folder, at the very least
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory, request):
     """(arguments, outcome, folder of compiled programs, changes) of a run that nobody touched."""
     folder = tmp_path_factory.mktemp("whole")
@@ -56,7 +57,7 @@ def changes_of(workdir, process):
         if found != before:
             before = found
             yield found
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def _files(workdir):
@@ -88,15 +89,17 @@ def doing(found):
     return "in the first stage" if len(stages) == 1 else "in the last stage"
 
 
+@pytest.mark.parametrize(
+    ("whole", "kills"),
+    [("dropping", 4), *slow(("dropping", 30), ("fitnet", 6))],
+    indirect=["whole"],
+)
 def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
-    whole, tmp_path, request, record_property
+    whole, kills, tmp_path, record_property
 ):
     arguments, expected, compiled, changes = whole
     assert changes > STEPS
     rng, ended = np.random.default_rng(0), []
-    kills = request.config.getoption("--kills")
-    if "fitnet" in request.node.callspec.id:
-        kills = -(-kills // 5)
     for attempt in itertools.count():
         if len(ended) == kills:
             break

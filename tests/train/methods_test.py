@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from marks import slow
 
 from distill_jax import data, models, rng
 from distill_jax.methods import KD, TESKD, CrossEntropy, Hyper, LossOptions, Method, Term
@@ -33,7 +34,7 @@ from distill_jax.train.trainer import Trainer
 
 SHAPE, CLASSES, BATCH, STEPS = (4, 4, 1), 3, 8, 4
 N = BATCH * STEPS
-TOPOLOGIES = [("jit", 1), ("jit", 2), ("pmap", 1), ("pmap", 2)]
+SEVERAL = [("jit", 2), *slow(("pmap", 1)), ("pmap", 2)]
 
 
 class Tiny(nn.Module):
@@ -266,7 +267,7 @@ def asking_by_hand(kept):
 
 
 @pytest.mark.parametrize("dropping", [Dropping(), Dropping("fixed", 1)], ids=["all", "dropped"])
-@pytest.mark.parametrize(("mode", "devices"), TOPOLOGIES)
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), *SEVERAL])
 def test_heads_and_teachers_can_be_asked_on_every_topology(mode, devices, dropping):
     state, sums = same_training(ASKING, mode, devices, dropping=dropping)
     draw = draw_from(dropping, 2) or (lambda *_: np.ones(2, bool))
@@ -321,7 +322,7 @@ MEMORY = (("ce", CrossEntropy()), ("memory", Memory()), ("fitnet", FitNet(1)))
 
 
 @pytest.mark.parametrize("sync_bn", [True, False])
-@pytest.mark.parametrize(("mode", "devices"), TOPOLOGIES[1:])
+@pytest.mark.parametrize(("mode", "devices"), SEVERAL)
 def test_memory_and_adapters_are_the_same_on_every_topology(mode, devices, sync_bn):
     state, sums = same_training(MEMORY, mode, devices, sync_bn=sync_bn)
     own = state.method_variables("student")

@@ -62,7 +62,7 @@ def timeless(results):
         ({"devices": 2}, 2),  # one a device, by the program of one
         ({"devices": 2, "population": 4, "guidance": ("dense+drop",)}, 4),
         ({"population": 3, "recipe": {**TINY["recipe"], "train_limit": 12}}, 3),
-        ({"population": 4, "recipe": {**TINY["recipe"], "augment": "crop_flip"}}, 4),
+        *slow(({"population": 4, "recipe": {**TINY["recipe"], "augment": "crop_flip"}}, 4)),
     ],
 )
 def test_a_population_is_to_the_bit_its_replicas_trained_alone(changes, together):
@@ -160,7 +160,7 @@ def test_a_replica_that_is_ahead_goes_on_by_itself(tmp_path):
 
 # ------------------------------------------------------------------------ cached teachers' outputs
 @pytest.mark.parametrize("devices", [1, *slow(2)])
-@pytest.mark.parametrize("guidance", ["dense", "dense+drop"])
+@pytest.mark.parametrize("guidance", [*slow("dense"), "dense+drop"])
 def test_the_cache_gives_what_teachers_in_the_graph_give(guidance, devices):
     options = {
         "networks": ("plane6", "plane4", "plane2"),

@@ -36,7 +36,7 @@ HYPER = Hyper(temperature=4.0, kd_weight=0.7)
 
 def norm_of(function, *arguments):
     """The norm of the gradient of `function` by all of its arguments, by jax.grad."""
-    gradients = jax.grad(function, tuple(range(len(arguments))))(*arguments)
+    gradients = jax.jit(jax.grad(function, tuple(range(len(arguments)))))(*arguments)
     return np.sqrt(sum(np.sum(np.square(np.float64(g))) for g in jax.tree.leaves(gradients)))
 
 
@@ -50,7 +50,9 @@ def sizes_of(methods, outputs, labels, teachers, hyper):
         context = context_of(seen, teachers, None, labels, hyper)
         return {k: t for method in methods for k, t in method.terms({}, context)[0].items()}
 
-    return preflight.term_sizes(preflight.term_gradients(terms_of, outputs))
+    return preflight.term_sizes(
+        jax.jit(lambda seen: preflight.term_gradients(terms_of, seen))(outputs)
+    )
 
 
 # ----------------------------------------------------------------------------------------- teachers
