@@ -32,7 +32,11 @@ FITNET = """
     config.phases = ({"methods": {"fitnet": 1.0, "ce": 0.0}, "epochs": 1},)
     return config
 """
-CONFIGS = {"dropping": CONFIG, "fitnet": CONFIG.replace("    return config\n", FITNET.lstrip("\n"))}
+CONFIGS = {
+    "dropping": CONFIG,
+    "fitnet": CONFIG.replace("    return config\n", FITNET.lstrip("\n")),
+    "cycle": CONFIG.replace('"direct+drop"', '"mutual"'),
+}
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STEPS = 1 + 12  # how often a whole run changes its folder, at the very least
 
@@ -91,7 +95,7 @@ def doing(found):
 
 @pytest.mark.parametrize(
     ("whole", "kills"),
-    [("dropping", 4), *slow(("dropping", 30), ("fitnet", 6))],
+    [("dropping", 4), *slow(("dropping", 30), ("fitnet", 6), ("cycle", 6))],
     indirect=["whole"],
 )
 def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
