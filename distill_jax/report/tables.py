@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Any
 
 from rich.table import Table
 
 Row = dict[str, Any]
+_EXIT = re.compile(r"test_(branch\d+_)?accuracy")  # what is measured of every network
 
 
 def summarise(rows: list[Row]) -> list[Row]:
@@ -15,7 +17,8 @@ def summarise(rows: list[Row]) -> list[Row]:
 
     The deviation is that of a sample (n - 1), None for one seed. The gain is the mean difference
     from plain training of the same network over the seeds that both have; None without it. An
-    evolving network is compared with its backbone trained alone.
+    evolving network is compared with its backbone trained alone. "metrics" are the means of the
+    data set's own on the test set, by name.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -25,7 +28,9 @@ def summarise(rows: list[Row]) -> list[Row]:
         accuracies = [row["test_accuracy"] for row in group]
         alone = _alone(groups, group[0])
         gains = [r["test_accuracy"] - alone[r["seed"]] for r in group if r["seed"] in alone]
-        branches = [name for name in group[0] if name.startswith("test_branch")]
+        measured = [name for name in group[0] if name.startswith("test_")]
+        branches = [x for x in measured if _EXIT.fullmatch(x) and x != "test_accuracy"]
+        own = [name for name in measured if not _EXIT.fullmatch(name)]
         summary.append(
             {
                 "guidance": guidance,
@@ -38,6 +43,10 @@ def summarise(rows: list[Row]) -> list[Row]:
                 "last_accuracy": statistics.fmean(row["last_test_accuracy"] for row in group),
                 "gain": statistics.fmean(gains) if gains else None,
                 "branches": [statistics.fmean(row[name] for row in group) for name in branches],
+                "metrics": {
+                    name.removeprefix("test_"): statistics.fmean(row[name] for row in group)
+                    for name in own
+                },
             }
         )
     return summary
@@ -84,6 +93,9 @@ def results_table(rows: list[Row], title: str = "") -> Table:
         table.add_column(heading, no_wrap=heading == "network", min_width=8)
     for heading in ("parameters", "seeds", "test accuracy %", "last epoch %", "gain over none"):
         table.add_column(heading, justify="right", no_wrap=True)
+    metrics = list(dict.fromkeys(name for row in summary for name in row["metrics"]))
+    for name in metrics:
+        table.add_column(f"test {name}", justify="right")
     if any(row["branches"] for row in summary):
         table.add_column("branches %", justify="right")
     for row in summary:
@@ -97,6 +109,7 @@ def results_table(rows: list[Row], title: str = "") -> Table:
             f"{100 * row['accuracy']:.2f}{spread}",
             f"{100 * row['last_accuracy']:.2f}",
             "" if row["gain"] is None else f"{100 * row['gain']:+.2f}",
+            *(f"{row['metrics'][name]:.4g}" if name in row["metrics"] else "" for name in metrics),
             *([" ".join(f"{100 * x:.2f}" for x in row["branches"])] if row["branches"] else []),
         )
     return table

@@ -255,6 +255,19 @@ def test_the_table_has_a_column_of_branches_where_there_are_any():
     assert "evolving:plane4" in console.file.getvalue()
 
 
+def test_the_table_has_a_column_of_each_metric_that_the_data_set_brings():
+    rows = [
+        row("none", "plane4", s, 0.7, test_balanced_accuracy=0.25 + s / 2, test_f1=2.0)
+        for s in (0, 1)
+    ]
+    rows.append(row("none", "plane2", 0, 0.7, test_f1=3.0))
+    found = cells(report.results_table(rows))
+    assert found["none", "plane4"]["test balanced_accuracy"] == "0.5"
+    assert [found["none", f"plane{n}"]["test f1"] for n in (4, 2)] == ["2", "3"]
+    assert found["none", "plane2"]["test balanced_accuracy"] == ""
+    assert "branches %" not in found["none", "plane4"]
+
+
 @pytest.mark.parametrize(
     ("selection", "words"),
     [("validation", "scored once"), ("test", "biased upwards"), ("last", "last epoch")],
