@@ -2,5 +2,6 @@
 
 from distill_jax.report.progress import console, console_reporter
 from distill_jax.report.tables import results_table, summarise, title
+from distill_jax.train.reporter import Reporter
 
-__all__ = ["console", "console_reporter", "results_table", "summarise", "title"]
+__all__ = ["Reporter", "console", "console_reporter", "results_table", "summarise", "title"]

@@ -20,6 +20,7 @@ from distill_jax.identity import changed_fields, describe, digest_json
 from distill_jax.interop.files import read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
+from distill_jax.runs.ambient import changed_settings
 from distill_jax.runs.config import Comparison, Experiment
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
@@ -73,6 +74,24 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
             for student in comparison.students:
                 plan.results[comparison.label, student, seed] = ids[student]
     return plan
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What looks wrong in who teaches whom, a line each: frozen teachers smaller than a student."""
+    pairs = {
+        (teacher.name, stage.network.name): (teacher, stage.network.backbone)
+        for stage in plan.stages.values()
+        for teacher in stage.teachers
+    }
+    sizes = {
+        pair: [models.count_parameters(network) for network in two] for pair, two in pairs.items()
+    }
+    return [
+        f"  warning: {teacher} ({ours:,} parameters) teaches {student} ({theirs:,}), which is "
+        "larger; a row is written largest first"
+        for (teacher, student), (ours, theirs) in sizes.items()
+        if ours < theirs
+    ]
 
 
 def registered(plan: Plan, dataset: data.Dataset, source: str = "") -> dict[str, dict[str, Any]]:
@@ -299,7 +318,12 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
         "teachers": teachers,
     }
     optimizer = optim.identity_of(stage.recipe.optim.optimizer)
-    optional = {"optimizer": optimizer, "start": stage.start, "phase": stage.phase}
+    optional = {
+        "optimizer": optimizer,
+        "start": stage.start,
+        "phase": stage.phase,
+        "jax": changed_settings(),
+    }
     return spec | {name: value for name, value in optional.items() if value}
 
 

@@ -12,9 +12,10 @@ from distill_jax import data, report
 from distill_jax.interop.files import load_variables
 from distill_jax.models import Network, Variables, deploy
 from distill_jax.runs import config as config_lib
+from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, restore, save, write_json
 from distill_jax.runs.config import ConfigError, Experiment
-from distill_jax.runs.plan import Plan, digest_of, make_plan, registered
+from distill_jax.runs.plan import Plan, digest_of, make_plan, registered, warnings
 from distill_jax.runs.records import MetricsFile
 from distill_jax.runs.workdir import WorkdirError, opened
 from distill_jax.train import evaluation, fit
@@ -70,6 +71,18 @@ def run(
       fit.Interrupted: `stop` said so.
     """
     experiment = config_lib.resolve(config)
+    with pinned(experiment.dtype):
+        return _run(experiment, workdir, dataset, reporter, stop or _never)
+
+
+def _run(
+    experiment: Experiment,
+    workdir: str | Path | None,
+    dataset: data.Dataset | None,
+    reporter: Reporter | None,
+    stop: Callable[[], bool],
+) -> Results:
+    """`run`, of a resolved config."""
     source = "" if dataset is not None else experiment.dataset["name"]
     if dataset is None:
         dataset = data.load(**experiment.dataset)
@@ -82,8 +95,8 @@ def run(
         for stage in plan.stages.values():
             check(stage, dataset, experiment.topology)
         for together in plan.together.values():
-            stages = [plan.stages[stage_id] for stage_id in together]
-            caches_teachers(stages, dataset, experiment.teacher_logits)
+            one_step = [plan.stages[stage_id] for stage_id in together]
+            caches_teachers(one_step, dataset, experiment.teacher_logits)
         given = {
             stage_id: load_variables(stage.file, stage.network, dataset.normalisation)
             for stage_id, stage in plan.stages.items()
@@ -96,11 +109,14 @@ def run(
         reporters = [reporter] if reporter else []
         if folder is not None:
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
-        run_ = _Run(plan, dataset, experiment, folder, Several(*reporters), stop or _never)
+        listeners = Several(*reporters)
+        if lines := warnings(plan):
+            listeners.notice(lines)
+        stages = _Stages(plan, dataset, experiment, folder, listeners, stop)
         for stage_id, variables in given.items():  # first, so that a wrong file shows at once
-            run_.evaluate_given(stage_id, variables)
-        run_.train_all()
-        results = _results(plan, run_.done, experiment)
+            stages.evaluate_given(stage_id, variables)
+        stages.train_all()
+        results = _results(plan, stages.done, experiment)
         if folder is not None:
             write_json(folder / "results.json", results.rows)
     return results
@@ -110,7 +126,7 @@ def _never() -> bool:
     return False
 
 
-class _Run:
+class _Stages:
     """The stages of a plan as they get done, and the folder that keeps them."""
 
     def __init__(
@@ -133,6 +149,8 @@ class _Run:
             stage, self.dataset, variables, self.experiment.topology
         )
         self.reporter.stage_ended(stage, self.done[stage_id].record)
+        if lines := evaluation.chance_warning(stage, self.done[stage_id], self.dataset):
+            self.reporter.notice(lines)
 
     def train_all(self) -> None:
         """Adds every stage of the plan: found finished, or trained, several at once."""

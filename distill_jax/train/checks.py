@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
+from flax import linen as nn
+
 from distill_jax import data
+from distill_jax.models import Network
 from distill_jax.models.adapters import inputs_text
 from distill_jax.train import optim, sharding
 from distill_jax.train.stage import Stage, steps_per_epoch
@@ -40,7 +44,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     if not len(dataset.test.labels):
         raise ValueError("the test split is empty")
     if stage.teachers:
-        recipe.dropping.check(len(stage.teachers))
+        recipe.dropping.check(len(stage.teachers), recipe.survival)
     if dataset.task is not None and recipe.augment != "none":
         raise ValueError(
             f"augment is {recipe.augment!r}: expected 'none' for {dataset.name}, whose task says "
@@ -53,6 +57,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
                 f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
     _check_moving(stage)
+    _check_statistics(stage, examples, topology)
     check_methods(stage, examples)
 
 
@@ -76,6 +81,42 @@ def check_together(stages: Sequence[Stage]) -> None:
                 f"{pair} together, but have {first.network.classes} and {other.network.classes} "
                 "classes: expected as many"
             )
+
+
+def _check_statistics(stage: Stage, examples: int, topology: sharding.Topology) -> None:
+    """Raises ValueError where a BatchNorm would see one value a channel, and give its bias."""
+    recipe = stage.recipe
+    batches = {"batch_size": recipe.batch_size}
+    if recipe.last_batch == "keep":
+        batches["the last batch"] = examples % recipe.batch_size
+    devices = 1 if recipe.sync_bn else topology.count
+    for name, size in batches.items():
+        # Of two images there are two values.
+        if size == devices and (module := _of_one_value(stage.network)):
+            where = "" if devices == 1 else " on each device (sync_bn is False)"
+            raise ValueError(
+                f"{name} {size} leaves {module} of {stage.network.name} one value a channel"
+                f"{where}, whose mean and variance say nothing: expected more images"
+            )
+
+
+def _of_one_value(network: Network) -> str:
+    """The first BatchNorm that sees one value a channel of one image; empty where none does."""
+    found: list[str] = []
+
+    def look(run, args, kwargs, context):
+        module = context.module
+        normalises = type(module).__name__ == "BatchNorm" and context.method_name == "__call__"
+        if normalises and args[0].size == args[0].shape[-1]:
+            found.append(".".join(module.path))
+        return run(*args, **kwargs)
+
+    def apply(variables, inputs):
+        return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))
+
+    with nn.intercept_methods(look):
+        jax.eval_shape(apply, network.shapes, network.inputs)
+    return found[0] if found else ""
 
 
 def _check_moving(stage: Stage) -> None:

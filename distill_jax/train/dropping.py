@@ -36,12 +36,33 @@ class Dropping:
         if self.number < 0:
             raise ValueError(f"dropping number is 0 or more, got {self.number}")
 
-    def check(self, teachers: int) -> None:
-        """Raises ValueError where "fixed" is to drop more than there are to drop."""
+    def check(self, teachers: int, survival: float = 1.0) -> None:
+        """Raises ValueError where a teacher would be kept at no step, or none could be dropped.
+
+        Args:
+          teachers: how many there are, the first of them the largest.
+          survival: see `keep_mask`.
+        """
+        if self.kind == "none":
+            return
         droppable = teachers - (not self.teacher_droppable)
+        who = f"of {teachers} teachers{'' if self.teacher_droppable else ' all but the first'}"
         if self.kind == "fixed" and self.number > droppable:
             raise ValueError(
                 f"cannot drop {self.number} of {teachers} teachers, of which {droppable} may go"
+            )
+        if self.kind == "bernoulli" and droppable < 1:
+            raise ValueError(f"there is nobody to drop {who}: expected another teacher")
+        if self.kind == "fixed" and self.number == droppable:
+            raise ValueError(
+                f"dropping {self.number} {who} drops the same ones at every step, which then never "
+                f"teach: expected dropping.number below {droppable}, kind 'bernoulli', or a "
+                "guidance without +drop"
+            )
+        if self.kind == "bernoulli" and survival <= 0:
+            raise ValueError(
+                f"survival {survival} drops {who} at every step, which then never teach: expected "
+                "a probability above 0"
             )
 
 

@@ -170,6 +170,20 @@ def evaluate_pretrained(
     return StageResult(variables, [], record)
 
 
+def chance_warning(stage: Stage, result: StageResult, dataset: data.Dataset) -> list[str]:
+    """A line where given weights know no more than chance, as those of another task do."""
+    accuracy, labels = result.record["test_accuracy"], dataset.test.labels
+    # Three standard errors above always naming the commonest class.
+    chance = np.bincount(labels, minlength=dataset.classes).max() / len(labels)
+    if accuracy > chance + 3 * np.sqrt(chance * (1 - chance) / len(labels)):
+        return []
+    return [
+        f"  warning: {stage.network.name} with the weights of {stage.file} is right on "
+        f"{100 * accuracy:.2f} % of the test set, no more than chance ({100 * chance:.2f} %): were "
+        "they trained on these classes, in this order, and on images normalised like these?"
+    ]
+
+
 def valid_metrics(evaluated: dict[str, Any], dataset: data.Dataset) -> dict[str, float | None]:
     """Accuracy and the data set's metrics on the validation split, of an epoch's record."""
     names = (f"valid_{name}" for name in ("accuracy", *dataset.metrics))

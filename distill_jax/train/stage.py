@@ -66,6 +66,11 @@ class Recipe:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {allowed}, got {getattr(self, name)!r}")
+        if self.optim.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.optim.warmup_epochs:g} is longer than the {self.epochs} "
+                "epochs of training: expected at most as many"
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature is a number above 0, got {self.temperature}")
         for name in ("kd_weight", "survival"):

@@ -91,7 +91,9 @@ def _resolve(values: dict[str, Any]) -> Experiment:
             for name, phase in itertools.product(component.networks, ({}, *experiment.phases)):
                 experiment.recipe_of(name, **{**dict(comparison.changes), **phase})
             if comparison.stochastic and networks[-1] in component.networks:
-                experiment.dropping.check(len(component.frozen(networks[-1])))
+                frozen = component.frozen(networks[-1])
+                kept = {"survival": survival, **dict(comparison.changes)}["survival"]
+                experiment.dropping.check(len(frozen), kept)
     return experiment
 
 
