@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -48,6 +49,15 @@ def digest_json(value: Any) -> str:
 def plain(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists, all names are text."""
     return json.loads(json.dumps(value))
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

@@ -23,11 +23,12 @@ from distill_jax import report
 from distill_jax.data import DataError
 from distill_jax.runs import runner
 from distill_jax.runs.checkpoint import CheckpointError
+from distill_jax.runs.workdir import WorkdirError, folder_of
 from distill_jax.train.fit import Interrupted
 
 REFUSED = (
     runner.ConfigError,
-    runner.WorkdirError,
+    WorkdirError,
     CheckpointError,
     DataError,
     FloatingPointError,  # a step that is not finite, or no epoch to select by
@@ -53,7 +54,12 @@ def main(argv: list[str]) -> int:
         name = getattr(CONFIG.value, "name", "experiment")  # raises where the file was not read
     except OSError as error:
         return _fail(" ".join(str(error).split()))
-    workdir = Path(WORKDIR.value or f"runs/{name}")
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to end
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        workdir = folder_of(WORKDIR.value or f"runs/{name}")
+    except WorkdirError as error:
+        return _fail(str(error))
     _use_compilation_cache(workdir)
     console = report.console()
     reporter = report.console_reporter(console)

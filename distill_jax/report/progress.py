@@ -53,10 +53,10 @@ class _Live(Reporter):
 
     def __init__(self, console: Console):
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[epoch]}{task.fields[found]}{task.fields[rate]}"),
+            TextColumn("{task.fields[epoch]}{task.fields[found]}{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -103,8 +103,9 @@ class _Live(Reporter):
 
 def console() -> Console:
     """Standard output; wide enough for the tables where it is a file or a pipe."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=140)
+    # Brackets in a path or a label are no markup.
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
 
 
 def console_reporter(output: Console | None = None) -> Reporter:

@@ -19,12 +19,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from distill_jax.identity import differences, digest, digest_json, digests, leaves, plain
+from distill_jax.identity import differences, digest, digest_json, digests, finite, leaves, plain
 
 log = logging.getLogger("distill_jax")
 __all__ = ["CheckpointError", "Checkpoints", "Damaged", "Mismatch", "digest", "restore", "save"]
 KEPT = 2
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save that orbax has not renamed yet
+_NEW, _OLD = ".new", ".old"  # a save that is to replace one of its name, and that one
 
 
 class CheckpointError(RuntimeError):
@@ -40,7 +41,7 @@ class Mismatch(CheckpointError):
 
 
 def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
-    """Writes one checkpoint, waited for; an existing one of that name is replaced.
+    """Writes one checkpoint, waited for; one of that name is replaced when the new one is whole.
 
     Raises:
       CheckpointError: it cannot be written; nothing that was there before is touched.
@@ -50,15 +51,35 @@ def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
         arrays=ocp.args.StandardSave(arrays),
         meta=ocp.args.JsonSave({**meta, "digest": digest_json(meta)}),
     )
+    new = folder.with_name(folder.name + _NEW)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder.absolute(), args=arguments, force=True)
+            checkpointer.save(new.absolute(), args=arguments, force=True)
+        _put_in_place(new, folder)
     except Exception as error:  # a full disk comes as any of many types
         _sweep(folder.parent)
         raise CheckpointError(
             f"could not write the checkpoint {folder} ({_first_line(error)}): expected room and "
             "permission to write; earlier checkpoints are as they were"
         ) from error
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames a whole save; what it replaces is there until then, see `recover`."""
+    old = folder.with_name(folder.name + _OLD)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Brings back a save that was about to be replaced when the process ended."""
+    old = folder.with_name(folder.name + _OLD)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(
@@ -178,7 +199,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w") as file:
-            file.write(json.dumps(value, indent=1) + "\n")
+            file.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -202,8 +223,10 @@ def _read(folder: Path, **item: Any) -> Any:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed and failed saves left; only the run that holds the folder calls it."""
-    for left in folder.glob(f"*{_UNFINISHED}*"):
+    """Mends what killed and failed saves left; only the run that holds the folder calls it."""
+    for old in folder.glob(f"*{_OLD}"):
+        recover(old.with_suffix(""))
+    for left in (*folder.glob(f"*{_UNFINISHED}*"), *folder.glob(f"*{_NEW}")):
         shutil.rmtree(left, ignore_errors=True)
 
 

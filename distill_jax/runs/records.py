@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+from distill_jax.identity import finite
 from distill_jax.train.reporter import Reporter
 
 
@@ -33,7 +34,7 @@ class MetricsFile(Reporter):
         """One line: the stage, its network and seed, then the epoch's record."""
         about = {"stage": stage.id, "network": stage.network.name, "seed": stage.seed}
         with self.path.open("a") as file:
-            file.write(json.dumps({**about, **record}) + "\n")
+            file.write(json.dumps(finite({**about, **record}), allow_nan=False) + "\n")
 
     @staticmethod
     def _is_ahead(line: str, epochs: dict[str, int]) -> bool:

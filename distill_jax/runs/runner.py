@@ -13,7 +13,7 @@ from distill_jax.interop.files import load_variables
 from distill_jax.models import Network, Variables, deploy
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
-from distill_jax.runs.checkpoint import Checkpoints, Damaged, restore, save, write_json
+from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
 from distill_jax.runs.config import ConfigError, Experiment
 from distill_jax.runs.plan import Plan, digest_of, make_plan, registered, warnings
 from distill_jax.runs.records import MetricsFile
@@ -247,6 +247,7 @@ class _Stages:
     def _finished(self, stage_id: str) -> StageResult | None:
         """The result of a finished stage; None where it is not finished or, loudly, damaged."""
         place = self._place(stage_id)
+        recover(place / "weights")
         if not (place / "weights").exists() and not (place / "result.json").exists():
             return None
         stage = self.plan.stages[stage_id]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
 
+log = logging.getLogger("distill_jax")
 CONFIG, LOCK = "config.json", ".lock"
 # What may be there before the config is: a run that was killed at its start leaves no more.
 _OWN = (LOCK, f".{CONFIG}.tmp", "compiled")
@@ -35,6 +38,23 @@ class WorkdirError(RuntimeError):
     """A working directory that cannot be used."""
 
 
+def folder_of(workdir: str | Path) -> Path:
+    """The folder that a text names, "~" being the user's home.
+
+    Raises:
+      WorkdirError: it is a URL, or there is no home.
+    """
+    if "://" in str(workdir):
+        raise WorkdirError(
+            f"the working directory {workdir} is a URL: expected a folder of a file system that is "
+            "mounted here"
+        )
+    try:
+        return Path(workdir).expanduser()
+    except RuntimeError as error:
+        raise WorkdirError(f"the working directory {workdir}: {error}") from None
+
+
 @contextlib.contextmanager
 def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Path | None]:
     """The working directory, made where it is missing and held by this run alone.
@@ -50,7 +70,7 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
     if workdir is None:
         yield None
         return
-    folder = Path(workdir)
+    folder = folder_of(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_own(folder)
@@ -64,10 +84,16 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise WorkdirError(
-                f"another run is at work in {folder}: expected one at a time; wait for it, or give "
-                "another --workdir"
-            ) from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise WorkdirError(
+                    f"another run is at work in {folder}: expected one at a time; wait for it, or "
+                    "give another --workdir"
+                ) from error
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second run out of it",
+                folder,
+                error.strerror,
+            )
         saved = _check_same(folder, plain(config))
         try:
             write_json(folder / CONFIG, {**config, "registered": _all_registered(saved, config)})

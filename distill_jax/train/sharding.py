@@ -184,6 +184,24 @@ def _member_program(sharding):
     return jax.jit(member, out_shardings=sharding, compiler_options=run_once(jax.default_backend()))
 
 
+def check_backend() -> None:
+    """Starts JAX; ValueError where it cannot, or where several processes are joined."""
+    try:
+        jax.devices()
+    except Exception as error:  # a RuntimeError, an AssertionError, or what a plugin raises
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"JAX cannot start on JAX_PLATFORMS={asked!r} ({first}): expected a platform that is "
+            "installed and has a device here, such as 'cpu', or none named"
+        ) from error
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes are joined by jax.distributed: expected one, as "
+            "several are not supported yet"
+        )
+
+
 def ask_for_cpu_devices(count: int) -> None:
     """Lets the CPU count as `count` devices; too late, and without effect, once JAX has started."""
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

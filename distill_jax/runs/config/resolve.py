@@ -18,7 +18,7 @@ from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError, merge, one_of, typed, unknown, words
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.options import TEACHER_LOGITS
-from distill_jax.train.sharding import Topology, ask_for_cpu_devices
+from distill_jax.train.sharding import Topology, ask_for_cpu_devices, check_backend
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
@@ -60,6 +60,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"dataset.options are plain values, as of JSON: {error}") from error
     ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
+    check_backend()
     experiment = Experiment(
         name=values["name"],
         dataset=values["dataset"],
