@@ -68,6 +68,10 @@ def main(argv: list[str]) -> int:
         results = runner.run(
             CONFIG.value, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
         )
+    except runner.StagesFailed as error:
+        reporter.close()
+        console.print(error.results.table(report.title(error.results.rows)))
+        return _fail(str(error))
     except REFUSED as error:
         reporter.close()
         return _fail(str(error))

@@ -17,11 +17,13 @@ def summarise(rows: list[Row]) -> list[Row]:
 
     The deviation is that of a sample (n - 1), None for one seed. The gain is the mean difference
     from plain training of the same network over the seeds that both have; None without it. An
-    evolving network is compared with its backbone trained alone. "metrics" are the means of the
-    data set's own on the test set, by name.
+    evolving network is compared with its backbone trained alone. "failed" counts the seeds that
+    could not be trained; a line that has no others has None for numbers. "metrics" are the means
+    of the data set's own on the test set, by name.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
+    lost = [row for row in rows if row.get("failed")]
+    for row in (row for row in rows if not row.get("failed")):
         groups.setdefault((row["guidance"], row["network"]), []).append(row)
     summary = []
     for (guidance, network), group in groups.items():
@@ -49,7 +51,20 @@ def summarise(rows: list[Row]) -> list[Row]:
                 },
             }
         )
-    return summary
+    for row in lost:
+        key = {name: row[name] for name in ("guidance", "network")}
+        if not any(key.items() <= line.items() for line in summary):
+            unknown = dict.fromkeys(
+                ("parameters", "accuracy", "deviation", "last_accuracy", "gain")
+            )
+            teachers = {"teachers": row["teachers"], "seeds": 0, "branches": [], "metrics": {}}
+            summary.append({**key, **teachers, **unknown})
+    return [{**line, "failed": _count_of(line, lost)} for line in summary]
+
+
+def _count_of(line: Row, rows: list[Row]) -> int:
+    """How many rows are of a line's guidance and network."""
+    return sum(all(row[name] == line[name] for name in ("guidance", "network")) for row in rows)
 
 
 def _alone(groups: dict[tuple[str, str], list[Row]], row: Row) -> dict[int, float]:
@@ -99,17 +114,27 @@ def results_table(rows: list[Row], title: str = "") -> Table:
     if any(row["branches"] for row in summary):
         table.add_column("branches %", justify="right")
     for row in summary:
-        spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
         table.add_row(
             row["guidance"],
             row["network"],
             " ".join(row["teachers"]) or "-",
-            f"{row['parameters']:,}",
-            str(row["seeds"]),
-            f"{100 * row['accuracy']:.2f}{spread}",
-            f"{100 * row['last_accuracy']:.2f}",
+            *_numbers(row),
             "" if row["gain"] is None else f"{100 * row['gain']:+.2f}",
             *(f"{row['metrics'][name]:.4g}" if name in row["metrics"] else "" for name in metrics),
             *([" ".join(f"{100 * x:.2f}" for x in row["branches"])] if row["branches"] else []),
         )
     return table
+
+
+def _numbers(row: Row) -> tuple[str, str, str, str]:
+    """Parameters, seeds and accuracies of a line; "failed" where no seed was trained to the end."""
+    failed = f" ({row['failed']} failed)" if row["failed"] else ""
+    if not row["seeds"]:
+        return "", f"0{failed}", "failed", ""
+    spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
+    return (
+        f"{row['parameters']:,}",
+        f"{row['seeds']}{failed}",
+        f"{100 * row['accuracy']:.2f}{spread}",
+        f"{100 * row['last_accuracy']:.2f}",
+    )

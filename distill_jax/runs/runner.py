@@ -24,6 +24,7 @@ from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Reporter, Several
 from distill_jax.train.stage_methods import method_shapes
+from distill_jax.train.trainer import NotFiniteError
 
 log = logging.getLogger("distill_jax")
 Together = tuple[str, ...]  # the ids of the stages that one step trains
@@ -34,7 +35,8 @@ class Results:
     """What an experiment gives.
 
     Args:
-      rows: one dict for each guidance, asked-for network and seed.
+      rows: one dict for each guidance, asked-for network and seed; one that could not be trained
+        has "failed", why, in the place of accuracies.
       networks: (guidance, network, seed) -> the network and its selected variables.
       histories: (guidance, network, seed) -> one dict an epoch.
     """
@@ -46,6 +48,21 @@ class Results:
     def table(self, title: str = ""):
         """The rows as a rich table, over seeds."""
         return report.results_table(self.rows, title)
+
+
+class StagesFailed(FloatingPointError):
+    """Some stages could not be trained to the end; the others were.
+
+    Args:
+      failed: why, by stage.
+      results: those of the others, and a row marked "failed" for each result that there is not.
+    """
+
+    def __init__(self, failed: Mapping[str, str], results: Results):
+        why = list(dict.fromkeys(failed.values()))
+        head = "" if len(why) == 1 else f"{len(failed)} stages failed:\n  "
+        super().__init__(head + "\n  ".join(why))
+        self.results = results
 
 
 def run(
@@ -69,6 +86,7 @@ def run(
       ConfigError, data.DataError, WorkdirError: before anything is compiled.
       CheckpointError: something cannot be written, or what was is of another training.
       fit.Interrupted: `stop` said so.
+      StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
     """
     experiment = config_lib.resolve(config)
     with pinned(experiment.dtype):
@@ -116,9 +134,9 @@ def _run(
         for stage_id, variables in given.items():  # first, so that a wrong file shows at once
             stages.evaluate_given(stage_id, variables)
         stages.train_all()
-        results = _results(plan, stages.done, experiment)
-        if folder is not None:
-            write_json(folder / "results.json", results.rows)
+        results = stages.results()
+    if stages.failed:
+        raise StagesFailed(stages.failed, results)
     return results
 
 
@@ -141,6 +159,7 @@ class _Stages:
         self.plan, self.dataset, self.experiment = plan, dataset, experiment
         self.folder, self.reporter, self.stop = folder, reporter, stop
         self.done: dict[str, StageResult] = {}
+        self.failed: dict[str, str] = {}  # why
 
     def evaluate_given(self, stage_id: str, variables: Variables) -> None:
         """Adds the result of a stage whose weights are given."""
@@ -166,13 +185,44 @@ class _Stages:
             reporter=self.reporter,
             stop=self.stop,
         )
-        while waiting := [stage_id for stage_id in self.plan.stages if stage_id not in self.done]:
+        while waiting := self._waiting():
             if self.stop():  # between stages there is nothing to save
                 raise fit.Interrupted
             chosen = self._next_population(waiting)
-            results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
+            try:
+                results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
+            except NotFiniteError as error:
+                self._fail(chosen[error.replica], str(error))
+                continue
             for together, own in zip(chosen, results, strict=True):
                 self._keep(dict(zip(together, own, strict=True)))
+        self.write_results()
+
+    def _waiting(self) -> list[str]:
+        """The stages that are to be trained; those that a failed one teaches cannot be."""
+        for stage_id in self.plan.stages:
+            needed = (*self.plan.teachers[stage_id], self.plan.stages[stage_id].start)
+            lost = [x for x in needed if x in self.failed]
+            if lost and stage_id not in self.failed:
+                self.failed[stage_id] = self.failed[lost[0]]
+        return [x for x in self.plan.stages if x not in self.done and x not in self.failed]
+
+    def _fail(self, together: Together, why: str) -> None:
+        """Notes that stages could not be trained, under the labels that the table has for them."""
+        labels = [label for (label, *_), x in self.plan.results.items() if x in together]
+        message = f"{', '.join(dict.fromkeys(labels))}: {why}" if labels else why
+        self.failed |= dict.fromkeys(together, message)
+        self.reporter.notice([f"  failed: {message}"])
+        self.write_results()
+
+    def results(self) -> Results:
+        """Of all stages that are done; those that failed have a row that says so."""
+        return _results(self.plan, self.done, self.failed, self.experiment)
+
+    def write_results(self) -> None:
+        """Writes `results.json`, whole and current."""
+        if self.folder is not None:
+            write_json(self.folder / "results.json", self.results().rows)
 
     def _keep(self, results: dict[str, StageResult]) -> None:
         """Adds the results of stages that one step trained, once all of them are safe."""
@@ -181,6 +231,7 @@ class _Stages:
                 self._save(stage_id, result)
             self._tidy(results)
         self.done |= results
+        self.write_results()
         for stage_id, result in results.items():
             self.reporter.stage_ended(self.plan.stages[stage_id], result.record)
 
@@ -282,11 +333,19 @@ class _Stages:
         self._progress(tuple(results)).remove()
 
 
-def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -> Results:
+def _results(
+    plan: Plan,
+    done: Mapping[str, StageResult],
+    failed: Mapping[str, str],
+    experiment: Experiment,
+) -> Results:
     rows, networks, histories = [], {}, {}
     comparisons = {comparison.label: comparison for comparison in experiment.comparisons}
     for (label, student, seed), stage_id in plan.results.items():
-        stage, result = plan.stages[stage_id], done[stage_id]
+        if stage_id not in done and stage_id not in failed:
+            continue
+        stage = plan.stages[stage_id]
+        record = done[stage_id].record if stage_id in done else {"failed": failed[stage_id]}
         rows.append(
             {
                 "guidance": label,
@@ -297,14 +356,16 @@ def _results(plan: Plan, done: dict[str, StageResult], experiment: Experiment) -
                 "backbone": stage.network.backbone.name,
                 "teachers": list(stage.taught_by),
                 "seed": seed,
-                **result.record,
+                **record,
                 "protocol": experiment.protocol,
                 "selection": experiment.selection,
                 "stage": stage_id,
             }
         )
-        networks[label, student, seed] = (stage.network.backbone, result.variables)
-        histories[label, student, seed] = result.history
+        if stage_id in done:
+            result = done[stage_id]
+            networks[label, student, seed] = (stage.network.backbone, result.variables)
+            histories[label, student, seed] = result.history
     return Results(rows, networks, histories)
 
 
@@ -317,4 +378,4 @@ def _as_json(
     return values
 
 
-__all__ = ["ConfigError", "Results", "WorkdirError", "run"]
+__all__ = ["ConfigError", "Results", "StagesFailed", "WorkdirError", "run"]

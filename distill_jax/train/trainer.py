@@ -30,7 +30,16 @@ DISPATCH_SECONDS = 2.0
 
 
 class NotFiniteError(FloatingPointError):
-    """More steps were not finite than may be skipped; the state before the last is saved."""
+    """More steps were not finite than may be skipped; the state before the last is saved.
+
+    Args:
+      message: which, and in what.
+      replica: the place among those trained at once.
+    """
+
+    def __init__(self, message: str, replica: int = 0):
+        super().__init__(message)
+        self.replica = replica
 
 
 class _Chunk(NamedTuple):
@@ -299,7 +308,8 @@ class Trainer:
             f"{self.steps * self.recipe.epochs} is not finite in {', '.join(causes)}"
             + (f", after {allowed} such steps were skipped" if allowed else "")
             + "; its update was not made, and the state before it is kept. A smaller learning "
-            "rate helps, or nonfinite='skip N' to pass over up to N such steps"
+            "rate helps, or nonfinite='skip N' to pass over up to N such steps",
+            replica=i,
         )
 
     def _end_epoch(self, images_per_second: float) -> None:
@@ -354,7 +364,9 @@ class Trainer:
         name, epochs = progress.name, len(progress.history)
         if progress.best_epoch < 0:
             raise NotFiniteError(
-                f"{name}: no epoch gave a number to select by; the last was {progress.history[-1]}"
+                f"{name}, seed {self.replicas[i].seed}: no epoch gave a number to select by; the "
+                f"last was {progress.history[-1]}",
+                replica=i,
             )
         state, best = self._of(i, self.state), self.best[i][name]
         last = best if progress.best_epoch + 1 == epochs else state.variables(name)
