@@ -40,6 +40,9 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where stages and results are kept; runs/NAME where not given."
 )
+STORE = flags.DEFINE_string(
+    "store", None, "Where working directories find stages that another has trained."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +69,11 @@ def main(argv: list[str]) -> int:
     signals = _Signals()
     try:
         results = runner.run(
-            CONFIG.value, workdir=workdir, reporter=reporter, stop=lambda: bool(signals.caught)
+            CONFIG.value,
+            workdir=workdir,
+            reporter=reporter,
+            stop=lambda: bool(signals.caught),
+            store=STORE.value,
         )
     except runner.StagesFailed as error:
         reporter.close()

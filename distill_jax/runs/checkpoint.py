@@ -100,9 +100,7 @@ def restore(
       Mismatch: other arrays than the template's, or another `about` than is wanted.
     """
     template = jax.eval_shape(lambda: template) if not _is_abstract(template) else template
-    meta = _read(folder, meta=ocp.args.JsonRestore())
-    if not isinstance(meta, dict) or meta.pop("digest", None) != digest_json(meta):
-        raise Damaged(f"{folder} is damaged: its metadata is not what was saved")
+    meta = read_meta(folder)
     found = differences(meta["types"], _types(template))
     if wanted is not None:
         found += differences(meta.get("about"), plain(wanted))
@@ -116,6 +114,18 @@ def restore(
         names = ", ".join(line.partition(" is ")[0] for line in changed[:5])
         raise Damaged(f"{folder} is damaged: other bytes than were saved in {names}")
     return arrays, {k: v for k, v in meta.items() if k not in ("digests", "types")}
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What was saved beside the arrays of a checkpoint, with their "digests" and "types".
+
+    Raises:
+      Damaged: unreadable, or other than was saved.
+    """
+    meta = _read(folder, meta=ocp.args.JsonRestore())
+    if not isinstance(meta, dict) or meta.pop("digest", None) != digest_json(meta):
+        raise Damaged(f"{folder} is damaged: its metadata is not what was saved")
+    return meta
 
 
 class Checkpoints:

@@ -17,11 +17,10 @@ import numpy as np
 
 from distill_jax import data, graph, methods, models
 from distill_jax.identity import changed_fields, describe, digest_json
-from distill_jax.interop.files import read_bytes
-from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network
 from distill_jax.runs.ambient import changed_settings
 from distill_jax.runs.config import Comparison, Experiment
+from distill_jax.runs.given import digest_of_given
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
 from distill_jax.train.stage import Recipe, Stage
@@ -305,7 +304,7 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
     """
     network = stage.network.identity
     if stage.file:
-        return {"network": network, "data": data_digest, "file": _file_digest(stage.file)}
+        return {"network": network, "data": data_digest, "file": digest_of_given(stage.file)}
     spec: dict[str, Any] = {
         "network": network,
         "data": data_digest,
@@ -339,13 +338,6 @@ def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:
 
 def _id(spec: dict[str, Any]) -> str:
     return digest_json({"format": FORMAT, **spec})[:16]
-
-
-def _file_digest(path: str) -> str:
-    try:
-        return hashlib.sha256(read_bytes(path)).hexdigest()
-    except WeightsError as error:
-        raise WeightsError(f"teacher_weights cannot be read: {error}") from None
 
 
 def digest_of(dataset: data.Dataset) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_jax import data, report
-from distill_jax.interop.files import load_variables
 from distill_jax.models import Network, Variables, deploy
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
 from distill_jax.runs.config import ConfigError, Experiment
+from distill_jax.runs.given import folder_name, load_given, preprocessing_of
 from distill_jax.runs.plan import Plan, digest_of, make_plan, registered, warnings
 from distill_jax.runs.records import MetricsFile
-from distill_jax.runs.workdir import WorkdirError, opened
+from distill_jax.runs.store import Store
+from distill_jax.runs.workdir import WorkdirError, folder_of, opened
 from distill_jax.train import evaluation, fit
 from distill_jax.train.checks import check
 from distill_jax.train.evaluation import StageResult
@@ -72,6 +73,7 @@ def run(
     dataset: data.Dataset | None = None,
     reporter: Reporter | None = None,
     stop: Callable[[], bool] | None = None,
+    store: str | Path | None = None,
 ) -> Results:
     """Trains what a config asks for and has not been trained yet.
 
@@ -81,6 +83,8 @@ def run(
       dataset: used in place of the config's.
       reporter: told of progress; None says nothing.
       stop: asked now and then; where it says true the run saves and ends. None never does.
+      store: a folder in which working directories find stages that another has trained, by their
+        ids, and leave their own.
 
     Raises:
       ConfigError, data.DataError, WorkdirError: before anything is compiled.
@@ -90,7 +94,7 @@ def run(
     """
     experiment = config_lib.resolve(config)
     with pinned(experiment.dtype):
-        return _run(experiment, workdir, dataset, reporter, stop or _never)
+        return _run(experiment, workdir, dataset, reporter, stop or _never, store)
 
 
 def _run(
@@ -99,8 +103,12 @@ def _run(
     dataset: data.Dataset | None,
     reporter: Reporter | None,
     stop: Callable[[], bool],
+    store: str | Path | None,
 ) -> Results:
     """`run`, of a resolved config."""
+    if store is not None and workdir is None:
+        raise WorkdirError(f"a store ({store}) is of working directories: expected one besides")
+    shared = None if store is None else Store(folder_of(store))
     source = "" if dataset is not None else experiment.dataset["name"]
     if dataset is None:
         dataset = data.load(**experiment.dataset)
@@ -116,7 +124,7 @@ def _run(
             one_step = [plan.stages[stage_id] for stage_id in together]
             caches_teachers(one_step, dataset, experiment.teacher_logits)
         given = {
-            stage_id: load_variables(stage.file, stage.network, dataset.normalisation)
+            stage_id: load_given(stage, dataset)
             for stage_id, stage in plan.stages.items()
             if stage.file
         }
@@ -130,7 +138,7 @@ def _run(
         listeners = Several(*reporters)
         if lines := warnings(plan):
             listeners.notice(lines)
-        stages = _Stages(plan, dataset, experiment, folder, listeners, stop)
+        stages = _Stages(plan, dataset, experiment, folder, listeners, stop, shared)
         for stage_id, variables in given.items():  # first, so that a wrong file shows at once
             stages.evaluate_given(stage_id, variables)
         stages.train_all()
@@ -155,7 +163,9 @@ class _Stages:
         folder: Path | None,
         reporter: Reporter,
         stop: Callable[[], bool],
+        store: Store | None = None,
     ):
+        self.store = store
         self.plan, self.dataset, self.experiment = plan, dataset, experiment
         self.folder, self.reporter, self.stop = folder, reporter, stop
         self.done: dict[str, StageResult] = {}
@@ -230,6 +240,7 @@ class _Stages:
             for stage_id, result in results.items():
                 self._save(stage_id, result)
             self._tidy(results)
+            self._share(results)
         self.done |= results
         self.write_results()
         for stage_id, result in results.items():
@@ -276,8 +287,10 @@ class _Stages:
     # ------------------------------------------------------------------------------- in the folder
     def _place(self, stage_id: str) -> Path:
         assert self.folder is not None
-        name = self.plan.stages[stage_id].network.name.replace(":", "-")
-        return self.folder / "stages" / f"{name}-{stage_id}"
+        return self.folder / "stages" / self._name(stage_id)
+
+    def _name(self, stage_id: str) -> str:
+        return folder_name(self.plan.stages[stage_id].network.name, stage_id)
 
     def _progress(self, together: Together) -> Checkpoints:
         """The checkpoints of stages that one step trains: one save for all, whole or not at all."""
@@ -289,11 +302,19 @@ class _Stages:
         """Adds stages that are finished; none of a cycle where one is not."""
         results = {}
         for stage_id in together:
+            if self.store is not None:
+                self.store.fetch(self._place(stage_id))
             if (result := self._finished(stage_id)) is None:
                 return
             results[stage_id] = result
         self.done |= results
         self._tidy(results)
+        self._share(results)
+
+    def _share(self, stage_ids: Iterable[str]) -> None:
+        if self.store is not None:
+            for stage_id in stage_ids:
+                self.store.keep(self._place(stage_id))
 
     def _finished(self, stage_id: str) -> StageResult | None:
         """The result of a finished stage; None where it is not finished or, loudly, damaged."""
@@ -320,7 +341,11 @@ class _Stages:
         place = self._place(stage_id)
         place.mkdir(parents=True, exist_ok=True)
         # In one save, so that the weights and what is known of them cannot part.
-        meta = {"record": result.record, "history": result.history}
+        meta = {
+            "record": result.record,
+            "history": result.history,
+            "preprocessing": preprocessing_of(self.dataset),
+        }
         arrays = result.whole or result.variables
         save(place / "weights", arrays, {"about": self.plan.specs[stage_id], **meta})
 

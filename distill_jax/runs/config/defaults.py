@@ -85,8 +85,9 @@ def default_config() -> ml_collections.ConfigDict:
             },
             # TESKD, for networks called evolving:NAME; see distill_jax.methods.TESKD.
             "evolve": dataclasses.asdict(TESKD()),
-            # Networks that are not trained but read, from .safetensors, .npz or .pth: FILE for the
-            # largest of the row, or NAME=FILE,NAME=FILE.
+            # Networks that are not trained but read: FILE for the largest of the row, or
+            # NAME=FILE,NAME=FILE; a file is .safetensors, .npz or .pth, or a network of an earlier
+            # run: its stage's folder, or RUN_FOLDER:GUIDANCE/NETWORK/SEED.
             "teacher_weights": "",
             # {network: {recipe field, methods, method_options or seed: value}}
             "overrides": {},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -273,9 +275,13 @@ def _phases(phases: tuple[Any, ...], recipe: Mapping[str, Any]) -> tuple[dict[st
 
 def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
     files: dict[str, str] = {}
-    for part in words("teacher_weights", text):
+    # Commas and equals signs may be in a file's name: what stands before one is a network's.
+    names = "|".join(map(re.escape, networks))
+    for part in filter(None, re.split(rf",\s*(?=(?:{names})\s*=)", text.strip())):
         name, equals, file = part.partition("=")
         name, file = (name.strip(), file.strip()) if equals else (networks[0], part)
+        if equals and name not in networks and Path(part).expanduser().exists():
+            name, file = networks[0], part
         if name not in networks:
             raise ConfigError(unknown("teacher_weights", name, networks))
         if name in files or not file:

@@ -1,0 +1,116 @@
+"""Weights that are given instead of trained: files of any kind, and networks of earlier runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from distill_jax import data
+from distill_jax.identity import digest_json
+from distill_jax.interop.files import load_variables, read_bytes
+from distill_jax.interop.torch_weights import WeightsError
+from distill_jax.models import Network, Variables
+from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
+from distill_jax.train.stage import Stage
+
+WEIGHTS, RESULTS = "weights", "results.json"
+
+
+def digest_of_given(source: str) -> str:
+    """A digest of given weights: of a file's bytes, or of all arrays of a stage's.
+
+    Raises:
+      WeightsError: they cannot be read.
+    """
+    try:
+        folder = stage_folder(source)
+        if folder is None:
+            return hashlib.sha256(read_bytes(Path(source).expanduser())).hexdigest()
+        return digest_json(read_meta(folder / WEIGHTS)["digests"])
+    except (WeightsError, CheckpointError) as error:
+        raise WeightsError(f"teacher_weights cannot be read: {error}") from None
+
+
+def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
+    """The variables of a stage whose weights are given.
+
+    Raises:
+      WeightsError: they cannot be read, are of another network, or were trained on images that
+        were normalised otherwise.
+    """
+    folder = stage_folder(stage.file)
+    if folder is None:
+        path = Path(stage.file).expanduser()
+        return load_variables(path, stage.network, dataset.normalisation)
+    return _of_stage(folder, stage.network, dataset)
+
+
+def _of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:
+    try:
+        variables, meta = restore(folder / WEIGHTS, network.shapes)
+    except CheckpointError as error:
+        first = " ".join(str(error).split())
+        raise WeightsError(f"{folder} is no {network.name} of these classes: {first}") from None
+    seen, here = meta.get("preprocessing"), preprocessing_of(dataset)
+    if seen is not None and seen != here:
+        raise WeightsError(
+            f"{folder} was trained on examples preprocessed by {seen}: expected {here}, as this "
+            "data is"
+        )
+    return variables
+
+
+def preprocessing_of(dataset: data.Dataset) -> dict[str, Any]:
+    """How images are normalised, as a JSON value; empty of other tasks."""
+    if dataset.normalisation is None:
+        return {}
+    mean, std = dataset.normalisation
+    return {"mean": list(mean), "std": list(std)}
+
+
+def stage_folder(source: str) -> Path | None:
+    """The folder of the stage that a text names; None where it names a file.
+
+    It is the folder itself, or RUN_FOLDER:GUIDANCE/NETWORK/SEED, a row of an earlier run.
+
+    Raises:
+      WeightsError: the run has no such row, or its network was not trained to the end.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir():
+        if (place / WEIGHTS).is_dir():
+            return place
+        raise WeightsError(
+            f"{place} is a folder: expected a file, a stage's folder (RUN/stages/NAME-ID), or "
+            f"RUN:GUIDANCE/NETWORK/SEED; distill_jax.interop.files.save_variables writes files"
+        )
+    head, colon, row = source.partition(":")
+    while colon and not place.exists():
+        run = Path(head).expanduser()
+        if (run / RESULTS).is_file():
+            return _of_row(run, row)
+        more, colon, row = row.partition(":")
+        head = f"{head}:{more}"
+    return None
+
+
+def _of_row(run: Path, wanted: str) -> Path:
+    rows = json.loads((run / RESULTS).read_text())
+    names = {f"{row['guidance']}/{row['network']}/{row['seed']}": row for row in rows}
+    if wanted not in names:
+        raise WeightsError(
+            f"{run} has no result {wanted!r}: expected GUIDANCE/NETWORK/SEED, one of "
+            f"{', '.join(names)}"
+        )
+    row = names[wanted]
+    folder = run / "stages" / folder_name(row["network"], row["stage"])
+    if row.get("failed") or not (folder / WEIGHTS).is_dir():
+        raise WeightsError(f"{run} did not train {wanted} to the end")
+    return folder
+
+
+def folder_name(network: str, stage_id: str) -> str:
+    """What a stage's folder is called."""
+    return f"{network.replace(':', '-')}-{stage_id}"
