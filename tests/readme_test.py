@@ -6,21 +6,21 @@ import re
 import numpy as np
 import pytest
 
-from distill_jax import data
+from distill_jax import data, default_config
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 SECTION = README.partition("## Bring your own\n")[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 
 
-def run(example, monkeypatch):
-    """Runs an example; the results of its runs."""
+def run(example, monkeypatch, **options):
+    """Runs an example; the results of its runs, which are given these options."""
     import distill_jax
 
     results, plain = [], distill_jax.run
 
-    def kept(config, **options):
-        results.append(plain(config, **options))
+    def kept(config, **own):
+        results.append(plain(config, **own, **options))
         return results[-1]
 
     monkeypatch.setattr(distill_jax, "run", kept)
@@ -34,7 +34,9 @@ def test_there_are_seven_of_at_most_twenty_lines():
 
 
 def test_a_network_gives_the_same_numbers_on_one_device_and_on_two(monkeypatch, capsys):
-    two, one = run(EXAMPLES[0], monkeypatch)
+    # Fewer images: linen's convolutions are slow here.
+    few = data.load(**default_config().dataset).limited(32, seed=0)
+    two, one = run(EXAMPLES[0], monkeypatch, dataset=few)
     assert len(capsys.readouterr().out.splitlines()) == 2
     for many, alone in zip(two.rows, one.rows, strict=True):
         assert many["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.01)

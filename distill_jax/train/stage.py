@@ -79,10 +79,16 @@ class Recipe:
 
     @property
     def structure(self) -> Recipe:
-        """What decides what is compiled: the recipe with every number of `Hyper` set."""
+        """What decides what is compiled: the recipe with what does not set to one value."""
         unit = dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0)
         return dataclasses.replace(
-            self, optim=unit, temperature=1.0, kd_weight=0.0, survival=1.0, train_limit=0
+            self,
+            optim=unit,
+            temperature=1.0,
+            kd_weight=0.0,
+            survival=1.0,
+            train_limit=0,
+            selection="last",
         )
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -42,15 +43,23 @@ STEPS = 1 + 12  # how often a whole run changes its folder, at the very least
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, request):
-    """(arguments, outcome, folder of compiled programs, changes) of a run that nobody touched."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "config.py").write_text(CONFIGS[request.param])
-    arguments = [f"--config={folder / 'config.py'}"]
-    process = cli.start([*arguments, f"--workdir={folder / 'run'}"], folder / "log")
-    changes = sum(1 for _ in changes_of(folder / "run", process))
-    assert cli.ended(process) == 0, (folder / "log").read_text()
-    return arguments, cli.outcome(folder / "run"), folder / "run" / "compiled", changes
+def whole(tmp_path_factory):
+    """Of a config, by name: what a run gives that nobody touched.
+
+    (arguments, outcome, folder of compiled programs, changes).
+    """
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("whole")
+        (folder / "config.py").write_text(CONFIGS[name])
+        arguments = [f"--config={folder / 'config.py'}"]
+        process = cli.start([*arguments, f"--workdir={folder / 'run'}"], folder / "log")
+        changes = sum(1 for _ in changes_of(folder / "run", process))
+        assert cli.ended(process) == 0, (folder / "log").read_text()
+        return arguments, cli.outcome(folder / "run"), folder / "run" / "compiled", changes
+
+    return run
 
 
 def changes_of(workdir, process):
@@ -94,14 +103,13 @@ def doing(found):
 
 
 @pytest.mark.parametrize(
-    ("whole", "kills"),
+    ("name", "kills"),
     [("dropping", 4), *slow(("dropping", 30), ("fitnet", 6), ("cycle", 6))],
-    indirect=["whole"],
 )
 def test_a_run_ended_anywhere_and_started_again_ends_with_the_same_bytes(
-    whole, kills, tmp_path, record_property
+    whole, name, kills, tmp_path, record_property
 ):
-    arguments, expected, compiled, changes = whole
+    arguments, expected, compiled, changes = whole(name)
     assert changes > STEPS
     rng, ended = np.random.default_rng(0), []
     for attempt in itertools.count():
@@ -145,9 +153,8 @@ def end_somewhere(workdir, process, number, rng, changes):
     return seen
 
 
-@pytest.mark.parametrize("whole", ["dropping"], indirect=True)
 def test_a_full_disk_ends_with_words_and_loses_nothing(whole, tmp_path):
-    arguments, expected, compiled, _ = whole
+    arguments, expected, compiled, _ = whole("dropping")
     workdir, log = tmp_path / "run", tmp_path / "log"
     workdir.mkdir()
     shutil.copytree(compiled, workdir / "compiled")

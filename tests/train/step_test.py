@@ -119,7 +119,7 @@ def test_no_gradient_reaches_a_teacher():
         outputs = frozen.outputs(({**variables[0], "params": params},), images, None)
         return jnp.sum(outputs.logits**2)
 
-    gradients = jax.grad(total)(variables[0]["params"])
+    gradients = jax.jit(jax.grad(total))(variables[0]["params"])
     assert all(not np.any(g) for g in jax.tree.leaves(gradients))
 
 
@@ -214,7 +214,7 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
         return losses.cross_entropy(outputs.logits, labels).mean()
 
     start = state.params["networks"]["plane2"]
-    value, gradients = jax.value_and_grad(ce)(start)
+    value, gradients = jax.jit(jax.value_and_grad(ce))(start)
     np.testing.assert_allclose(sums["plane2"].loss[0] / BATCH, value, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, start, gradients)
     chex.assert_trees_all_close(after.params["networks"]["plane2"], expected, rtol=1e-4, atol=1e-6)
