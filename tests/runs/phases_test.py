@@ -13,6 +13,7 @@ from distill_jax.runs import plan as plan_lib
 from distill_jax.runs import runner
 from distill_jax.runs.config import resolve
 from distill_jax.train import fit
+from distill_jax.train.options import ReplicaInputs
 from distill_jax.train.replica import Replica
 from distill_jax.train.reporter import Reporter
 
@@ -99,7 +100,9 @@ def whole(tmp_path_factory):
 
     def recorded(inputs, dataset, options):
         results = train(inputs, dataset, options)
-        trained.extend(zip(inputs, results, strict=True))
+        for replica, (result,) in zip(inputs, results, strict=True):
+            (stage,) = replica.stages
+            trained.append((stage, result))
         return results
 
     with pytest.MonkeyPatch.context() as patch:
@@ -121,11 +124,11 @@ def test_a_stage_starts_from_the_weights_and_adapters_of_its_phase(whole):
     assert phase.stage.phase and main.stage.start == phase.stage.id
     assert same(main.start, prepared.whole)
     dataset = data.load(**TINY["dataset"])
-    state = Replica(main, dataset).first_state()
+    state = Replica(ReplicaInputs((main,)), dataset).first_state()
     assert same(state.variables("plane2"), prepared.whole["network"])
     assert same(state.method_variables("plane2"), prepared.whole["methods"])
     # What the phase was not to train is as it was drawn; what it was to train is not.
-    drawn = Replica(phase, dataset).first_state()
+    drawn = Replica(ReplicaInputs((phase,)), dataset).first_state()
     before, after = drawn.params["networks"]["plane2"], prepared.whole["network"]["params"]
     assert same(before["fc_layers.0"], after["fc_layers.0"])
     moved = [name for name in before if not same(before[name], after[name])]

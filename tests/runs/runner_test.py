@@ -18,7 +18,7 @@ from marks import slow
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.runs.checkpoint import Checkpoints
-from distill_jax.train import fit, programs, sharding
+from distill_jax.train import checks, fit, programs, sharding
 from distill_jax.train import stage as stage_lib
 from distill_jax.train.reporter import Reporter
 
@@ -280,7 +280,7 @@ def test_a_teacher_of_other_classes_is_refused():
     student, teacher = (models.build("plane2", c, (8, 8, 3)) for c in (4, 5))
     stage = stage_lib.Stage(student, (teacher,), stage_lib.Recipe(batch_size=8), 0)
     with pytest.raises(ValueError, match="5 classes"):
-        stage_lib.check(stage, dataset, sharding.Topology())
+        checks.check(stage, dataset, sharding.Topology())
 
 
 # ----------------------------------------------------------------------------------- checkpoints
