@@ -1,0 +1,129 @@
+"""Networks of earlier runs as teachers, and stages that working directories share."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import distill_jax
+from distill_jax.runs.config import ConfigError
+from distill_jax.runs.workdir import WorkdirError
+from distill_jax.train.reporter import Reporter
+
+BASE = {
+    "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},
+    "networks": ("plane4", "plane2"),
+    "guidance": ("direct",),
+    "recipe": {"epochs": 1, "batch_size": 12},
+}
+
+
+class Trained(Reporter):
+    """The networks that were trained."""
+
+    def __init__(self):
+        self.names = []
+
+    def stage_started(self, stages, step, steps, histories):
+        """Kept."""
+        self.names += [stage.network.name for stage in stages]
+
+
+def run(workdir=None, store=None, **changes):
+    trained = Trained()
+    results = distill_jax.run({**BASE, **changes}, workdir=workdir, store=store, reporter=trained)
+    return results, trained.names
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    results, _ = run(folder, guidance=("none", "direct"), students=("plane4", "plane2"))
+    return folder, results
+
+
+@pytest.mark.parametrize("form", ["row", "folder"])
+def test_a_network_of_an_earlier_run_teaches_as_the_one_it_was(first, form):
+    folder, before = first
+    (stage,) = folder.glob("stages/plane4-*")
+    source = f"{folder}:none/plane4/0" if form == "row" else str(stage)
+    results, names = run(teacher_weights=f"plane4={source}")
+    assert names == ["plane2"]
+    _, expected = before.networks["direct", "plane2", 0]
+    _, variables = results.networks["direct", "plane2", 0]
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{folder}:none/plane4/7", "has no result 'none/plane4/7': expected GUIDANCE/NETWORK/SEED"),
+        ("{folder}", "is a folder: expected a file, a stage's folder"),
+        ("{folder}:none/plane2/0", "is no plane4 of these classes"),
+        ("{folder}/nothing", "does not exist"),
+    ],
+)
+def test_what_is_no_network_of_an_earlier_run_is_refused(first, source, message):
+    with pytest.raises(ConfigError) as caught:
+        run(teacher_weights=source.format(folder=first[0]))
+    assert message in str(caught.value)
+
+
+def test_a_network_that_saw_images_normalised_otherwise_is_refused(first):
+    dataset = {**BASE["dataset"], "mean": (0.1,), "std": (0.9,)}
+    with pytest.raises(ConfigError, match="was trained on examples preprocessed by"):
+        run(teacher_weights=f"{first[0]}:none/plane4/0", dataset=dataset)
+
+
+def test_names_of_files_may_hold_commas_and_equals_signs(first, tmp_path):
+    (stage,) = first[0].glob("stages/plane4-*")
+    odd = tmp_path / "a=b,c=d"
+    shutil.copytree(stage, odd)
+    for text in (f"plane4={odd}", str(odd)):
+        assert run(teacher_weights=text)[1] == ["plane2"]
+
+
+def test_another_directory_finds_in_a_store_what_was_trained(tmp_path):
+    store = tmp_path / "store"
+    one, names = run(tmp_path / "one", store)
+    assert names == ["plane4", "plane2"] and len(list(store.iterdir())) == 2
+    other, names = run(tmp_path / "other", store, recipe={**BASE["recipe"], "kd_weight": 0.9})
+    assert names == ["plane2"] and len(list(store.iterdir())) == 3
+    shutil.rmtree(store)  # what a directory has taken is its own
+    again, names = run(tmp_path / "other", recipe={**BASE["recipe"], "kd_weight": 0.9})
+    assert names == [] and again.rows == other.rows
+    files = [json.loads((tmp_path / x / "results.json").read_text()) for x in ("one", "other")]
+    assert files[0] != files[1]
+    with pytest.raises(WorkdirError, match="expected one besides"):
+        run(None, store)
+
+
+def test_a_damaged_stage_of_a_store_is_trained_again(tmp_path):
+    store = tmp_path / "store"
+    before, _ = run(tmp_path / "one", store)
+    for place in store.glob("plane4-*"):
+        for path in (place / "weights").rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[:5])
+    after, names = run(tmp_path / "other", store)
+    assert names == ["plane4"]
+    assert after.rows[0]["state_digest"] == before.rows[0]["state_digest"]
+
+
+def test_a_home_is_where_a_tilde_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("~/runs", guidance=("none",))
+    assert (tmp_path / "runs" / "results.json").exists()
+    results, names = run(
+        networks=("plane2", "plane2#2"), teacher_weights="plane2=~/runs:none/plane2/0"
+    )
+    assert names == ["plane2#2"] and results.rows[0]["teachers"] == ["plane2"]
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket"])
+def test_a_url_is_no_working_directory(workdir):
+    with pytest.raises(WorkdirError, match="is a URL"):
+        run(workdir)
