@@ -1,7 +1,7 @@
 """Networks by name. What leaves this room is `Network`: its `init`, its `apply`, its `head`."""
 
 from distill_jax.models.basics import Outputs, Variables
-from distill_jax.models.families import FAMILIES, MODELS
+from distill_jax.models.families import FAMILIES, MODELS, published_rate
 from distill_jax.models.network import (
     DTYPES,
     EVOLVING,
@@ -24,6 +24,7 @@ __all__ = [
     "check_name",
     "count_parameters",
     "deploy",
+    "published_rate",
     "register_network",
     "run_once",
 ]

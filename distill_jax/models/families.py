@@ -20,6 +20,7 @@ class Family(NamedTuple):
     form: str
     builder: Builder
     sizes: tuple[tuple[int, ...], ...]  # those that the papers have
+    rate: float  # of SGD with momentum 0.9, which they were published with
     any_size: bool = False  # the builder judges other sizes; else there are none
 
     def name(self, size: tuple[int, ...]) -> str:
@@ -37,24 +38,34 @@ def _one(sizes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
 
 
 FAMILIES = (
-    Family("plane{}", plain.build, _one(plain.SIZES)),
-    Family("resnet{}", resnet.build, _one(resnet.DEPTHS)),
-    Family("resnet{}x{}", resnet.build_wide, ((8, 4), (32, 4)), any_size=True),
+    Family("plane{}", plain.build, _one(plain.SIZES), 0.01),
+    Family("resnet{}", resnet.build, _one(resnet.DEPTHS), 0.1),
+    Family("resnet{}x{}", resnet.build_wide, ((8, 4), (32, 4)), 0.05, any_size=True),
     Family(
         "wrn_{}_{}",
         wide_resnet.build,
         ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10)),
+        0.1,
         any_size=True,
     ),
-    Family("vgg{}", vgg.build, _one(vgg.COUNTS)),
-    Family("cifar_resnet{}", four_stage_resnet.build_cifar, _one(four_stage_resnet.COUNTS)),
-    Family("cifar_resnext{}", four_stage_resnet.build_cifar_next, _one(four_stage_resnet.COUNTS)),
-    Family("cifar_senet{}", senet.build_cifar, _one(four_stage_resnet.COUNTS)),
-    Family("cifar_vgg{}", vgg.build_cifar, _one(vgg.CIFAR_DEPTHS)),
-    Family("imagenet_resnet{}", four_stage_resnet.build_imagenet, _one(four_stage_resnet.COUNTS)),
+    Family("vgg{}", vgg.build, _one(vgg.COUNTS), 0.05),
+    Family("cifar_resnet{}", four_stage_resnet.build_cifar, _one(four_stage_resnet.COUNTS), 0.1),
+    Family(
+        "cifar_resnext{}", four_stage_resnet.build_cifar_next, _one(four_stage_resnet.COUNTS), 0.1
+    ),
+    Family("cifar_senet{}", senet.build_cifar, _one(four_stage_resnet.COUNTS), 0.1),
+    Family("cifar_vgg{}", vgg.build_cifar, _one(vgg.CIFAR_DEPTHS), 0.1),
+    Family(
+        "imagenet_resnet{}", four_stage_resnet.build_imagenet, _one(four_stage_resnet.COUNTS), 0.1
+    ),
 )
 MODELS: dict[str, Builder] = {
     family.name(size): functools.partial(family.builder, *size)
     for family in FAMILIES
     for size in family.sizes
 }
+
+
+def published_rate(name: str) -> float:
+    """The learning rate that a network's family was published with; 0.05 of those from outside."""
+    return next((family.rate for family in FAMILIES if family.size(name)), 0.05)

@@ -107,9 +107,11 @@ def run_preflight(
         names = tuple(network.name for network in stage.teachers)
         own = [logits_of[network] for network in stage.teachers]
         quality = preflight.teacher_quality(names, own, split.labels)
-        terms = preflight.term_sizes(sizes[stage.network.name])
-        warnings = preflight.warnings(quality, terms, plain_accuracy)
-        reports.append(preflight.Preflight(quality, terms, warnings, where))
+        own_terms, ratio = sizes[stage.network.name]
+        terms, step = preflight.term_sizes(own_terms), float(ratio)
+        rate = stage.recipe.optim.learning_rate
+        warnings = preflight.warnings(quality, terms, plain_accuracy, step, rate)
+        reports.append(preflight.Preflight(quality, terms, warnings, where, step))
     return reports
 
 

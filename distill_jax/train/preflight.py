@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from distill_jax.models.basics import at_least_float32
 
 COMPARED = ("ce", "kl", "teskd_ce")  # terms of logits, whose gradients can be compared
 DROWNED = 30.0  # ratio of gradient norms from which a term is said to drown another
+LARGE_STEP = 3.0  # times that of the labels alone, from which a step is said to be large
 
 
 class TeacherQuality(NamedTuple):
@@ -37,12 +39,21 @@ class TermSize(NamedTuple):
 
 
 class Preflight(NamedTuple):
-    """Teachers, terms, and what looks wrong, in words."""
+    """Teachers, terms, and what looks wrong, in words.
+
+    Args:
+      teachers: the frozen ones.
+      terms: of the loss.
+      warnings: a line each.
+      split: where the teachers were measured.
+      step: the size of a step, in steps of the cross-entropy alone.
+    """
 
     teachers: list[TeacherQuality]
     terms: list[TermSize]
     warnings: list[str]
-    split: str = "validation"  # where the teachers were measured
+    split: str = "validation"
+    step: float = 1.0
 
     def lines(self) -> list[str]:
         """One line a teacher, one for the terms, one a warning."""
@@ -59,7 +70,8 @@ class Preflight(NamedTuple):
             terms = ", ".join(
                 f"{t.name} {t.value:.3g} (gradient {t.gradient:.2g})" for t in self.terms
             )
-            lines.append(f"  loss on one batch: {terms}")
+            times = f"; a step is {self.step:.2g} times that of the labels alone"
+            lines.append(f"  loss on one batch: {terms}{times}")
         return lines + [f"  warning: {warning}" for warning in self.warnings]
 
 
@@ -73,6 +85,13 @@ def teacher_quality(
         mean = float(np.mean(others)) if others else None
         teachers.append(TeacherQuality(name, classification.accuracy(logits[i], labels), mean))
     return teachers
+
+
+def gradient_norm(loss: Callable[[Outputs], Array], outputs: Outputs) -> Array:
+    """The norm of a loss's gradient by the network's logits, those of its branches too."""
+    gradient = jax.grad(loss)(outputs)
+    logits = [gradient.logits, *(branch.logits for branch in gradient.branches)]
+    return optax.tree.norm([at_least_float32(x) for x in logits])
 
 
 def term_gradients(
@@ -107,7 +126,11 @@ def term_sizes(sizes: dict[str, tuple[Array, Array]]) -> list[TermSize]:
 
 
 def warnings(
-    teachers: list[TeacherQuality], terms: list[TermSize], plain_accuracy: float | None
+    teachers: list[TeacherQuality],
+    terms: list[TermSize],
+    plain_accuracy: float | None,
+    step: float = 1.0,
+    rate: float = 1.0,
 ) -> list[str]:
     """What looks wrong, in words: teachers below their student, terms that drown or are not finite.
 
@@ -115,6 +138,8 @@ def warnings(
       teachers: as `teacher_quality` lines them.
       terms: as `term_sizes` lines them.
       plain_accuracy: of the same student trained alone, on validation; None where not known.
+      step: see `Preflight`.
+      rate: the learning rate.
     """
     lines = []
     for teacher in teachers:
@@ -135,7 +160,25 @@ def warnings(
                 f"the term {most.name} drowns {least.name}: its gradient is {ratio:.0f} times as "
                 "large (the KL's weight is λT², over the number of classes with element_mean)"
             )
+    if step > LARGE_STEP:
+        largest = max(terms, key=lambda term: term.gradient).name
+        lines.append(
+            f"the loss makes a step {step:.1f} times as large as the labels alone would, most of "
+            f"it by {largest} (the weight of kl is λT², times the number of teachers where "
+            f"loss.teachers is 'sum'): a learning rate of {rate / step:.2g} in the place of "
+            f"{rate:g} makes up for it, or another weight"
+        )
     return lines
+
+
+def first_epoch_warning(loss: float, classes: int, rate: float) -> str | None:
+    """A line where the first epoch ends with a cross-entropy above that of guessing, ln C."""
+    if loss <= math.log(classes):
+        return None
+    return (
+        f"after its first epoch the cross-entropy is {loss:.3f}, above that of guessing, "
+        f"ln({classes}) = {math.log(classes):.3f}: a learning rate below {rate:g} may help"
+    )
 
 
 def as_json(report: Preflight) -> dict[str, Any]:
@@ -144,4 +187,5 @@ def as_json(report: Preflight) -> dict[str, Any]:
         "teachers": [teacher._asdict() for teacher in report.teachers],
         "terms": [term._asdict() for term in report.terms],
         "warnings": report.warnings,
+        "step": report.step,
     }

@@ -17,7 +17,8 @@ from distill_jax import data, rng
 from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import measure
-from distill_jax.methods import Context, Hyper
+from distill_jax.methods import Context, Hyper, total
+from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.train import metrics, optim, preflight, sharding
 from distill_jax.train.metrics import StepMetrics, accuracy_names
@@ -306,8 +307,10 @@ def first_terms(
     split: data.Split,
     taught: TeacherOutputs,
     dataset: data.Dataset,
-) -> dict[str, dict[str, tuple[Array, Array]]]:
+) -> dict[str, tuple[dict[str, tuple[Array, Array]], Array]]:
     """`preflight.term_gradients` of untrained networks on the images and labels of `split`.
+
+    Beside them the size of a step, in steps of the cross-entropy alone; by network.
 
     Args:
       stages: one, or those of a cycle.
@@ -378,7 +381,12 @@ def _terms_program(stages, preprocessing, backend):
                     lambda method: rng.stream(key, f"method {method}"),
                 )[0]
 
-            return preflight.term_gradients(terms_of, live[student.name].outputs)
+            outputs = live[student.name].outputs
+            whole = preflight.gradient_norm(lambda x: total(terms_of(x)), outputs)
+            labels_alone = preflight.gradient_norm(
+                lambda x: jnp.mean(cross_entropy(x.logits, labels)), outputs
+            )
+            return preflight.term_gradients(terms_of, outputs), whole / labels_alone
 
         return {student.name: sizes_of(student) for student in students}
 

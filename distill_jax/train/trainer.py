@@ -337,9 +337,17 @@ class Trainer:
                 progress.stage.network, variables, self.split, self.dataset, self.topology
             )
             record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
+        self._warn_of_first(progress, record)
         if self._is_best(progress, record):
             progress.best_epoch, self.best[i][progress.name] = epoch, variables
         return record
+
+    def _warn_of_first(self, progress: Progress, record: dict[str, Any]) -> None:
+        loss = record.get(f"{self.eval_split}_loss", record.get("train_ce", 0.0))
+        rate = progress.stage.recipe.optim.learning_rate
+        warning = preflight.first_epoch_warning(loss, self.dataset.classes, rate)
+        if record["epoch"] == 1 and warning:
+            self.options.reporter.notice([f"  warning: {progress.name}: {warning}"])
 
     def _is_best(self, progress: Progress, record: dict[str, Any]) -> bool:
         if self.recipe.selection == "last":

@@ -49,11 +49,31 @@ def test_defaults_resolve():
     assert experiment.checkpoint_every == "5 minutes"
 
 
+@pytest.mark.parametrize(
+    ("network", "optimizer", "rate"),
+    [
+        ("plane2", "sgd", 0.01),
+        ("plane2#2", "sgd", 0.01),
+        ("resnet8", "sgd", 0.1),
+        ("evolving:resnet8", "sgd", 0.1),
+        ("vgg8", "sgd", 0.05),
+        ("wrn_22_1", "sgd", 0.1),
+        ("resnet8", "adamw", 0.001),
+    ],
+)
+def test_the_rate_is_that_of_the_networks_family_where_none_is_given(network, optimizer, rate):
+    config = {"networks": (network,), "guidance": "none", "recipe": {"optimizer": optimizer}}
+    assert resolve(config).recipe_of(network).optim.learning_rate == rate
+    config["recipe"]["learning_rate"] = 0.3
+    assert resolve(config).recipe_of(network).optim.learning_rate == 0.3
+
+
 def test_every_default_of_the_recipe_reaches_the_recipe():
     config = default_config().to_dict()
     recipe = resolve(config).recipe_of("plane2")
     flat = {**dataclasses.asdict(recipe), **dataclasses.asdict(recipe.optim)}
-    assert {name: flat[name] for name in config["recipe"]} == config["recipe"]
+    expected = {**config["recipe"], "learning_rate": 0.01}  # that of plain networks
+    assert {name: flat[name] for name in config["recipe"]} == expected
     assert recipe.survival == config["dropping"]["survival"]
     assert recipe.selection == "validation"
 
@@ -105,7 +125,7 @@ def test_whole_numbers_are_taken_for_fractions_and_lists_for_tuples():
 @pytest.mark.parametrize(
     ("protocol", "loss", "selection", "dropping"),
     [
-        ("standard", LossOptions(), "validation", Dropping("fixed")),
+        ("standard", LossOptions(teachers="mean"), "validation", Dropping("fixed")),
         (
             "paper",
             LossOptions(cross_entropy="per_teacher"),
@@ -228,7 +248,9 @@ def default_at(path):
 def test_every_field_refuses_another_type_by_name(path):
     default = default_at(path)
     wrong = [None]
-    if default is None:  # a flag that a protocol sets
+    if path == ("recipe", "learning_rate"):  # set by the network's family
+        wrong = [True, "1"]
+    elif default is None:  # a flag that a protocol sets
         wrong = [1, "true"]
     elif isinstance(default, bool):
         wrong += [1, "true"]
@@ -397,7 +419,7 @@ def test_smoke_cuts_down_data_epochs_and_seeds(dataset, expected):
 # --------------------------------------------------------------------------- methods and phases
 def test_methods_are_kd_beside_the_cross_entropy_and_the_latter_alone_where_nobody_teaches():
     experiment = resolve({})
-    loss = LossOptions()
+    loss = LossOptions(teachers="mean")
     assert chosen_methods(experiment) == [("ce", CrossEntropy(loss), 1.0), ("kd", KD(loss), 1.0)]
     assert chosen_methods(experiment, taught=False) == [("ce", CrossEntropy(), 1.0)]
 
@@ -407,12 +429,15 @@ def test_methods_are_kd_beside_the_cross_entropy_and_the_latter_alone_where_nobo
     [
         ({"fitnet": 100}, [("ce", CrossEntropy(), 1.0), ("fitnet", FitNet(), 100.0)]),
         ({"fitnet": 1.0, "ce": 0.0}, [("ce", CrossEntropy(), 0.0), ("fitnet", FitNet(), 1.0)]),
-        ({"kd": 0.5, "ce": 2}, [("ce", CrossEntropy(), 2.0), ("kd", KD(), 0.5)]),
+        (
+            {"kd": 0.5, "ce": 2},
+            [("ce", CrossEntropy(), 2.0), ("kd", KD(LossOptions(teachers="mean")), 0.5)],
+        ),
         (
             {"kd": 1.0, "fitnet": 2.0},
             [
-                ("ce", CrossEntropy(LossOptions()), 1.0),
-                ("kd", KD(), 1.0),
+                ("ce", CrossEntropy(LossOptions(teachers="mean")), 1.0),
+                ("kd", KD(LossOptions(teachers="mean")), 1.0),
                 ("fitnet", FitNet(), 2.0),
             ],
         ),

@@ -40,7 +40,7 @@ def test_a_spec_holds_what_is_not_at_its_default():
     assert teacher == {
         "network": ["plane4", "float32"],
         "data": "data",
-        "recipe": {"epochs": 2, "batch_size": 12, "optim": {"learning_rate": 0.05}},
+        "recipe": {"epochs": 2, "batch_size": 12, "optim": {"learning_rate": 0.01}},
         "methods": [{"name": "ce"}],
         "seed": 0,
         "teachers": (),
@@ -48,7 +48,7 @@ def test_a_spec_holds_what_is_not_at_its_default():
     numbers = {"temperature": 4.0, "kd_weight": 0.5}
     assert student["recipe"] == {**teacher["recipe"], **numbers}
     assert [method["name"] for method in student["methods"]] == ["ce", "kd"]
-    assert student["methods"][1] == {"name": "kd"}
+    assert student["methods"][1] == {"name": "kd", "options": {"options": {"teachers": "mean"}}}
     assert student["teachers"] == tuple(list(plan.stages)[:1])
 
 

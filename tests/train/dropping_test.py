@@ -109,23 +109,28 @@ def test_survival_is_traced():
 
 
 @pytest.mark.parametrize(
-    ("dropping", "teachers", "fits"),
+    ("dropping", "teachers", "survival", "message"),
     [
-        (Dropping("fixed", 1), 1, True),
-        (Dropping("fixed", 2), 1, False),
-        (Dropping("fixed", 1, False), 1, False),
-        (Dropping("fixed", 1, False), 2, True),
-        (Dropping("fixed", 4), 3, False),
-        (Dropping("bernoulli", 9), 1, True),
-        (Dropping("none", 9), 1, True),
+        (Dropping("fixed", 1), 2, 1.0, ""),
+        (Dropping("fixed", 1, False), 3, 1.0, ""),
+        (Dropping("bernoulli", 9), 1, 0.5, ""),
+        (Dropping("none", 9), 1, 0.0, ""),
+        (Dropping("fixed", 2), 1, 1.0, "cannot drop 2 of 1"),
+        (Dropping("fixed", 1, False), 1, 1.0, "cannot drop 1 of 1"),
+        (Dropping("fixed", 4), 3, 1.0, "cannot drop 4 of 3"),
+        (Dropping("fixed", 1), 1, 1.0, "dropping 1 of 1 teachers drops the same ones"),
+        (Dropping("fixed", 3), 3, 1.0, "dropping 3 of 3 teachers drops the same ones"),
+        (Dropping("fixed", 1, False), 2, 1.0, "dropping 1 of 2 teachers all but the first drops"),
+        (Dropping("bernoulli"), 2, 0.0, "survival 0.0 drops of 2 teachers at every step"),
+        (Dropping("bernoulli", 1, False), 1, 0.5, "there is nobody to drop"),
     ],
 )
-def test_check_refuses_to_drop_more_than_there_are(dropping, teachers, fits):
-    if fits:
-        dropping.check(teachers)
-    else:
-        with pytest.raises(ValueError, match=f"cannot drop {dropping.number} of {teachers}"):
-            dropping.check(teachers)
+def test_a_teacher_that_would_never_teach_is_refused(dropping, teachers, survival, message):
+    if not message:
+        dropping.check(teachers, survival)
+        return
+    with pytest.raises(ValueError, match=message):
+        dropping.check(teachers, survival)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def test_lines_say_teachers_terms_and_warnings():
     assert result.lines() == [
         "  teacher plane6: 81.25 % on validation, agrees with the others on 91.2 %",
         "  teacher plane4: 50.00 % on validation",
-        "  loss on one batch: ce 1.23 (gradient 0.052), kl 20 (gradient 1.5)",
+        "  loss on one batch: ce 1.23 (gradient 0.052), kl 20 (gradient 1.5); a step is 1 times "
+        "that of the labels alone",
         "  warning: look out",
         "  warning: here too",
     ]
@@ -256,7 +257,21 @@ def test_plain_training_has_no_lines_and_an_evolving_one_has_its_terms():
     terms = [TermSize("teskd_ce", 1.0, 1.0), TermSize("teskd_feature", 1e-7, 1e-8)]
     (line,) = Preflight([], terms, []).lines()
     expected = "teskd_ce 1 (gradient 1), teskd_feature 1e-07 (gradient 1e-08)"
-    assert line == f"  loss on one batch: {expected}"
+    assert line.startswith(f"  loss on one batch: {expected}; a step is")
+
+
+def test_a_step_that_is_larger_than_that_of_the_labels_is_said_with_a_remedy():
+    terms = [TermSize("ce", 1.0, 1.0), TermSize("kl", 20.0, 8.0)]
+    assert preflight.warnings([], terms, None, step=2.9, rate=0.1) == []
+    (line,) = preflight.warnings([], terms, None, step=4.0, rate=0.1)
+    assert line.startswith("the loss makes a step 4.0 times as large") and "by kl" in line
+    assert "a learning rate of 0.025 in the place of 0.1" in line
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(1.38, False), (1.39, True), (np.inf, True)])
+def test_a_first_epoch_that_ends_above_guessing_is_said(loss, warned):
+    line = preflight.first_epoch_warning(loss, 4, 0.5)
+    assert bool(line) == warned and (not warned or "ln(4) = 1.386" in line)
 
 
 def test_the_record_survives_json():

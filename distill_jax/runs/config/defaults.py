@@ -51,7 +51,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "temperature": 4.0,
                 "kd_weight": 0.5,
                 "optimizer": "sgd",
-                "learning_rate": 0.05,
+                # Where unset what the network's family was published with; 0.001 of adamw.
+                "learning_rate": ml_collections.config_dict.placeholder(float),
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 1e-4,
@@ -75,7 +76,8 @@ def default_config() -> ml_collections.ConfigDict:
             # recipe fields and methods that differ, such as {"methods": {"fitnet": 1, "ce": 0},
             # "epochs": 10, "trainable": ("conv1.*", "bn1.*", "layer1.*", "layer2.*")}.
             "phases": (),
-            "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": "sum"},
+            # How the terms of kd are counted; by protocol where empty.
+            "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": ""},
             # teacher_droppable: whether the largest may be dropped too; by protocol where unset.
             "dropping": {
                 "kind": "",

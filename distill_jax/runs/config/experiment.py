@@ -8,16 +8,18 @@ from typing import Any
 
 from distill_jax import graph, methods
 from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions, Method
-from distill_jax.models import Network
+from distill_jax.models import EVOLVING, Network, published_rate
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe
 
+ADAM_RATE = 1e-3  # of adamw, where none is given
 # The loss as the papers' texts have it, and as the authors' codes compute it. A chain has one
-# teacher, so that the cross-entropy counts once either way.
+# teacher, so that the cross-entropy counts once either way. The standard is the mean over teachers:
+# steps are then of one size however many there are.
 LOSSES = {
-    "standard": LossOptions(),
+    "standard": LossOptions(teachers="mean"),
     "paper": LossOptions(cross_entropy="per_teacher"),
     "official": LossOptions(kl_reduction="element_mean"),
 }
@@ -83,6 +85,10 @@ class Experiment:
             **self.overrides.get(network, {}),
             **changes,
         }
+        if values["learning_rate"] is None:
+            base = graph.architecture(network.removeprefix(EVOLVING))[0]
+            adam = values["optimizer"] == "adamw"
+            values["learning_rate"] = ADAM_RATE if adam else published_rate(base)
         fields = {f.name for f in dataclasses.fields(OptimOptions)}
         optim = OptimOptions(**{k: v for k, v in values.items() if k in fields})
         others = {f.name for f in dataclasses.fields(Recipe)} - {"optim"}

@@ -31,10 +31,13 @@ def _check_section(where: str, value: Any) -> None:
 
 
 def typed(where: str, value: Any, default: Any) -> Any:
-    if default is None:  # a flag that may stay unset
-        if value is None or isinstance(value, bool):
+    if default is None:  # may stay unset
+        kind = bool if where.endswith(".teacher_droppable") else float
+        if value is None or (isinstance(value, bool) and kind is bool):
             return value
-        raise ConfigError(f"{where} is a bool, or None to leave it open, got {value!r}")
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise ConfigError(f"{where} is a {kind.__name__}, or None to leave it open, got {value!r}")
     if isinstance(default, Mapping):
         # Sections whose keys are the user's own are checked by their readers.
         _check_section(where, value)
