@@ -25,6 +25,6 @@ def get_config(arguments: str = ""):
     config.recipe.update(epochs=160, batch_size=128, learning_rate=0.01, weight_decay=1e-4)
     # The code's T and λ (the labels teach only when every source is dropped), with its KL
     # averaged over classes.
-    config.loss.kl_reduction = "element_mean"
+    config.loss.update(kl_reduction="element_mean", teachers="sum")
     config.recipe.update(temperature=5.0, kd_weight=1.0)
     return smoke(config, networks=("plane6", "plane4", "plane2")) if given.smoke else config

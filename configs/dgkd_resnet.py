@@ -32,6 +32,6 @@ def get_config(arguments: str = ""):
     config.recipe.update(schedule="piecewise", milestones=(0.5, 0.75))
     # The code's T and λ (the labels teach only when every source is dropped), with its KL
     # averaged over classes.
-    config.loss.kl_reduction = "element_mean"
+    config.loss.update(kl_reduction="element_mean", teachers="sum")
     config.recipe.update(temperature=5.0, kd_weight=1.0)
     return smoke(config, networks=("resnet14", "resnet8")) if given.smoke else config

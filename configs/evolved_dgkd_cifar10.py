@@ -24,6 +24,7 @@ def get_config(arguments: str = ""):
     config.guidance = ("none", "dense", f"{middle}<{head};{last}<{middle}")
     config.seeds = (0, 1)
     config.recipe.update(epochs=60, batch_size=128, augment="crop_flip")
+    config.loss.teachers = "sum"  # as DGKD counts them
     config.recipe.update(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine")
     config.recipe.update(temperature=4.0, kd_weight=0.5)
     return smoke(config) if given.smoke else config

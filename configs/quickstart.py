@@ -20,6 +20,7 @@ def get_config(arguments: str = ""):
     config.dataset.valid_fraction = 0.2
     config.recipe.update(epochs=80, batch_size=50, train_limit=10)
     config.recipe.update(learning_rate=0.02, schedule="cosine", temperature=4.0, kd_weight=0.7)
+    config.loss.teachers = "sum"  # as DGKD counts them
     config.overrides = {"plane6": {"train_limit": 0, "epochs": 10}}
     config.controls = {"full data": {"train_limit": 0, "epochs": 10}}
     return smoke(config) if given.smoke else config

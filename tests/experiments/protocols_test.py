@@ -18,6 +18,7 @@ def by_hand(setting, protocol):
     """(weight of CE, weight of all KLs), from the words of the page."""
     weight, temperature, classes, teachers, kept = setting[1:]
     ce = (teachers if protocol == "paper" else 1) * (1 - weight)
+    kept = min(kept, 1) if protocol == "standard" else kept  # their mean
     return ce, kept * weight * temperature**2 / (classes if protocol == "official" else 1)
 
 
@@ -113,8 +114,8 @@ def test_same_balance_under_the_other_reduction():
     other = weight / (weight + (1 - weight) * classes)
     scale = classes / (weight + (1 - weight) * classes)
     assert f"{other:.4f}" in TEXT and f"{scale:.2f} in this example" in TEXT
-    standard = protocols.effective_weights(Setting("", other, 5.0, classes, 4, 4))["standard"]
-    official = protocols.effective_weights(Setting("", weight, 5.0, classes, 4, 4))["official"]
+    standard = protocols.effective_weights(Setting("", other, 5.0, classes))["standard"]
+    official = protocols.effective_weights(Setting("", weight, 5.0, classes))["official"]
     np.testing.assert_allclose(standard, scale * np.array(official), rtol=1e-9)
 
 
@@ -139,6 +140,7 @@ def test_what_a_protocol_sets():
         assert re.findall("`(.*?)`", row)[1:] == [
             found.loss.kl_reduction,
             found.loss.cross_entropy,
+            found.loss.teachers,
             found.dropping.kind,
             str(found.dropping.teacher_droppable),
             found.selection,
