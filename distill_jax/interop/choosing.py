@@ -74,11 +74,11 @@ def choose(contents: Contents, network: Network, choice: str | None) -> dict[str
     complete = {view.label: view for view in views if view.complete}
     best = max(complete.values() or views, key=lambda view: (view.right, _is_usual(view.path)))
     others = [label for label in complete if label != best.label]
-    if choice is None:
-        roots = (best.path.partition(".")[0], *(best.path.split(".")))
-        others += [key for key in contents.averages if key not in roots and key not in others]
-        if best.beside and best.complete:
-            others += sorted({_outer(name) for name in best.beside})
+    if choice is None and best.complete:
+        beside = {_outer(name): None for name in best.beside}
+        for key in (*contents.averages, *beside):
+            if not any(_is_chosen(label, key) for label in (best.label, *others)):
+                others.append(key)
     if others and best.complete:
         raise _several([best.label, *others], f"those of {network.name} alone")
     arrays = contents.arrays(best.path)

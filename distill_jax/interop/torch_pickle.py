@@ -204,6 +204,8 @@ def _made(operands: list[Any]) -> Unknown:
 
 def _storage(operands: list[Any]) -> Storage | Unknown:
     """The record that a persistent id stands for."""
+    if operands[0][0] == "module":  # a class, with the text of its file
+        return _made([operands[0][1]])
     kind, dtype, key, _, length, *view = operands[0]
     if kind != "storage" or not isinstance(dtype, Global) or any(v is not None for v in view):
         raise ValueError("a persistent id that is no plain storage")

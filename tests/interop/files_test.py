@@ -391,9 +391,7 @@ def test_entries_that_come_twice_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="holds 'w' twice"):
         read_state_dict(tmp_path / "w.safetensors")
     both = mapping(("model", mapping(("w", tensor()))), ("net", mapping(("w", tensor())))) + b"."
-    with pytest.raises(
-        WeightsError, match="several weights, under model, net: expected one"
-    ):
+    with pytest.raises(WeightsError, match="several weights, under model, net: expected one"):
         read_state_dict(torch_zip(tmp_path / "w.pth", both))
 
 
