@@ -107,13 +107,15 @@ def _array(value: Any) -> np.ndarray:
     if value.name == "scalar":
         dtype, content = value.args
         return np.frombuffer(content, _dtype(dtype), 1).reshape(())
-    if value.name == "_frombuffer":  # protocol 5
-        content, dtype, shape, order = value.args
+    axes = None
+    if value.name == "_frombuffer":  # protocol 5: order K is that of other axes
+        content, dtype, shape, order, *more = value.args
         fortran = order in ("F", b"F")
+        axes = more[0] if more and order in ("K", b"K") else None
     else:
         _version, shape, dtype, fortran, content = value.state
-    array = np.frombuffer(content, _dtype(dtype))
-    return np.array(array.reshape(shape, order="F" if fortran else "C"))
+    array = np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+    return np.array(array if axes is None else array.transpose(axes))
 
 
 def _dtype(value: Any) -> np.dtype:
