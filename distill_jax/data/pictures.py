@@ -85,6 +85,8 @@ def _each(function: Callable[[Any], Any], pictures: Sequence[tuple[str, Source]]
             if isinstance(source, Image.Image):
                 check_depth(source)
                 return function(source)
+            if isinstance(source, pathlib.Path) and not source.is_file():
+                raise ValueError("it is no regular file")
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(stream) as image:
                 check_depth(image)
@@ -123,7 +125,7 @@ def pair_of(what: str, table: Any) -> tuple[Any, Any]:
                 )
         table = {name: [row[name] for row in rows] for name in rows[0]}
     images, labels = (_column(what, table, names) for names in (_IMAGES, _LABELS))
-    return _images(what, images), labels
+    return _images(what, images), labels if isinstance(labels, np.ndarray) else list(labels)
 
 
 def _column(what: str, table: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -22,7 +22,7 @@ from distill_jax.models import Network
 
 _USUAL = ("state_dict", "model", "model_state_dict", "net")  # keys of state dicts
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and averages, torch.compile
-_COUNTERS = ("num_batches_tracked", "n_averaged")
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # the last: thop's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +173,14 @@ def _view(
     path: str, prefix: str, entries: Mapping[str, Entry], names: dict[str, str], network: Network
 ) -> _View:
     ours = {theirs: name for name, theirs in names.items()}
-    shapes = dict(torch_weights.entries(network))
+    shapes = _shapes(network)
     behind = {name: name.removeprefix(prefix) for name in entries if name.startswith(prefix)}
-    renamed = {name: ours.get(bare, bare) for name, bare in behind.items()}
-    more = [x for x in renamed.values() if x not in shapes and not x.endswith(_COUNTERS)]
+    renamed = {
+        name: ours.get(bare, bare)
+        for name, bare in behind.items()
+        if not bare.endswith(_COUNTERS) or bare in ours
+    }
+    more = [x for x in renamed.values() if x not in shapes]
     if more and set(more) <= _branches(network):  # of the evolving network that it was part of
         renamed = {name: x for name, x in renamed.items() if x not in more}
         more = []
@@ -185,6 +189,11 @@ def _view(
     beside = [name for name in entries if name not in behind and _is_weight(name, entries[name])]
     complete = parameters <= right and not more
     return _View(path, prefix, renamed, len(right), complete, tuple(beside))
+
+
+@functools.lru_cache(maxsize=128)
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    return dict(torch_weights.entries(network))
 
 
 @functools.lru_cache(maxsize=128)
@@ -215,7 +224,7 @@ _RENAMINGS = (
 
 def _namings(network: Network) -> list[dict[str, str]]:
     """Our names -> theirs, for each way in which other code names the same network."""
-    own = [name for name, _ in torch_weights.entries(network)]
+    own = list(_shapes(network))
     namings = [{name: _renamed(name, rules) for name in own} for rules in _RENAMINGS]
     namings.append(_as_features(own))
     return [naming for i, naming in enumerate(namings) if naming not in namings[:i]]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -144,6 +145,11 @@ def test_what_is_wrong_with_a_folder_is_named(folder):
         with pytest.raises(data.DataError, match=rf"{bad} cannot be read .*expected an undamaged"):
             load(folder)
     bad.unlink()
+    for make in (os.mkfifo, lambda path: path.symlink_to("nowhere")):
+        make(bad)
+        with pytest.raises(data.DataError, match=r"bad.jpg cannot be read .*no regular file"):
+            load(folder)
+        bad.unlink()
     bad.with_name("no_ending").write_bytes(b"x")
     with pytest.raises(data.DataError, match="no_ending cannot be read"):
         load(folder)

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -432,7 +433,7 @@ class TestTfds:
         with tfds.testing.mock_data(num_examples=200):
             assert load("cifar100", tmp_path).classes == 100
 
-    def test_reads_prepared_data(self, tfds, tmp_path):
+    def test_reads_prepared_data(self, tfds, tmp_path, monkeypatch):
         images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), np.uint8)
 
         class TinyForTest(tfds.core.GeneratorBasedBuilder):
@@ -461,10 +462,22 @@ class TestTfds:
                     yield index, {"picture": images[index], "kind": index % 3}
 
         TinyForTest(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-        got = load("tfds:tiny_for_test", tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        got = load("tfds:tiny_for_test", "~")
         for split, start in ((got.train, 0), (got.test, 1)):
             pairs = {(image.tobytes(), label) for image, label in zip(*split, strict=True)}
             assert pairs == {(images[i].tobytes(), i % 3) for i in range(start, 12, 2)}
+
+    def test_refuses_more_than_eight_bits(self, tfds, monkeypatch):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        info = types.SimpleNamespace(features=features, supervised_keys=None)
+        builder = types.SimpleNamespace(info=info, is_prepared=lambda: True)
+        monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+        with pytest.raises(data.DataError, match="images of uint16: expected uint8, 8 bits"):
+            data.load("tfds:wide")
 
     @pytest.mark.parametrize(
         "name, message",
