@@ -38,7 +38,7 @@ def channels_and_size(
     One channel where all are gray, else three. Reads no more than the pictures' heads.
     """
 
-    def look(image: Any) -> tuple[bool, tuple[int, int]]:
+    def look(place: int, image: Any) -> tuple[bool, tuple[int, int]]:
         return image.mode in _GRAY, image.size
 
     found = _each(look, pictures)
@@ -63,34 +63,34 @@ def decoded(
     """
     from PIL import Image, ImageOps
 
-    def decode(image: Any) -> np.ndarray:
+    images = np.empty((len(pictures), size[1], size[0], channels), np.uint8)
+
+    def decode(place: int, image: Any) -> None:
         image = image.convert(_MODES[channels])
         if image.size != size:
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(size[1], size[0], channels)
+        images[place] = np.asarray(image).reshape(images.shape[1:])
 
-    images = np.empty((len(pictures), size[1], size[0], channels), np.uint8)
-    for place, pixels in enumerate(_each(decode, pictures)):
-        images[place] = pixels
+    _each(decode, pictures)
     return images
 
 
-def _each(function: Callable[[Any], Any], pictures: Sequence[tuple[str, Source]]) -> list[Any]:
-    """function(image) of each, in worker threads; DataError names one that cannot be read."""
+def _each(function: Callable[[int, Any], Any], pictures: Sequence[tuple[str, Source]]) -> list[Any]:
+    """function(place, image) of each, in worker threads; DataError names one that cannot be read."""
     from PIL import Image
 
-    def read(picture: tuple[str, Source]) -> Any:
-        name, source = picture
+    def read(place: int) -> Any:
+        name, source = pictures[place]
         try:
             if isinstance(source, Image.Image):
                 check_depth(source)
-                return function(source)
+                return function(place, source)
             if isinstance(source, pathlib.Path) and not source.is_file():
                 raise ValueError("it is no regular file")
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(stream) as image:
                 check_depth(image)
-                return function(image)
+                return function(place, image)
         except Exception as error:  # Decoders raise types of their own.
             raise DataError(
                 f"{name} cannot be read ({type(error).__name__}: {error}): expected an undamaged "
@@ -98,7 +98,7 @@ def _each(function: Callable[[Any], Any], pictures: Sequence[tuple[str, Source]]
             ) from error
 
     with ThreadPoolExecutor(os.cpu_count() or 1, "decode") as workers:
-        return list(workers.map(read, pictures))
+        return list(workers.map(read, range(len(pictures))))
 
 
 # -------------------------------------------------------------------------------- tables of them

@@ -221,7 +221,9 @@ def _mappings(root: Any) -> dict[str, dict[str, Any]]:
 
 
 def _itemsize(storage: Storage) -> int:
-    return 2 if storage.dtype == BFLOAT16 else np.dtype(storage.dtype).itemsize
+    if storage.dtype == BFLOAT16:
+        return 2
+    return torch_pickle.OTHERS.get(storage.dtype) or np.dtype(storage.dtype).itemsize
 
 
 def _bytes(name: str, tensor: Tensor | Unknown) -> int:
@@ -229,8 +231,8 @@ def _bytes(name: str, tensor: Tensor | Unknown) -> int:
     if isinstance(tensor, Unknown):
         raise WeightsError(f"{_refusal(tensor.name)}, and {name} is none")
     storage, offset, size, stride = tensor
-    if isinstance(storage, Unknown):
-        raise WeightsError(f"{_refusal(storage.name)}, and {name} is none that is known")
+    if isinstance(storage, Storage) and storage.dtype not in STORAGES.values():
+        raise WeightsError(f"{_refusal(storage.dtype)}, and {name} is none that is known")
     if not isinstance(storage, Storage) or not isinstance(size, tuple | list):
         raise WeightsError(f"{name} is no tensor")
     numbers = [storage.length, offset, *size, *stride]

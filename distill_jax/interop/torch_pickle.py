@@ -31,6 +31,13 @@ STORAGES = {
     "torch.BoolStorage": "bool",
     "torch.storage.UntypedStorage": "uint8",
 }
+OTHERS = {  # that no weights are in: bytes of an element
+    "torch.ComplexFloatStorage": 8,
+    "torch.ComplexDoubleStorage": 16,
+    "torch.QInt8Storage": 1,
+    "torch.QUInt8Storage": 1,
+    "torch.QInt32Storage": 4,
+}
 ORDERED_DICT = "collections.OrderedDict"
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -51,7 +58,7 @@ class Unknown(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """Where the numbers of one or more tensors lie."""
+    """Where the numbers of one or more tensors lie; `dtype` may be the name of an unknown kind."""
 
     dtype: str
     key: str
@@ -211,9 +218,7 @@ def _storage(operands: list[Any]) -> Storage | Unknown:
         raise ValueError("a persistent id that is no plain storage")
     if type(key) is not str or type(length) is not int:
         raise TypeError("a storage without its name or its size")
-    if dtype.name not in STORAGES:
-        return Unknown(dtype.name)
-    return Storage(STORAGES[dtype.name], key, length)
+    return Storage(STORAGES.get(dtype.name, dtype.name), key, length)
 
 
 def _built(operands: list[Any]) -> Any:

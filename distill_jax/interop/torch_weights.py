@@ -50,7 +50,8 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
         if state[name].shape != wanted:
             problems.append(f"{name} has shape {state[name].shape}, expected {wanted}")
             continue
-        if not jnp.issubdtype(state[name].dtype, jnp.floating):
+        integers = not jnp.issubdtype(state[name].dtype, jnp.floating)
+        if integers and jnp.issubdtype(leaf.dtype, jnp.floating):
             problems.append(f"{name} is {state[name].dtype}, expected floating-point numbers")
             continue
         flat[path] = _from_torch_layout(state[name].astype(np.float32))

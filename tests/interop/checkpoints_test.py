@@ -81,6 +81,19 @@ def save(path, value):
     return path
 
 
+def save_before_1_6(path, state, beside):
+    """The older layout: a state dict of float32, and opcodes beside it with their storage "c"."""
+    storages = {}
+    parts = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    parts.append(b"\x80\x02" + encoded({"beside": beside, "model": state}, storages) + b".")
+    counts = {key: len(content) // 4 for key, content in storages.items()} | {"c": 2}
+    storages["c"] = bytes(16)
+    parts.append(pickle.dumps(list(storages), 2))
+    parts += [struct.pack("<q", counts[key]) + content for key, content in storages.items()]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
 def weights(name="resnet8", seed=0, **changes):
     rng = np.random.default_rng(seed)
     state = {
@@ -184,6 +197,15 @@ def test_what_stands_beside_the_weights_is_passed_over_and_refused_among_them(tm
             WeightsError, match=r"w\.pth refused: .*only tensors are read.*fc.weight"
         ):
             load_variables(path, NETWORK)
+
+
+def test_the_same_before_1_6(tmp_path):
+    kind = b"ctorch\nComplexFloatStorage\n"
+    storage = b"(" + text("storage") + kind + text("c") + text("cpu") + number(2) + b"tQ"
+    module = b"(" + text("module") + b"cmy.module\nNet\n" + text("net.py") + text("...") + b"tQ"
+    beside = Raw(b"](" + storage + module + b")\x81e")
+    state = {name: array for name, array in OWN.items() if array.dtype == np.float32}
+    same(load_variables(save_before_1_6(tmp_path / "w.pth", state, beside), NETWORK), OWN)
 
 
 class Touch:
