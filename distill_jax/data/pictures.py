@@ -76,7 +76,7 @@ def decoded(
 
 
 def _each(function: Callable[[int, Any], Any], pictures: Sequence[tuple[str, Source]]) -> list[Any]:
-    """function(place, image) of each, in worker threads; DataError names one that cannot be read."""
+    """function(place, image) of each, in threads; DataError names one that cannot be read."""
     from PIL import Image
 
     def read(place: int) -> Any:
