@@ -258,6 +258,8 @@ def _split(
     if task is not None:
         inputs, count = task_lib.check_inputs(what, images, task.spec)
         return Split(inputs, check_labels(what, labels, count, classes, "examples"))
+    if pictures.are_pictures(images):
+        images = pictures.images_of(what, images)
     if not isinstance(images, Streamed):
         return check_split(what, images, labels, classes, value_range)
     undecoded = np.zeros((len(images), 1, 1, images.channels), np.uint8)

@@ -125,7 +125,7 @@ def pair_of(what: str, table: Any) -> tuple[Any, Any]:
                 )
         table = {name: [row[name] for row in rows] for name in rows[0]}
     images, labels = (_column(what, table, names) for names in (_IMAGES, _LABELS))
-    return _images(what, images), labels if isinstance(labels, np.ndarray) else list(labels)
+    return images_of(what, images), labels if isinstance(labels, np.ndarray) else list(labels)
 
 
 def _column(what: str, table: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -138,12 +138,19 @@ def _column(what: str, table: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return table[found[0]]
 
 
-def _images(what: str, column: Any) -> Any:
+def are_pictures(images: Any) -> bool:
+    """Whether that is a list of pillow's images or of the content of files."""
+    return isinstance(images, list | tuple) and all(
+        hasattr(x, "convert") or isinstance(x, bytes | Mapping) for x in images
+    )
+
+
+def images_of(what: str, column: Any) -> Any:
     """Images of a column: an array as it is; else of arrays, lists, pictures or their bytes."""
     if isinstance(column, np.ndarray) and column.dtype != object:
         return column
     images = list(column)
-    if images and all(hasattr(x, "convert") or isinstance(x, bytes | Mapping) for x in images):
+    if images and are_pictures(images):
         pictures = [(f"{what} image {i}", _source(x)) for i, x in enumerate(images)]
         channels, sizes = channels_and_size(pictures)
         if len(sizes) > 1:

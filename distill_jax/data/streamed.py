@@ -119,7 +119,7 @@ class Streamed:
             image = Image.fromarray(stored)
         else:
             image = Image.open(io.BytesIO(stored))
-            check_depth(image)
+        check_depth(image)
         image = image.convert(_MODES[self.channels])
         if self.view is None:
             return _centre(image)

@@ -212,8 +212,9 @@ def test_pictures_of_more_than_eight_bits_are_refused_wherever_they_are(folder, 
     with pytest.raises(data.DataError, match=rf"wide.{ending} cannot be read .*more than 8 bits"):
         load(folder)
     stream = encoded(image, "PNG" if ending == "png" else "TIFF")
-    with pytest.raises(data.DataError, match="image 0 of set cannot be read .*more than 8 bits"):
-        np.asarray(Streamed([stream], "set", np.arange(1), 1))
+    for stored in (stream, np.asarray(image)[..., None]):
+        with pytest.raises(data.DataError, match="image 0 of set cannot be read .*more than 8"):
+            np.asarray(Streamed([stored], "set", np.arange(1), 1))
     for value in (image, stream, {"bytes": stream, "path": None}):
         table = {"image": [value] * 4, "label": [0, 1, 0, 1]}
         with pytest.raises(data.DataError, match="train image 0 cannot be read .*more than 8 bits"):
@@ -280,6 +281,7 @@ TABLES = {
     "the datasets library": Columns(),
     "labels in a column": {"image": IMAGES, "label": np.array(LABELS)[:, None]},
     "big-endian labels": (IMAGES, np.array(LABELS, ">i8")),
+    "a pair of pictures": ([Image.fromarray(x) for x in IMAGES], LABELS),
     "turned around twice": (np.asfortranarray(IMAGES[::-1])[::-1], LABELS),
 }
 
@@ -292,6 +294,12 @@ def test_tables_of_images_and_labels(name):
         np.testing.assert_array_equal(split.images, IMAGES)
         np.testing.assert_array_equal(split.labels, LABELS)
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
+
+
+def test_colours_of_a_palette_are_no_gray_levels():
+    palette = [Image.fromarray(np.repeat(x[..., :1], 3, -1)).convert("P") for x in IMAGES]
+    got = data.from_arrays((palette, LABELS), (palette, LABELS), classes=2, valid_fraction=0)
+    np.testing.assert_array_equal(got.train.images, [x.convert("RGB") for x in palette])
 
 
 def test_two_rows_are_no_pair_and_gray_images_need_no_axis():
