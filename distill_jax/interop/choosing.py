@@ -77,7 +77,8 @@ def choose(contents: Contents, network: Network, choice: str | None) -> dict[str
     if choice is None and best.complete:
         beside = {_outer(name): None for name in best.beside}
         for key in (*contents.averages, *beside):
-            if not any(_is_chosen(label, key) for label in (best.label, *others)):
+            told = any(f"{key}.".startswith(f"{label}.") for label in others)
+            if not told and not any(_is_chosen(x, key) for x in (best.label, *others)):
                 others.append(key)
     if others and best.complete:
         raise _several([best.label, *others], f"those of {network.name} alone")

@@ -50,7 +50,7 @@ class Contents(NamedTuple):
       entries: of each mapping; "" is the one at the top.
       arrays: reads one of them; WeightsError where it holds more than tensors, or tensors that
         cannot be; or one of the errors by which a damaged file shows.
-      averages: the keys at the top that speak of averaged weights.
+      averages: the keys that lead to averaged weights, by what they say.
       top: what the top holds, for messages.
     """
 
@@ -82,7 +82,7 @@ def read(raw: bytes) -> Contents:
     return Contents(
         {path: {k: _entry(v) for k, v in tensors.items()} for path, tensors in found.items()},
         arrays,
-        tuple(k for k, v in top.items() if isinstance(k, str) and _is_average(k, v)),
+        tuple(".".join(path) for path, value in _reached(root) if _is_average(path, value)),
         tuple(str(key)[:40] for key in top)[:8],
     )
 
@@ -90,15 +90,13 @@ def read(raw: bytes) -> Contents:
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)($|[^a-z])", re.IGNORECASE)
 
 
-def _is_average(key: str, value: Any) -> bool:
-    """Whether that is averaged weights, in whatever form; not a number with such a name."""
+def _is_average(path: tuple[str, ...], value: Any) -> bool:
+    """Whether that is averaged weights, in whatever form; not numbers or options of such a name."""
+    if not path or not _AVERAGE.search(path[-1]):
+        return False
     if isinstance(value, Unknown):
-        return bool(_AVERAGE.search(key)) and not value.name.startswith("numpy")
-    return (
-        bool(_AVERAGE.search(key))
-        and isinstance(value, dict | list)
-        and any(_all_within(value, Tensor | Unknown))
-    )
+        return len(path) == 1 and not value.name.startswith("numpy")
+    return any(_all_within(value, Tensor))
 
 
 def _entry(value: Tensor | Unknown) -> Entry:
@@ -204,20 +202,28 @@ def _all_within(root: Any, kind: Any) -> Iterable[Any]:
 
 def _mappings(root: Any) -> dict[str, dict[str, Any]]:
     """Of every mapping to tensors, these and what is unknown in it, by the keys that lead there."""
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
+    for path, value in _reached(root):
+        parts = value.items() if isinstance(value, dict) else ()
+        tensors = {k: v for k, v in parts if isinstance(k, str) and isinstance(v, Tensor | Unknown)}
+        if any(isinstance(v, Tensor) for v in tensors.values()):
+            found[".".join(path)] = tensors
+    return found
+
+
+def _reached(root: Any) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of all that names and places in lists lead to, but tensors; each once."""
     todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
     seen = set()
     for path, value in todo:  # grows
+        if isinstance(value, Unknown):
+            yield path, value
         if id(value) in seen or type(value) not in (dict, list, tuple) or len(path) > _MAX_KEYS:
             continue
         seen.add(id(value))
+        yield path, value
         parts = value if isinstance(value, dict) else {str(k): v for k, v in enumerate(value)}
-        named = {k: v for k, v in parts.items() if isinstance(k, str)}
-        tensors = {k: v for k, v in named.items() if isinstance(v, Tensor | Unknown)}
-        if isinstance(value, dict) and any(isinstance(v, Tensor) for v in tensors.values()):
-            found[".".join(path)] = tensors
-        todo += [((*path, k), v) for k, v in named.items()]
-    return found
+        todo += [((*path, k), v) for k, v in parts.items() if isinstance(k, str)]
 
 
 def _itemsize(storage: Storage) -> int:

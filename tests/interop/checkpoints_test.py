@@ -225,6 +225,7 @@ def test_nothing_beside_the_weights_is_run(tmp_path, protocol):
     assert list(tmp_path.iterdir()) == [path]
 
 
+AS_LIST = Raw(b"](" + encoded(OTHER["fc.weight"], {}) + b"e")
 SEVERAL = {
     "timm": ({"state_dict": OWN, "state_dict_ema": OTHER}, "state_dict", "state_dict_ema"),
     "torchvision": (
@@ -234,10 +235,11 @@ SEVERAL = {
     ),
     "parameters alone": ({"model": OWN, "ema": {"shadow": PARAMETERS}}, "model", None),
     "a list of averages": (
-        {"model": OWN, "ema": Raw(b"](" + encoded(OTHER, {}) + b"e")},
+        {"model": OWN, "ema": AS_LIST},
         "model",
         None,
     ),
+    "deeper": ({"run": {"net": OWN, "ema": {"shadow_params": AS_LIST}}}, "run.net", None),
     "a pickled average": ({"model": OWN, "swa_model": NAMESPACE}, "model", None),
     "two keys": ({"model": OWN, "net": OTHER}, "model", "net"),
     "keys that nobody knows": ({"first": OWN, "second": OTHER}, "first", "second"),
