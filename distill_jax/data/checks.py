@@ -38,6 +38,20 @@ def take(inputs: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], inputs)
 
 
+def eight_bits(what: str, values: Any) -> np.ndarray:
+    """Integers of no told type, as lists hold them, as uint8; DataError unless all are 0 to 255."""
+    array = np.asarray(values)
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.integer) or not array.size:
+        raise DataError(f"{what} is {array.dtype} {array.shape}: expected integers from 0 to 255")
+    if array.min() < 0 or array.max() > 255:
+        raise DataError(
+            f"{what} has values from {array.min()} to {array.max()}: expected 0 to 255, 8 bits"
+        )
+    return array.astype(np.uint8)
+
+
 def check_split(
     what: str,
     images: Any,
@@ -62,6 +76,8 @@ def check_labels(
 ) -> np.ndarray:
     """Labels of so many examples as int32, or DataError."""
     labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{what} labels are {labels.dtype} {labels.shape}: expected integers of shape (N,)"
@@ -105,7 +121,11 @@ def _check_images(what: str, images: np.ndarray, floats: bool = False) -> None:
             "[0, 1] pass np.round(255 * images).astype(np.uint8), or value_range=(0.0, 1.0)"
         )
     if images.dtype != np.uint8 and not floats:
-        raise DataError(f"{what} images are {images.dtype}: expected uint8, 0 to 255")
+        hint = "; for all of 16 bits pass (images >> 8).astype(np.uint8)"
+        raise DataError(
+            f"{what} images are {images.dtype}: expected uint8, 0 to 255"
+            f"{hint if images.dtype == np.uint16 else ''}"
+        )
     if images.ndim != 4:
         hint = "; for gray images pass images[..., None]" if images.ndim == 3 else ""
         raise DataError(f"{what} images have shape {images.shape}: expected (N, H, W, C){hint}")

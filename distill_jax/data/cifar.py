@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.data import files
-from distill_jax.data.checks import DataError, Split
+from distill_jax.data.checks import DataError, Split, eight_bits
 from distill_jax.data.tfds import read_tfds
 
-_PIXELS = 3 * 32 * 32
+_PIXELS, _IMAGE, _PLANES = 3 * 32 * 32, (32, 32, 3), (3, 32, 32)
+_INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
 
 class Layout(NamedTuple):
@@ -63,19 +64,17 @@ def decode_binary(what: str, raw: bytes, *, label_bytes: int) -> Split:
 
 
 def decode_pickle(what: str, raw: bytes, *, label_key: str) -> Split:
-    """A pickled batch: a dict with `data`, uint8 (N, 3072), and a list of N labels.
+    """A pickled batch: a dict with `data`, uint8 (N, 3072), and N labels.
 
-    Nothing that the file names is imported or called: see `_Unpickler`.
+    Re-saved ones too: arrays of any memory and byte order, lists of lists, `data` as images
+    (N, 32, 32, 3) or planes (N, 3, 32, 32), labels (N, 1). Nothing that the file names is imported
+    or called: see `_Unpickler`.
     """
     try:
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
         # Python 2 wrote the published files, so that their keys are bytes here.
         batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
-        _version, shape, dtype, _fortran, pixels = batch["data"].state
-        if dtype.args[0] not in ("u1", b"u1") or len(shape) != 2 or shape[1] != _PIXELS:
-            raise DataError(f"{what} has data {dtype.args[0]} {shape}: expected u1 (N, {_PIXELS})")
-        images = _channels_last(np.frombuffer(pixels, np.uint8).reshape(shape))
-        labels = np.array(batch[label_key])
+        pixels, labels = _array(batch["data"]), _array(batch[label_key])
     except DataError:
         raise
     except Exception as error:  # An untrusted or damaged pickle can raise anything.
@@ -83,7 +82,50 @@ def decode_pickle(what: str, raw: bytes, *, label_key: str) -> Split:
             f"{what} is not a pickled CIFAR batch ({type(error).__name__}: {error}): "
             f"expected the published file, with data and {label_key}"
         ) from error
-    return Split(images, labels)
+    if isinstance(batch["data"], list | tuple):
+        pixels = eight_bits(f"{what} data", pixels)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] not in ((_PIXELS,), _IMAGE, _PLANES):
+        raise DataError(
+            f"{what} has data {pixels.dtype} {pixels.shape}: expected uint8 (N, {_PIXELS})"
+        )
+    labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+    if labels.shape != pixels.shape[:1]:
+        raise DataError(
+            f"{what} has {label_key} of shape {labels.shape}: expected ({len(pixels)},), as it has "
+            f"{len(pixels)} images"
+        )
+    images = pixels if pixels.shape[1:] == _IMAGE else _channels_last(pixels)
+    return Split(np.ascontiguousarray(images), labels)
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array, a scalar or a list of either from what a pickle says of it."""
+    if isinstance(value, list | tuple):
+        return np.array([_array(part) if isinstance(part, _Inert) else part for part in value])
+    if not isinstance(value, _Inert):
+        return np.array(value)
+    if value.name == "scalar":
+        dtype, content = value.args
+        return np.frombuffer(content, _dtype(dtype), 1).reshape(())
+    axes = None
+    if value.name == "_frombuffer":  # protocol 5: order K is that of other axes
+        content, dtype, shape, order, *more = value.args
+        fortran = order in ("F", b"F")
+        axes = more[0] if more and order in ("K", b"K") else None
+    else:
+        _version, shape, dtype, fortran, content = value.state
+    array = np.frombuffer(content, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+    return np.array(array if axes is None else array.transpose(axes))
+
+
+def _dtype(value: Any) -> np.dtype:
+    """The integer type that a pickle says, in its byte order."""
+    name: Any = value.args[0]
+    order: Any = value.state[1] if value.state else "|"
+    name, order = (x.decode() if isinstance(x, bytes) else x for x in (name, order))
+    if name not in _INTEGERS:
+        raise DataError(f"pickle has an array of {name!r}: expected one of {', '.join(_INTEGERS)}")
+    return np.dtype(name).newbyteorder(order)
 
 
 class _Inert:
@@ -92,12 +134,26 @@ class _Inert:
     Even NumPy's own `__setstate__` is not for untrusted states, so it is never called.
     """
 
+    name = ""
+
     def __init__(self, *args: Any) -> None:
         self.args = args
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+class _Scalar(_Inert):
+    """A NumPy scalar: (type, bytes)."""
+
+    name = "scalar"
+
+
+class _FromBuffer(_Inert):
+    """An array of protocol 5: (bytes, type, shape, order)."""
+
+    name = "_frombuffer"
 
 
 class _Latin1:
@@ -115,8 +171,15 @@ class _Latin1:
 _ALLOWED: dict[tuple[str, str], type] = {
     ("numpy", "ndarray"): _Inert,
     ("numpy", "dtype"): _Inert,
-    ("numpy.core.multiarray", "_reconstruct"): _Inert,
-    ("numpy._core.multiarray", "_reconstruct"): _Inert,
+    **{
+        (f"numpy.{core}.{module}", name): kind
+        for core in ("core", "_core")
+        for module, name, kind in (
+            ("multiarray", "_reconstruct", _Inert),
+            ("multiarray", "scalar", _Scalar),
+            ("numeric", "_frombuffer", _FromBuffer),
+        )
+    },
     ("_codecs", "encode"): _Latin1,
 }
 
@@ -132,7 +195,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """(N, 3072) planes of red, green and blue to (N, 32, 32, 3)."""
+    """(N, 3072) or (N, 3, 32, 32) planes of red, green and blue to (N, 32, 32, 3)."""
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 

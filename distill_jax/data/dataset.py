@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax.data import pictures
 from distill_jax.data import task as task_lib
 from distill_jax.data.checks import DataError, Split, check_labels, check_split, integer, take
 from distill_jax.data.order import permutation
@@ -118,6 +119,11 @@ def from_arrays(
     task: Task | None = None,
 ) -> Dataset:
     """A `Dataset` from (images, labels): uint8 (N, H, W, C), integers (N,) in [0, classes).
+
+    In place of a pair there may be a dict of columns, a list of dicts (rows), or a set of the
+    datasets library: images in the one column called image, images, img or data (an array, arrays,
+    lists of 0 to 255, or pictures of one size), labels in the one called label, labels, fine_label,
+    fine_labels, target or targets.
 
     With a `task`, from (inputs, labels): any pytree of arrays as the task's spec has them, with a
     leading axis of examples. It says `classes` and `metrics` too, and takes no mean and std.
@@ -243,6 +249,8 @@ def _split(
     value_range: tuple[float, float] | None,
     task: Task | None,
 ) -> Split:
+    if task is None and pictures.is_table(pair):
+        pair = pictures.pair_of(what, pair)
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         kind = "images" if task is None else "inputs"
         raise DataError(f"{what} is a {type(pair).__name__}: expected ({kind}, labels)")
@@ -250,6 +258,8 @@ def _split(
     if task is not None:
         inputs, count = task_lib.check_inputs(what, images, task.spec)
         return Split(inputs, check_labels(what, labels, count, classes, "examples"))
+    if pictures.are_pictures(images):
+        images = pictures.images_of(what, images)
     if not isinstance(images, Streamed):
         return check_split(what, images, labels, classes, value_range)
     undecoded = np.zeros((len(images), 1, 1, images.channels), np.uint8)
@@ -306,6 +316,11 @@ def _given(
                 f"{what} is {tuple(values)}: expected {channels} finite values"
                 f"{' above 0' if what == 'std' else ''}, one a channel, in units of pixel/255 "
                 "(give both mean and std, or neither)"
+            )
+        if max(values) > 1:
+            raise DataError(
+                f"{what} is {tuple(values)}: expected at most 1, in units of pixel/255; for values "
+                f"of 0 to 255 give {tuple(round(float(value) / 255, 4) for value in values)}"
             )
     return tuple(map(float, mean)), tuple(map(float, std))
 

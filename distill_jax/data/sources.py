@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax.data.checks import DataError, Split
 from distill_jax.data.cifar import read_cifar
 from distill_jax.data.dataset import Dataset, check, choose_per_class, from_arrays
+from distill_jax.data.folder import read_folder
 from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
 from distill_jax.data.tfds import read_tfds
@@ -31,6 +32,7 @@ def load(
 ) -> Dataset:
     """The data set called `name`, one of `NAMES` or a registered one; nothing is downloaded.
 
+    "folder:DIR" is pictures in DIR/train/CLASS and DIR/test/CLASS, see `folder.read_folder`.
     "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
     streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
     `data_dir` holds the files; where it is empty, the usual places are searched. The other
@@ -53,20 +55,21 @@ def load(
             "data sets have any"
         )
     source, _, detail = str(name).partition(":")
-    if source not in SOURCES or (detail and source not in ("synthetic", "tfds")):
+    if source not in SOURCES or (detail and source not in ("synthetic", "tfds", "folder")):
         known = (*NAMES, *_registered)
         close = difflib.get_close_matches(source.lower(), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(
-            f"data set is {name!r}: expected one of {', '.join(known)}, with tfds:NAME and "
-            f"synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
+            f"data set is {name!r}: expected one of {', '.join(known)}, with tfds:NAME, "
+            f"folder:DIR and synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
         )
-    train, test, classes = SOURCES[source](detail, data_dir)
+    train, test, classes, *valid = SOURCES[source](detail, data_dir)
     return from_arrays(
         train,
         test,
         classes=classes,
         name=name,
+        valid=valid[0] if valid else None,
         valid_fraction=valid_fraction,
         split_seed=split_seed,
         mean=mean,
@@ -149,13 +152,15 @@ def _read_digits() -> tuple[Split, Split, int]:
     return Split(images[train], labels[train]), Split(images[test], labels[test]), 10
 
 
-# Each reader takes what follows the colon of a name, and data_dir.
-SOURCES: dict[str, Callable[[str, str], tuple[Any, Any, int]]] = {
+# Each reader takes what follows the colon of a name, and data_dir, and gives (train, test, classes)
+# and, where there is one, the validation split.
+SOURCES: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
     "digits": lambda detail, data_dir: _read_digits(),
     "fashion_mnist": lambda detail, data_dir: read_fashion_mnist(data_dir),
     "cifar10": lambda detail, data_dir: read_cifar("cifar10", data_dir),
     "cifar100": lambda detail, data_dir: read_cifar("cifar100", data_dir),
     "synthetic": lambda detail, data_dir: read_synthetic(detail),
     "tfds": read_tfds,
+    "folder": read_folder,
 }
 NAMES: tuple[str, ...] = tuple(SOURCES)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from distill_jax.data.checks import DataError, Split, integer
+from distill_jax.data.pictures import check_depth
 
 CHUNK_BYTES = 2**28  # of decoded images; three chunks at most are on the host at a time
 SIZE, MARGIN = 224, 32  # what networks see; how much more the shorter side has before that crop
@@ -118,6 +119,7 @@ class Streamed:
             image = Image.fromarray(stored)
         else:
             image = Image.open(io.BytesIO(stored))
+        check_depth(image)
         image = image.convert(_MODES[self.channels])
         if self.view is None:
             return _centre(image)

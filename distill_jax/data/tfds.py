@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,6 +44,8 @@ def read_tfds(name: str, data_dir: str) -> tuple[Any, Any, int]:
             f"TFDS {name} has features {features}: expected images, of one fixed (H, W, C) or of "
             "1 or 3 channels, and a class label"
         )
+    if (dtype := np.dtype(getattr(image, "np_dtype", np.uint8))) != np.uint8:
+        raise DataError(f"TFDS {name} has images of {dtype}: expected uint8, 8 bits a channel")
     if not streamed:
         splits = builder.info.splits
         test = "validation" if "validation" in splits and "test" not in splits else "test"
@@ -54,7 +57,7 @@ def read_tfds(name: str, data_dir: str) -> tuple[Any, Any, int]:
 
 def _builder(tfds: Any, name: str, data_dir: str) -> Any:
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
     except Exception as error:  # TFDS raises many types here, its own and others.
         reason = str(error).partition("\n")[0]
         raise DataError(

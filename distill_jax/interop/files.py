@@ -1,4 +1,7 @@
-"""Weights in files: `.safetensors`, `.npz` and PyTorch's own, by the ending of the name.
+"""Weights in files: `.safetensors`, `.npz` and PyTorch's own, told apart by their first bytes.
+
+A file is named by its path. Where it holds several weights, FILE#NAME are those under the key or
+behind the wrapper called NAME (`checkpoint.pth#state_dict_ema`, `distiller.pth#student`).
 
 Files come from strangers. Nothing in one is executed, no size that it claims is believed beyond
 `torch_files.MAX_BYTES`, and whatever is wrong with it is a WeightsError that names it.
@@ -6,6 +9,7 @@ Files come from strangers. Nothing in one is executed, no size that it claims is
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import struct
@@ -18,6 +22,7 @@ import numpy as np
 
 from distill_jax.interop import array_files, torch_files
 from distill_jax.interop.array_files import NORMALISATION, TYPES
+from distill_jax.interop.choosing import choose, only
 from distill_jax.interop.torch_weights import WeightsError, from_state_dict, to_state_dict
 from distill_jax.models import Network, Variables
 
@@ -45,8 +50,13 @@ def load_variables(
 ) -> Variables:
     """The variables of `network` from a file of weights.
 
+    The names may be those of RepDistiller, mdistiller, timm or torchvision, behind the names of
+    wrappers (`module.`, `_orig_mod.`, `model.`, `student.`), anywhere in a checkpoint; what stands
+    beside the weights is passed over. So are the branches of the evolving network whose backbone
+    this is.
+
     Args:
-      path: the file.
+      path: the file, and #NAME behind it where it holds several weights.
       network: whose weights they are.
       normalisation: (mean, std) of the images that the network will see, in units of pixel/255.
 
@@ -54,8 +64,7 @@ def load_variables(
       WeightsError: as `read_state_dict` and `from_state_dict` do, or the file says that it was
         trained on images normalised otherwise; names the file.
     """
-    state = _read(path)
-    trained_on = state.pop(NORMALISATION, None)
+    state, trained_on = _read(path, lambda contents, name: choose(contents, network, name))
     try:
         variables = from_state_dict(state, network)
         if trained_on is not None and normalisation is not None:
@@ -97,7 +106,8 @@ def save_variables(
       WeightsError: as `write_state_dict` does.
     """
     state: dict[str, Any] = to_state_dict(variables)
-    if normalisation is not None and _format(pathlib.Path(path))[0] in (".safetensors", ".npz"):
+    keeps = os.fspath(path).lower().endswith((".safetensors", ".npz"))
+    if normalisation is not None and keeps:
         state[NORMALISATION] = np.array(normalisation, np.float64)
     write_state_dict(path, state)
 
@@ -105,25 +115,36 @@ def save_variables(
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The state dict (name -> array, PyTorch's layouts) in a file.
 
-    Types stay as they are in the file, but bfloat16 is widened to float32. A `module.` before all
-    names (DataParallel) is taken off.
+    Types stay as they are in the file, but bfloat16 is widened to float32. A `module.` or
+    `_orig_mod.` before all names (DataParallel, torch.compile) is taken off.
 
     Raises:
-      WeightsError: no such file, another kind of file than its name says, damaged, forged, not
-        finite as float32, or wanting to run anything.
+      WeightsError: no such file, none of weights, damaged, forged, not finite as float32, several
+        state dicts, or one that holds more than tensors.
     """
-    state = _read(path)
-    state.pop(NORMALISATION, None)
-    return state
+    return _read(path, only)[0]
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """What is in a regular file of at most MAX_FILE_BYTES, and in no other.
+    """What tells the weights of a path from others: the file's content, and #NAME if any.
 
     Raises:
-      WeightsError: it is none, or cannot be read.
+      WeightsError: it is no regular file of at most MAX_FILE_BYTES, or cannot be read.
     """
-    path = pathlib.Path(path)
+    place, choice = _place(path)
+    return _content(place) + (b"" if choice is None else f"#{choice}".encode())
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
+    """The file, and which weights in it; `~` is the home folder."""
+    text = os.path.expanduser(os.fspath(path))
+    file, mark, choice = text.rpartition("#")
+    if mark and not os.path.exists(text) and os.path.exists(file):
+        return pathlib.Path(file), choice.strip()
+    return pathlib.Path(text), None
+
+
+def _content(path: pathlib.Path) -> bytes:
     try:
         if not path.is_file():
             what = "is no regular file" if path.exists() else "does not exist"
@@ -135,20 +156,25 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise WeightsError(f"{path} cannot be read ({error}): expected a file of weights") from None
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """As `read_state_dict`, and the NORMALISATION where the file has it."""
-    path = pathlib.Path(path)
-    ending, read, _ = _format(path)
-    raw = read_bytes(path)
+_Choose = Callable[[torch_files.Contents, str | None], dict[str, np.ndarray]]
+
+
+def _read(
+    path: str | os.PathLike[str], choose: _Choose
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The weights chosen of a file, and the NORMALISATION where it has it."""
+    place, choice = _place(path)
+    raw, kind = _content(place), "file of weights"
     try:
         if not raw:
             raise WeightsError("is empty: expected a file of weights")
-        state = read(raw)
-        about = {k: state.pop(k) for k in (NORMALISATION,) if k in state}
-        if not state:
-            raise WeightsError("holds no tensors: expected a state dict")
-        if all(name.startswith("module.") for name in state):
-            state = {name.removeprefix("module."): array for name, array in state.items()}
+        kind, read = _kind(place, raw)
+        about: dict[str, np.ndarray] = {}
+        contents = read(raw)
+        if isinstance(contents, dict):
+            about = {k: contents.pop(k) for k in (NORMALISATION,) if k in contents}
+            contents = _as_contents(contents)
+        state = choose(contents, choice)
         for found in about.values():
             if found.dtype != np.float64 or found.ndim != 2 or len(found) != 2:
                 raise WeightsError(
@@ -157,13 +183,39 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 )
         _check({**state, **about})
     except WeightsError as error:
-        raise WeightsError(f"{path} {error}") from None
+        raise WeightsError(f"{place} {error}") from None
     except _DAMAGE as error:
         raise WeightsError(
-            f"{path} cannot be read, or is damaged or cut short ({type(error).__name__}: "
-            f"{str(error)[:200]}): expected a whole {ending} file"
+            f"{place} cannot be read, or is damaged or cut short ({type(error).__name__}: "
+            f"{str(error)[:200]}): expected a whole {kind} file"
         ) from error
-    return {**state, **about}
+    return state, about.get(NORMALISATION)
+
+
+def _as_contents(state: dict[str, np.ndarray]) -> torch_files.Contents:
+    entries = {name: torch_files.Entry(x.shape, x.dtype.name) for name, x in state.items()}
+    return torch_files.Contents({"": entries} if state else {}, lambda path: state)
+
+
+def _kind(path: pathlib.Path, raw: bytes) -> tuple[str, _Read]:
+    """What a file is, by its first bytes, else by the ending of its name."""
+    if raw[:2] == b"PK" and zipfile.is_zipfile(io.BytesIO(raw)):
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names):
+            return ".pth", torch_files.read
+        if any(name.endswith(".npy") for name in names):
+            return ".npz", array_files.read_npz
+    elif raw[8:9] == b"{" and int.from_bytes(raw[:8], "little") <= len(raw) - 8:
+        return ".safetensors", array_files.read_safetensors
+    elif raw[:1] == b"\x80" or raw[257:262] == b"ustar":
+        return ".pth", torch_files.read
+    for ending, (read, _) in _FORMATS.items():
+        if path.name.lower().endswith(ending):
+            return ending, read
+    raise WeightsError(
+        f"starts with {raw[:8].hex()}: expected a file of torch.save, .safetensors or .npz"
+    )
 
 
 def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -176,8 +228,8 @@ def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
       WeightsError: an ending that is not known, a type that not every format has, values that are
         not finite, or a place that cannot be written.
     """
-    path = pathlib.Path(path)
-    _, _, write = _format(path)
+    path = pathlib.Path(os.path.expanduser(path))
+    write = _writer(path)
     arrays = {}
     for name, value in state.items():
         array = np.asarray(value)
@@ -224,7 +276,7 @@ def _check(state: Mapping[str, np.ndarray]) -> None:
                 raise WeightsError(f"holds {name} with values that are not finite in float32")
 
 
-_Read = Callable[[bytes], dict[str, np.ndarray]]
+_Read = Callable[[bytes], dict[str, np.ndarray] | torch_files.Contents]
 _Write = Callable[[BinaryIO, Mapping[str, np.ndarray]], None]
 _TORCH = (torch_files.read, torch_files.write)
 _FORMATS: dict[str, tuple[_Read, _Write]] = {
@@ -234,8 +286,8 @@ _FORMATS: dict[str, tuple[_Read, _Write]] = {
 }
 
 
-def _format(path: pathlib.Path) -> tuple[str, _Read, _Write]:
-    for ending, (read, write) in _FORMATS.items():
+def _writer(path: pathlib.Path) -> _Write:
+    for ending, (_, write) in _FORMATS.items():
         if path.name.lower().endswith(ending):
-            return ending, read, write
+            return write
     raise WeightsError(f"{path}: expected a name that ends in one of {', '.join(_FORMATS)}")

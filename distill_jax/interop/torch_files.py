@@ -12,22 +12,23 @@ import collections
 import functools
 import io
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from distill_jax.interop import torch_pickle
-from distill_jax.interop.torch_pickle import BFLOAT16, STORAGES, Storage, Tensor
+from distill_jax.interop.torch_pickle import BFLOAT16, STORAGES, Storage, Tensor, Unknown
 from distill_jax.interop.torch_weights import WeightsError
 
 # Far above the weights of any image classifier; below it a few forged bytes cannot ask for the
 # moon, be it by a view that repeats one number or by an archive that unpacks to much.
 MAX_BYTES = 2**30
-_KEYS = ("state_dict", "model", "model_state_dict", "net")
 _MAX_AXES = 64  # NumPy's
+_MAX_KEYS = 6  # that lead to a state dict
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
@@ -35,22 +36,86 @@ _Order = Literal["<", ">"]
 _Bytes = Callable[[str], bytes]  # a storage's key -> its content
 
 
-def read(raw: bytes) -> dict[str, np.ndarray]:
-    """The state dict in the content of a file of `torch.save`; bfloat16 is widened to float32.
+class Entry(NamedTuple):
+    """What is known of a tensor before it is read."""
 
-    It is the mapping at the top, or the one under `state_dict`, `model`, `model_state_dict` or
-    `net`. What else a checkpoint holds (epochs, the optimizer) is passed over.
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Contents(NamedTuple):
+    """The mappings from names to tensors that a file holds, by the dotted keys that lead to them.
+
+    Args:
+      entries: of each mapping; "" is the one at the top.
+      arrays: reads one of them; WeightsError where it holds more than tensors, or tensors that
+        cannot be; or one of the errors by which a damaged file shows.
+      averages: the keys that lead to averaged weights, by what they say.
+      top: what the top holds, for messages.
+    """
+
+    entries: dict[str, dict[str, Entry]]
+    arrays: Callable[[str], dict[str, np.ndarray]]
+    averages: tuple[str, ...] = ()
+    top: tuple[str, ...] = ()
+
+
+def read(raw: bytes) -> Contents:
+    """What the content of a file of `torch.save` holds; bfloat16 is widened to float32.
+
+    What else a checkpoint holds (epochs, options, the optimizer) is passed over and never run.
 
     Raises:
-      WeightsError: it holds more than tensors, or no state dict, or tensors that cannot be.
+      WeightsError: it holds no mapping to tensors.
       Exception: one of those by which a damaged file shows.
     """
     is_zip = raw.startswith(b"PK\x03\x04")
     root, content, order = _read_zip(raw) if is_zip else _read_legacy(raw)
-    tensors = _state_dict(root)
-    total = sum(_bytes(name, tensor) for name, tensor in tensors.items())
-    check_size(total)
-    return {name: _array(name, tensor, content, order) for name, tensor in tensors.items()}
+    found = _mappings(root)
+    top = root if isinstance(root, dict) else {}
+
+    def arrays(path: str) -> dict[str, np.ndarray]:
+        tensors = found[path]
+        check_size(sum(_bytes(name, tensor) for name, tensor in tensors.items()))
+        return {name: _array(name, tensor, content, order) for name, tensor in tensors.items()}
+
+    return Contents(
+        {path: {k: _entry(v) for k, v in tensors.items()} for path, tensors in found.items()},
+        arrays,
+        tuple(".".join(path) for path, value in _reached(root) if _is_average(path, value)),
+        tuple(str(key)[:40] for key in top)[:8],
+    )
+
+
+_AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)($|[^a-z])", re.IGNORECASE)
+
+
+def _is_average(path: tuple[str, ...], value: Any) -> bool:
+    """Whether that is averaged weights, in whatever form; not numbers or options of such a name."""
+    if not path or not _AVERAGE.search(path[-1]):
+        return False
+    if isinstance(value, Unknown):
+        return len(path) == 1 and not value.name.startswith("numpy")
+    return any(_all_within(value, Tensor))
+
+
+def _entry(value: Tensor | Unknown) -> Entry:
+    if isinstance(value, Unknown) or not isinstance(value.storage, Storage):
+        return Entry((), "")
+    size = value.size if isinstance(value.size, tuple | list) else (None,)
+    dtype = "float32" if value.storage.dtype == BFLOAT16 else value.storage.dtype
+    return Entry(tuple(n if type(n) is int else -1 for n in size), dtype)
+
+
+def _check_known(root: Any) -> None:
+    """Raises WeightsError where there is something unknown and no tensor by name."""
+    if not _mappings(root):
+        for value in _all_within(root, Unknown | torch_pickle.Global):
+            raise WeightsError(_refusal(value.name))
+
+
+def _refusal(name: str) -> str:
+    return f"refused: the file wants to run {name[:200]}; only tensors are read"
 
 
 def check_size(total: int) -> None:
@@ -89,6 +154,7 @@ def _read_zip(raw: bytes) -> tuple[Any, _Bytes, _Order]:
     if order not in (b"little", b"big"):
         raise WeightsError(f"has the byte order {order[:20]!r}: expected little or big")
     root = torch_pickle.read_pickle(io.BytesIO(archive.read(roots[0])))
+    _check_known(root)
     content = functools.cache(lambda key: archive.read(f"{folder}data/{key}"))
     return root, content, "<" if order == b"little" else ">"
 
@@ -99,16 +165,19 @@ def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, _Order]:
             "is a tar archive, as the first PyTorch wrote: load it with PyTorch and save it again"
         )
     stream = io.BytesIO(raw)
-    if raw[:1] != b"\x80" or torch_pickle.read_pickle(stream) != _MAGIC:
+    first = torch_pickle.read_pickle(stream) if raw[:1] == b"\x80" else None
+    if first != _MAGIC:
+        _check_known(first)
         raise WeightsError("is neither a zip archive nor PyTorch's: expected a file of torch.save")
     if (protocol := torch_pickle.read_pickle(stream)) != _PROTOCOL:
         raise WeightsError(f"has the protocol {protocol!r}: expected {_PROTOCOL}")
     system = torch_pickle.read_pickle(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise WeightsError("is big-endian: expected a little-endian file")
-    root = torch_pickle.read_pickle(stream)
-    tensors = _all_tensors(root)
-    sizes = {t.storage.key: t.storage for t in tensors if isinstance(t.storage, Storage)}
+    storages: list[Storage] = []
+    root = torch_pickle.read_pickle(stream, storages)
+    _check_known(root)
+    sizes = {storage.key: storage for storage in storages}
     content = {}
     for key in torch_pickle.read_pickle(stream):
         (count,) = struct.unpack("<q", stream.read(8))
@@ -118,46 +187,58 @@ def _read_legacy(raw: bytes) -> tuple[Any, _Bytes, _Order]:
     return root, content.__getitem__, "<"
 
 
-def _all_tensors(root: Any) -> Iterable[Tensor]:
-    """Every tensor anywhere in `root`; containers may be shared or hold themselves."""
+# ------------------------------------------------------------------------------------- its content
+def _all_within(root: Any, kind: Any) -> Iterable[Any]:
+    """All of a kind anywhere in `root`; containers may be shared or hold themselves."""
     todo, seen = [root], set()
     while todo:
         value = todo.pop()
-        if isinstance(value, Tensor):
+        if isinstance(value, kind):
             yield value
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             todo.extend(value.values() if isinstance(value, dict) else value)
 
 
-# ------------------------------------------------------------------------------------- its content
-def _state_dict(root: Any) -> dict[str, Tensor]:
-    """The one mapping of tensors in what a file holds."""
-
-    def tensors(value: Any) -> dict[str, Tensor]:
-        items = value.items() if isinstance(value, dict) else ()
-        return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
-
-    entries = root if isinstance(root, dict) else {}
-    nested = {key: found for key in _KEYS if (found := tensors(entries.get(key)))}
-    if len(nested) > 1:
-        raise WeightsError(f"holds several state dicts, under {', '.join(nested)}: expected one")
-    found = next(iter(nested.values())) if nested else tensors(root)
-    if not found:
-        raise WeightsError(
-            f"holds no tensors by name: expected a state dict, at the top or under one of "
-            f"{', '.join(_KEYS)}; the top holds {[str(key)[:40] for key in entries][:8]}"
-        )
+def _mappings(root: Any) -> dict[str, dict[str, Any]]:
+    """Of every mapping to tensors, these and what is unknown in it, by the keys that lead there."""
+    found = {}
+    for path, value in _reached(root):
+        parts = value.items() if isinstance(value, dict) else ()
+        tensors = {k: v for k, v in parts if isinstance(k, str) and isinstance(v, Tensor | Unknown)}
+        if any(isinstance(v, Tensor) for v in tensors.values()):
+            found[".".join(path)] = tensors
     return found
 
 
+def _reached(root: Any) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of all that names and places in lists lead to, but tensors; each once."""
+    todo: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    seen = set()
+    for path, value in todo:  # grows
+        if isinstance(value, Unknown):
+            yield path, value
+        if id(value) in seen or type(value) not in (dict, list, tuple) or len(path) > _MAX_KEYS:
+            continue
+        seen.add(id(value))
+        yield path, value
+        parts = value if isinstance(value, dict) else {str(k): v for k, v in enumerate(value)}
+        todo += [((*path, k), v) for k, v in parts.items() if isinstance(k, str)]
+
+
 def _itemsize(storage: Storage) -> int:
-    return 2 if storage.dtype == BFLOAT16 else np.dtype(storage.dtype).itemsize
+    if storage.dtype == BFLOAT16:
+        return 2
+    return torch_pickle.OTHERS.get(storage.dtype) or np.dtype(storage.dtype).itemsize
 
 
-def _bytes(name: str, tensor: Tensor) -> int:
-    """What a tensor takes; WeightsError where it is no view of its storage."""
+def _bytes(name: str, tensor: Tensor | Unknown) -> int:
+    """What a tensor takes; WeightsError where it is none, or no view of its storage."""
+    if isinstance(tensor, Unknown):
+        raise WeightsError(f"{_refusal(tensor.name)}, and {name} is none")
     storage, offset, size, stride = tensor
+    if isinstance(storage, Storage) and storage.dtype not in STORAGES.values():
+        raise WeightsError(f"{_refusal(storage.dtype)}, and {name} is none that is known")
     if not isinstance(storage, Storage) or not isinstance(size, tuple | list):
         raise WeightsError(f"{name} is no tensor")
     numbers = [storage.length, offset, *size, *stride]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -34,7 +35,8 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
     leave as (in, out). Counters (`num_batches_tracked`) are passed over.
 
     Raises:
-      WeightsError: lists every missing, unexpected and mis-shaped entry.
+      WeightsError: lists every missing, unexpected and mis-shaped entry, and those that are no
+        floating-point numbers.
     """
     expected = {_torch_name(path): (path, leaf) for path, leaf in _flat(network.shapes).items()}
     state = {k: np.asarray(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
@@ -47,6 +49,10 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
         wanted = _to_torch_layout(np.empty(leaf.shape, np.float32)).shape
         if state[name].shape != wanted:
             problems.append(f"{name} has shape {state[name].shape}, expected {wanted}")
+            continue
+        integers = not jnp.issubdtype(state[name].dtype, jnp.floating)
+        if integers and jnp.issubdtype(leaf.dtype, jnp.floating):
+            problems.append(f"{name} is {state[name].dtype}, expected floating-point numbers")
             continue
         flat[path] = _from_torch_layout(state[name].astype(np.float32))
     if problems:
@@ -79,7 +85,7 @@ def _flat(variables: Variables) -> dict[tuple[str, ...], Any]:
 
 def _torch_name(path: tuple[str, ...]) -> str:
     _, *modules, leaf = path  # the first is the collection
-    return ".".join((*modules, _LEAVES[leaf]))
+    return ".".join((*modules, _LEAVES.get(leaf, leaf)))
 
 
 def _to_torch_layout(array: np.ndarray) -> np.ndarray:

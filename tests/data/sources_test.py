@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -283,6 +284,22 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
+RESAVED = {
+    "columns": lambda x, y: (np.asfortranarray(planes(x)), y),
+    "images": lambda x, y: (x, y.astype(np.uint8)),
+    "images of columns": lambda x, y: (np.asfortranarray(x), y.astype(">i2")),
+    "planes": lambda x, y: (x.transpose(0, 3, 1, 2), tuple(y.tolist())),
+    "turned around": lambda x, y: (planes(x)[::-1][::-1], y[::-1][::-1]),
+    "labels in a column": lambda x, y: (planes(x), y[:, None]),
+    "labels of columns": lambda x, y: (planes(x), np.asfortranarray(y[:, None].astype("<i4"))),
+    "labels as scalars": lambda x, y: (planes(x), list(y)),
+    "labels in lists": lambda x, y: (planes(x), y[:, None].tolist()),
+    "lists": lambda x, y: (planes(x).tolist(), y.tolist()),
+    "lists of images": lambda x, y: (x.tolist(), y.tolist()),
+    "a list of arrays": lambda x, y: (list(planes(x)), y),
+}
+
+
 class TestCifarPickle:
     @staticmethod
     def contents(protocol):
@@ -298,6 +315,39 @@ class TestCifarPickle:
         images, labels, contents = self.contents(protocol)
         write(tmp_path / "cifar-10-batches-py", contents)
         same(load("cifar10", tmp_path), images, labels)
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    @pytest.mark.parametrize("name", RESAVED)
+    def test_reads_what_people_saved_again(self, tmp_path, name, protocol):
+        images, labels, _ = cifar10_files()
+        for batch, image, label in zip(CIFAR10, images, labels, strict=True):
+            pixels, said = RESAVED[name](image, label)
+            raw = pickle.dumps({"data": pixels, "labels": said}, protocol=protocol)
+            write(tmp_path, {batch: raw})
+        same(load("cifar10", tmp_path), images, labels)
+
+    def test_refuses_what_cannot_be_an_array(self, tmp_path):
+        images, labels, contents = self.contents(2)
+        good, numbers = planes(images[0]), labels[0].tolist()
+        for pixels, said, message in (
+            (good.astype(np.uint16), numbers, r"data uint16 \(20, 3072\): expected uint8"),
+            (good.astype(np.int64), numbers, "data int64"),
+            (good / 255, numbers, "array of 'f8': expected one of u1"),
+            (
+                (good + 9).astype(int).tolist() + [[300] * 3072],
+                numbers,
+                "expected 0 to 255, 8 bits",
+            ),
+            (good, numbers[:-1], r"labels of shape \(19,\): expected \(20,\)"),
+            (good, np.array(numbers).reshape(2, 10), r"labels of shape \(2, 10\)"),
+            (good, 3, r"labels of shape \(\)"),
+            (good, np.array(numbers) / 2, "array of 'f8'"),
+            (good.reshape(20, 32, 96), numbers, r"data uint8 \(20, 32, 96\)"),
+        ):
+            raw = pickle.dumps({"data": pixels, "labels": said}, protocol=2)
+            write(tmp_path, contents | {"data_batch_2": raw})
+            with pytest.raises(data.DataError, match=f"data_batch_2 .*{message}|{message}"):
+                load("cifar10", tmp_path)
 
     def test_reads_what_python_2_wrote(self, tmp_path):
         """Opcodes of the published files: byte strings, `numpy.core`, a text-mode dtype state."""
@@ -383,7 +433,7 @@ class TestTfds:
         with tfds.testing.mock_data(num_examples=200):
             assert load("cifar100", tmp_path).classes == 100
 
-    def test_reads_prepared_data(self, tfds, tmp_path):
+    def test_reads_prepared_data(self, tfds, tmp_path, monkeypatch):
         images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), np.uint8)
 
         class TinyForTest(tfds.core.GeneratorBasedBuilder):
@@ -412,10 +462,22 @@ class TestTfds:
                     yield index, {"picture": images[index], "kind": index % 3}
 
         TinyForTest(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-        got = load("tfds:tiny_for_test", tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        got = load("tfds:tiny_for_test", "~")
         for split, start in ((got.train, 0), (got.test, 1)):
             pairs = {(image.tobytes(), label) for image, label in zip(*split, strict=True)}
             assert pairs == {(images[i].tobytes(), i % 3) for i in range(start, 12, 2)}
+
+    def test_refuses_more_than_eight_bits(self, tfds, monkeypatch):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        info = types.SimpleNamespace(features=features, supervised_keys=None)
+        builder = types.SimpleNamespace(info=info, is_prepared=lambda: True)
+        monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+        with pytest.raises(data.DataError, match="images of uint16: expected uint8, 8 bits"):
+            data.load("tfds:wide")
 
     @pytest.mark.parametrize(
         "name, message",

@@ -209,7 +209,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path, files, kind):
     if kind == "folder":
         path.mkdir()
     elif kind in ("empty", "text"):
-        path.write_bytes(b"")
+        path.write_bytes(b"no weights" if kind == "text" else b"")
     elif kind == "damaged":
         with open(files[".npz"], "rb") as file:
             path.write_bytes(file.read()[:2000])
@@ -222,7 +222,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path, files, kind):
         "folder": "cannot be read",
         "empty": "is empty",
         "damaged": "damaged or cut short",
-        "text": "ends in one of .safetensors",
+        "text": "starts with 6e6f2077",
         "nan": "not finite",
     }[kind]
     refused(tmp_path, str(path), message, teacher_weights=str(path))
