@@ -88,8 +88,8 @@ def default_config() -> ml_collections.ConfigDict:
             # TESKD, for networks called evolving:NAME; see distill_jax.methods.TESKD.
             "evolve": dataclasses.asdict(TESKD()),
             # Networks that are not trained but read: FILE for the largest of the row, or
-            # NAME=FILE,NAME=FILE; a file of weights (FILE#NAME takes one of several), or a network of an earlier
-            # run: its stage's folder, or RUN_FOLDER:GUIDANCE/NETWORK/SEED.
+            # NAME=FILE,NAME=FILE. FILE#NAME takes one of several weights in a file; a network of an
+            # earlier run is its stage's folder, or RUN_FOLDER:GUIDANCE/NETWORK/SEED.
             "teacher_weights": "",
             # {network: {recipe field, methods, method_options or seed: value}}
             "overrides": {},
