@@ -12,13 +12,16 @@ from distill_jax.runs.config import (
     resolve,
     smoke,
 )
-from distill_jax.runs.runner import Results, WorkdirError, run
+from distill_jax.runs.results import Results, StagesFailed
+from distill_jax.runs.runner import run
+from distill_jax.runs.workdir import WorkdirError
 from distill_jax.train.optim import register_optimizer
 
 __all__ = [
     "ConfigError",
     "Experiment",
     "Results",
+    "StagesFailed",
     "WorkdirError",
     "config_arguments",
     "data",

@@ -143,6 +143,8 @@ class Checkpoints:
         """The steps that have a finished checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
+        for old in self.folder.glob(f"*{_OLD}"):
+            recover(old.with_suffix(""))
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:

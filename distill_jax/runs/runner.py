@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax import data, report
-from distill_jax.models import Network, Variables, deploy
+from distill_jax import data
+from distill_jax.models import Variables, deploy
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
@@ -17,6 +17,7 @@ from distill_jax.runs.config import ConfigError, Experiment
 from distill_jax.runs.given import folder_name, load_given, preprocessing_of
 from distill_jax.runs.plan import Plan, digest_of, make_plan, registered, warnings
 from distill_jax.runs.records import MetricsFile
+from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
 from distill_jax.train import evaluation, fit
@@ -29,41 +30,6 @@ from distill_jax.train.trainer import NotFiniteError
 
 log = logging.getLogger("distill_jax")
 Together = tuple[str, ...]  # the ids of the stages that one step trains
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What an experiment gives.
-
-    Args:
-      rows: one dict for each guidance, asked-for network and seed; one that could not be trained
-        has "failed", why, in the place of accuracies.
-      networks: (guidance, network, seed) -> the network and its selected variables.
-      histories: (guidance, network, seed) -> one dict an epoch.
-    """
-
-    rows: list[dict[str, Any]]
-    networks: dict[tuple[str, str, int], tuple[Network, Variables]]
-    histories: dict[tuple[str, str, int], list[dict[str, Any]]]
-
-    def table(self, title: str = ""):
-        """The rows as a rich table, over seeds."""
-        return report.results_table(self.rows, title)
-
-
-class StagesFailed(FloatingPointError):
-    """Some stages could not be trained to the end; the others were.
-
-    Args:
-      failed: why, by stage.
-      results: those of the others, and a row marked "failed" for each result that there is not.
-    """
-
-    def __init__(self, failed: Mapping[str, str], results: Results):
-        why = list(dict.fromkeys(failed.values()))
-        head = "" if len(why) == 1 else f"{len(failed)} stages failed:\n  "
-        super().__init__(head + "\n  ".join(why))
-        self.results = results
 
 
 def run(
@@ -227,7 +193,7 @@ class _Stages:
 
     def results(self) -> Results:
         """Of all stages that are done; those that failed have a row that says so."""
-        return _results(self.plan, self.done, self.failed, self.experiment)
+        return results_of(self.plan, self.done, self.failed, self.experiment)
 
     def write_results(self) -> None:
         """Writes `results.json`, whole and current."""
@@ -356,42 +322,6 @@ class _Stages:
             found = {"record": result.record, "history": result.history}
             write_json(self._place(stage_id) / "result.json", found)
         self._progress(tuple(results)).remove()
-
-
-def _results(
-    plan: Plan,
-    done: Mapping[str, StageResult],
-    failed: Mapping[str, str],
-    experiment: Experiment,
-) -> Results:
-    rows, networks, histories = [], {}, {}
-    comparisons = {comparison.label: comparison for comparison in experiment.comparisons}
-    for (label, student, seed), stage_id in plan.results.items():
-        if stage_id not in done and stage_id not in failed:
-            continue
-        stage = plan.stages[stage_id]
-        record = done[stage_id].record if stage_id in done else {"failed": failed[stage_id]}
-        rows.append(
-            {
-                "guidance": label,
-                "graph": comparisons[label].spec,
-                "changes": dict(comparisons[label].changes),
-                "control": comparisons[label].control,
-                "network": student,
-                "backbone": stage.network.backbone.name,
-                "teachers": list(stage.taught_by),
-                "seed": seed,
-                **record,
-                "protocol": experiment.protocol,
-                "selection": experiment.selection,
-                "stage": stage_id,
-            }
-        )
-        if stage_id in done:
-            result = done[stage_id]
-            networks[label, student, seed] = (stage.network.backbone, result.variables)
-            histories[label, student, seed] = result.history
-    return Results(rows, networks, histories)
 
 
 def _as_json(

@@ -10,13 +10,14 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import distill_jax
 from distill_jax import data
 from distill_jax.runs import checkpoint
 from distill_jax.runs.checkpoint import CheckpointError, Checkpoints, Damaged, Mismatch
-from distill_jax.runs.runner import WorkdirError
+from distill_jax.runs.workdir import WorkdirError
 
 # What orbax had begun to read is still on its way when it gives up a damaged file.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -154,7 +155,7 @@ def test_metadata_that_was_changed_with_care_is_damage_too(folder):
         (
             TEMPLATE,
             {"recipe": {"learning_rate": 0.1, "epochs": 3}, "data": "abc", "teachers": ["t1"]},
-            ["recipe.epochs is 2 there and 3 here", "recipe.learning_rate is 0.05 there and 0.1"],
+            ["recipe.epochs is 2 there and 3 here", "recipe.learning_rate is None there and 0.1"],
         ),
         (TEMPLATE, {**ABOUT, "data": "abd"}, ["data is 'abc' there and 'abd' here"]),
         (TEMPLATE, {**ABOUT, "teachers": []}, ["teachers is ['t1'] there and [] here"]),
@@ -241,7 +242,7 @@ def test_the_weights_of_another_stage_are_refused(copied):
 
 
 CHANGES = [
-    ({"recipe": {**TINY["recipe"], "learning_rate": 0.01}}, ["recipe.learning_rate is 0.05"]),
+    ({"recipe": {**TINY["recipe"], "learning_rate": 0.01}}, ["recipe.learning_rate is None"]),
     ({"recipe": {"epochs": 2, "batch_size": 24}}, ["recipe.epochs is 1 there and 2", "batch_size"]),
     ({"networks": ("plane6", "plane2")}, ["networks is ['plane4', 'plane2'] there"]),
     ({"dataset": {**TINY["dataset"], "split_seed": 1}}, ["dataset.split_seed is 0", "data is '"]),
@@ -329,3 +330,49 @@ def test_a_save_that_fails_leaves_the_one_of_that_name(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoints.save(2, arrays(2), {})
     assert checkpoints.steps() == [1] and checkpoints.restore(TEMPLATE)
+
+
+# ----------------------------------------------------------------- saves that take another's place
+def test_a_save_that_fails_leaves_the_one_of_its_name_as_it_was(tmp_path, monkeypatch):
+    place, arrays = Checkpoints(tmp_path / "progress"), {"w": np.arange(3, dtype=np.float32)}
+    place.save(7, arrays, {"n": 1})
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CompositeCheckpointHandler, "save", full)
+        with pytest.raises(CheckpointError, match="earlier checkpoints are as they were"):
+            place.save(7, {"w": -arrays["w"]}, {"n": 2})
+    restored, meta = place.restore(arrays)
+    assert meta == {"n": 1} and [p.name for p in place.folder.iterdir()] == ["7"]
+    np.testing.assert_array_equal(restored["w"], arrays["w"])
+    place.save(7, {"w": -arrays["w"]}, {"n": 3})
+    assert place.restore(arrays)[1] == {"n": 3} and place.steps() == [7]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_process_that_ends_while_a_save_takes_anothers_place_loses_none(
+    tmp_path, monkeypatch, renames
+):
+    place, arrays = Checkpoints(tmp_path / "progress"), {"w": np.arange(3, dtype=np.float32)}
+    place.save(7, arrays, {"n": 1})
+    replace, left = os.replace, [renames]
+
+    def killed(*names):
+        if "progress" in str(names[1]) and not str(names[1]).endswith("-tmp"):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        replace(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distill_jax.runs.checkpoint.os.replace", killed)
+        if renames == 1:
+            with pytest.raises(KeyboardInterrupt):
+                place.save(7, arrays, {"n": 2})
+        else:
+            place.save(7, arrays, {"n": 2})
+    assert place.steps() == [7]
+    assert place.restore(arrays)[1] == {"n": renames}
+    assert place.steps() == [7] and [p.name for p in place.folder.iterdir()] == ["7"]

@@ -7,7 +7,7 @@ import pytest
 
 import distill_jax
 from distill_jax.report import Reporter, summarise
-from distill_jax.runs.runner import StagesFailed
+from distill_jax.runs.results import StagesFailed
 
 BASE = {
     "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},

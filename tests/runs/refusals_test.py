@@ -1,6 +1,7 @@
 """Every wrong input is refused through the public cli, in words, before anything is compiled."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -12,8 +13,9 @@ import pytest
 import distill_jax
 from distill_jax import data, models
 from distill_jax.interop.files import save_variables
+from distill_jax.report import Reporter
 from distill_jax.runs.checkpoint import CheckpointError
-from distill_jax.runs.runner import WorkdirError
+from distill_jax.runs.workdir import WorkdirError
 
 REFUSED = (distill_jax.ConfigError, data.DataError, WorkdirError, CheckpointError)
 COMPILED: list[str] = []
@@ -222,6 +224,21 @@ CONFIGS = [
     ),
     ({"teacher_weights": "plane9=x.npz"}, ["'plane9'", "There are plane4, plane2"]),
     ({"teacher_weights": "/dev/zero"}, ["/dev/zero", "is no regular file"]),
+    (
+        {
+            "networks": ("resnet8", "resnet8#2"),
+            "guidance": "mutual",
+            "dataset": {"name": "synthetic:4x4x1:4:48:32", "valid_fraction": 0.25},
+            "recipe": {"batch_size": 1},
+        },
+        ["batch_size 1 leaves", "of resnet8 one value a channel", "expected more images"],
+    ),
+    ({"recipe": {"warmup_epochs": 1.5}}, ["warmup_epochs 1.5 is longer than the 1 epochs"]),
+    ({"guidance": "direct+drop"}, ["dropping 1 of 1 teachers drops the same ones at every step"]),
+    (
+        {"guidance": "direct+drop", "dropping": {"kind": "bernoulli", "survival": 0.0}},
+        ["survival 0.0 drops", "expected a probability above 0"],
+    ),
     ({"teacher_weights": "nowhere.npz"}, ["nowhere.npz does not exist", "expected a file"]),
 ]
 
@@ -315,7 +332,11 @@ def in_use(folder):
     return folder, ["another run is at work in", "expected one at a time"]
 
 
-WORKDIRS = [foreign, a_file, below_a_file, not_writable, json_of_others, no_json, deep_json]
+def a_url(folder):
+    return "gs://bucket/run", ["gs://bucket/run is a URL", "mounted here"]
+
+
+WORKDIRS = [a_url, foreign, a_file, below_a_file, not_writable, json_of_others, no_json, deep_json]
 WORKDIRS += [a_folder_for_a_config, in_use]
 
 
@@ -326,6 +347,56 @@ def test_working_directories(tmp_path, make):
     refused(parts, workdir=workdir)
     after = sorted((p, p.stat().st_size) for p in tmp_path.rglob("*") if p.name != ".lock")
     assert before == after
+
+
+class Heard(Reporter):
+    """What is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def notice(self, lines):
+        """Kept."""
+        self.lines += lines
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert distill_jax.run(TINY, workdir=tmp_path).rows
+    assert "without locks (No locks available)" in caplog.text
+
+
+def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
+    def none(*arguments):
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", none)
+    refused(["JAX cannot start on JAX_PLATFORMS='cuda'", "expected a platform that is installed"])
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    refused(["4 processes are joined by jax.distributed: expected one"])
+
+
+@pytest.mark.parametrize(
+    ("networks", "warned"), [(("plane2", "plane4"), True), (("plane4", "plane2"), False)]
+)
+def test_a_teacher_smaller_than_its_student_is_warned_of(networks, warned):
+    heard = Heard()
+    distill_jax.run({**TINY, "networks": networks}, reporter=heard)
+    said = [line for line in heard.lines if "largest first" in line]
+    assert len(said) == warned and all("plane2 (" in line for line in said)
+
+
+def test_weights_that_know_no_more_than_chance_are_warned_of(tmp_path):
+    heard = Heard()
+    distill_jax.run(written(tmp_path / "ones.npz"), reporter=heard)
+    assert any("no more than chance" in line and "plane4" in line for line in heard.lines)
 
 
 def test_what_a_run_killed_at_its_start_leaves_is_ours(tmp_path):

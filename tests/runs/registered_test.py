@@ -9,7 +9,7 @@ import pytest
 
 import distill_jax
 from distill_jax import data, methods, models
-from distill_jax.runs.runner import WorkdirError
+from distill_jax.runs.workdir import WorkdirError
 from distill_jax.train import optim
 
 CONFIG = {
