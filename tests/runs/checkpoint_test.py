@@ -155,7 +155,7 @@ def test_metadata_that_was_changed_with_care_is_damage_too(folder):
         (
             TEMPLATE,
             {"recipe": {"learning_rate": 0.1, "epochs": 3}, "data": "abc", "teachers": ["t1"]},
-            ["recipe.epochs is 2 there and 3 here", "recipe.learning_rate is None there and 0.1"],
+            ["recipe.epochs is 2 there and 3 here", "recipe.learning_rate is 0.05 there and 0.1"],
         ),
         (TEMPLATE, {**ABOUT, "data": "abd"}, ["data is 'abc' there and 'abd' here"]),
         (TEMPLATE, {**ABOUT, "teachers": []}, ["teachers is ['t1'] there and [] here"]),
