@@ -7,6 +7,7 @@ Orbax renames a finished save into place, so that a half-written one is never se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -146,6 +147,13 @@ class Checkpoints:
         for old in self.folder.glob(f"*{_OLD}"):
             recover(old.with_suffix(""))
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+
+    def newest_meta(self) -> dict[str, Any]:
+        """What was saved beside the arrays of the newest checkpoint; {} where none can be read."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(Damaged):
+                return read_meta(self.folder / str(step))
+        return {}
 
     def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
         """Writes the checkpoint of `step`, then lets go of those too many."""

@@ -11,6 +11,7 @@ from distill_jax.models import Network, Variables
 from distill_jax.runs.config import Experiment
 from distill_jax.runs.plan import Plan
 from distill_jax.train.evaluation import StageResult
+from distill_jax.train.trainer import NotFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Results:
         return report.results_table(self.rows, title)
 
 
-class StagesFailed(FloatingPointError):
+class StagesFailed(NotFiniteError):
     """Some stages could not be trained to the end; the others were.
 
     Args:

@@ -226,6 +226,8 @@ class _Stages:
             return not needed & set(waiting)
 
         left = list(dict.fromkeys(self.plan.together[stage_id] for stage_id in waiting))
+        if placed := self._as_placed(left):
+            return placed
         alike = [x for x in left if shape(x) == shape(left[0]) and ready(x)]
         streamed = isinstance(self.dataset.train.images, data.Streamed)
         most = 1 if streamed else self.experiment.population
@@ -235,6 +237,21 @@ class _Stages:
         # Stages that were saved at steps of their own go on by themselves.
         saved = [set(self._progress(together).steps()) for together in population]
         return population if not any(saved) or set.intersection(*saved) else population[:1]
+
+    def _as_placed(self, left: list[Together]) -> list[Together]:
+        """What was trained at once with the next stage when that was interrupted, if it was.
+
+        To go on in company or alone may round otherwise.
+        """
+        if self.folder is None:
+            return []
+        ids = self._progress(left[0]).newest_meta().get("placed", [])
+        placed = [together for together in left if together[0] in ids]
+        even = len(placed) % self.experiment.topology.count == 0 or len(ids) == 1
+        if not placed or len(placed) < len(ids) or not even:
+            return []
+        common = set.intersection(*(set(self._progress(x).steps()) for x in placed))
+        return placed if common else []
 
     def _inputs(self, together: Together) -> ReplicaInputs:
         checkpoints = self._progress(together) if self.folder is not None else None

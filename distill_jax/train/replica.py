@@ -48,6 +48,7 @@ class Replica:
         self.seed, self.recipe = first.seed, first.recipe
         self.dataset = dataset.limited(self.recipe.train_limit, self.seed)
         self.seconds = 0.0
+        self.placed: list[str] = []  # the first stage of each replica that is trained at once
 
     @property
     def examples(self) -> int:
@@ -78,6 +79,7 @@ class Replica:
         """What is saved beside the arrays."""
         return {
             "seconds": self.seconds,
+            "placed": self.placed,
             "networks": {
                 progress.name: {
                     "stage": progress.stage.id,

@@ -62,6 +62,8 @@ class Trainer:
 
     def __init__(self, inputs: Sequence[ReplicaInputs], dataset: Dataset, options: TrainOptions):
         self.replicas = [Replica(one, dataset) for one in inputs]
+        for replica in self.replicas:
+            replica.placed = [other.stages[0].id for other in self.replicas]
         self.alone = len(inputs) == 1
         self.dataset, self.options, self.topology = dataset, options, options.topology
         self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe

@@ -149,6 +149,14 @@ def test_an_interrupted_population_ends_as_if_never_touched(tmp_path):
     assert len(seen) == len(set(seen)) == 2 * 2 * 2
 
 
+def test_a_population_goes_on_as_it_was_placed_whatever_is_asked_for_then(tmp_path):
+    options = {"guidance": ("none",), "seeds": (0, 1), "checkpoint_every": "1 steps"}
+    with pytest.raises(fit.Interrupted):
+        run(**options, population=2, workdir=tmp_path, dispatches=2)
+    _, recorder = run(**options, population=1, workdir=tmp_path)
+    assert recorder.started[0][0] == [("plane2", 0), ("plane2", 1)] and recorder.started[0][1] > 0
+
+
 def test_a_replica_that_is_ahead_goes_on_by_itself(tmp_path):
     options = {"guidance": ("none",), "checkpoint_every": "1 steps"}
     with pytest.raises(fit.Interrupted):
