@@ -34,4 +34,5 @@ def get_config(arguments: str = ""):
     # averaged over classes.
     config.loss.update(kl_reduction="element_mean", teachers="sum")
     config.recipe.update(temperature=5.0, kd_weight=1.0)
-    return smoke(config, networks=("resnet14", "resnet8")) if given.smoke else config
+    few = ("resnet14", "resnet8", "resnet8#2")
+    return smoke(config, networks=few) if given.smoke else config

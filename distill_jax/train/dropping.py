@@ -53,7 +53,7 @@ class Dropping:
             )
         if self.kind == "bernoulli" and droppable < 1:
             raise ValueError(f"there is nobody to drop {who}: expected another teacher")
-        if self.kind == "fixed" and self.number == droppable:
+        if self.kind == "fixed" and 0 < self.number == droppable:
             raise ValueError(
                 f"dropping {self.number} {who} drops the same ones at every step, which then never "
                 f"teach: expected dropping.number below {droppable}, kind 'bernoulli', or a "

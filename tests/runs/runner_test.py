@@ -159,7 +159,7 @@ def test_a_stage_on_one_device_traces_its_step_once(monkeypatch):
     "change",
     [
         {"seeds": (1,)},
-        {"recipe": {**TINY["recipe"], "learning_rate": 0.01}},
+        {"recipe": {**TINY["recipe"], "learning_rate": 0.03}},
         {"recipe": {**TINY["recipe"], "kd_weight": 0.4}},
         {"guidance": ("dense+drop",)},
         *slow(
