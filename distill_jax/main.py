@@ -143,8 +143,11 @@ def _quoted(argument: str) -> str:
     """The argument; names as a tuple of one text where they are not one already.
 
     ml_collections reads a tuple as Python, and a>b, a<b+c;d<a or evolving:a are none. The config
-    takes the text apart.
+    takes the text apart. A shell leaves the ~ of --config=~/FILE as it is.
     """
+    option, equals, value = argument.partition("=")
+    if option in ("--config", "-config") and value.startswith("~"):
+        return f"{option}{equals}{os.path.expanduser(value)}"
     found = re.fullmatch(r"(--?config\.(?:networks|guidance|students)=)([^(\[].*)", argument)
     return f"{found[1]}({found[2]!r},)" if found else argument
 
