@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import jax
@@ -49,6 +49,21 @@ def digest_json(value: Any) -> str:
 def plain(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists, all names are text."""
     return json.loads(json.dumps(value))
+
+
+def check_new_name(what: str, name: Any, example: str, taken: Collection[str]) -> None:
+    """Raises ValueError where a user cannot register a thing under a name.
+
+    Args:
+      what: the kind of thing with its article, such as "a method".
+      name: for the config.
+      example: of a name.
+      taken: the names of the library's own.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{what}'s name is an identifier such as {example!r}, got {name!r}")
+    if name in taken:
+        raise ValueError(f"{name!r} is {what} of the library: choose another name")
 
 
 def finite(value: Any) -> Any:

@@ -15,7 +15,7 @@ from distill_jax.data.folder import read_folder
 from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
 from distill_jax.data.tfds import read_tfds
-from distill_jax.identity import describe
+from distill_jax.identity import check_new_name, describe
 
 _registered: dict[str, tuple[Callable[..., Dataset], str]] = {}
 
@@ -93,10 +93,7 @@ def register_dataset(name: str, load: Callable[..., Dataset], version: str = "1"
     Raises:
       ValueError: a name that is taken or cannot be written in a config, or nothing to call.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"a data set's name is an identifier such as 'my_texts', got {name!r}")
-    if name in SOURCES:
-        raise ValueError(f"{name!r} is a data set of the library: choose another name")
+    check_new_name("a data set", name, "my_texts", SOURCES)
     if not callable(load):
         raise ValueError(f"data set {name!r} is {load!r}: expected a function load(**options)")
     if not isinstance(version, str):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 from jax import Array
 
-from distill_jax.identity import changed_fields, describe
+from distill_jax.identity import changed_fields, check_new_name, describe
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
@@ -128,10 +128,7 @@ def register_method(
       ValueError: a name that is taken or cannot be written in a config, neither a method nor a
         function of four arguments, or an unknown output.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"a method's name is an identifier such as 'my_loss', got {name!r}")
-    if name in METHODS:
-        raise ValueError(f"{name!r} is a method of the library: choose another name")
+    check_new_name("a method", name, "my_loss", METHODS)
     if isinstance(method, type) or not (isinstance(method, Method) or callable(method)):
         raise ValueError(
             f"method {name!r} is {method!r}: expected an instance of distill_jax.methods.Method or "

@@ -270,10 +270,8 @@ class _Stages:
     # ------------------------------------------------------------------------------- in the folder
     def _place(self, stage_id: str) -> Path:
         assert self.folder is not None
-        return self.folder / "stages" / self._name(stage_id)
-
-    def _name(self, stage_id: str) -> str:
-        return folder_name(self.plan.stages[stage_id].network.name, stage_id)
+        name = folder_name(self.plan.stages[stage_id].network.name, stage_id)
+        return self.folder / "stages" / name
 
     def _progress(self, together: Together) -> Checkpoints:
         """The checkpoints of stages that one step trains: one save for all, whole or not at all."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from distill_jax.identity import describe
+from distill_jax.identity import check_new_name, describe
 from distill_jax.methods import Hyper
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -145,10 +145,7 @@ def register_optimizer(name: str, build: BuildOptimizer, version: str = "1") -> 
     Raises:
       ValueError: a name that is taken or cannot be written in a config, or nothing to call.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"an optimizer's name is an identifier such as 'my_sgd', got {name!r}")
-    if name in OPTIMIZERS:
-        raise ValueError(f"{name!r} is an optimizer of the library: choose another name")
+    check_new_name("an optimizer", name, "my_sgd", OPTIMIZERS)
     if not callable(build):
         raise ValueError(f"optimizer {name!r} is {build!r}: expected a function (schedule, hyper)")
     _registered[name] = (build, str(version))
