@@ -9,9 +9,11 @@ from distill_jax.runs.config import (
     Experiment,
     config_arguments,
     default_config,
+    load_config,
     resolve,
     smoke,
 )
+from distill_jax.runs.load import load
 from distill_jax.runs.results import Results, StagesFailed
 from distill_jax.runs.runner import run
 from distill_jax.runs.workdir import WorkdirError
@@ -27,6 +29,8 @@ __all__ = [
     "data",
     "default_config",
     "interop",
+    "load",
+    "load_config",
     "methods",
     "models",
     "register_dataset",

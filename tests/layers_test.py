@@ -18,7 +18,9 @@ ROOMS = (
     "train",
     "report",
     "runs",
+    "commands",
     "main",
+    "__main__",
 )
 API = {"data", "interop", "methods", "models", "runs", "train"}  # what `distill_jax` itself offers
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

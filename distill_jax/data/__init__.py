@@ -10,7 +10,7 @@ from distill_jax.data.augment import AUGMENT, crop_flip, normalise
 from distill_jax.data.checks import take
 from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, check, from_arrays
 from distill_jax.data.order import epoch_order
-from distill_jax.data.sources import NAMES, identity_of, load, register_dataset
+from distill_jax.data.sources import NAMES, identity_of, is_registered, load, register_dataset
 from distill_jax.data.streamed import Streamed, at_epoch, chunks, parts
 from distill_jax.data.task import Metric, Task
 
@@ -31,6 +31,7 @@ __all__ = [
     "epoch_order",
     "from_arrays",
     "identity_of",
+    "is_registered",
     "load",
     "normalise",
     "parts",

@@ -101,6 +101,11 @@ def register_dataset(name: str, load: Callable[..., Dataset], version: str = "1"
     _registered[name] = (load, version)
 
 
+def is_registered(name: str) -> bool:
+    """Whether a user registered a data set under a name."""
+    return name in _registered
+
+
 def identity_of(name: str) -> dict[str, Any] | None:
     """What a registered data set is known by besides its content; None of the library's."""
     if name not in _registered:

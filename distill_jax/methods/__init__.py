@@ -10,6 +10,7 @@ from distill_jax.methods.registry import (
     build,
     check_name,
     identity_of,
+    is_registered,
     names,
     register_method,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "check_name",
     "heard",
     "identity_of",
+    "is_registered",
     "names",
     "register_method",
     "taps",

@@ -160,6 +160,11 @@ def names() -> tuple[str, ...]:
     return (*METHODS, *_registered)
 
 
+def is_registered(name: str) -> bool:
+    """Whether a user registered a method under a name."""
+    return name in _registered
+
+
 def check_name(name: str) -> None:
     """Raises ValueError where no method is called `name`; the message lists those there are."""
     if name not in names():

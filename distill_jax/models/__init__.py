@@ -10,7 +10,7 @@ from distill_jax.models.network import (
     deploy,
     run_once,
 )
-from distill_jax.models.registry import build, check_name, register_network
+from distill_jax.models.registry import build, check_name, is_registered, register_network
 
 __all__ = [
     "DTYPES",
@@ -24,6 +24,7 @@ __all__ = [
     "check_name",
     "count_parameters",
     "deploy",
+    "is_registered",
     "published_rate",
     "register_network",
     "run_once",

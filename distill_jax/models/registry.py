@@ -89,6 +89,11 @@ def check_name(name: str) -> None:
         _builder(own)(2, (224, 224, 3))  # images that all of them take
 
 
+def is_registered(name: str) -> bool:
+    """Whether a user registered a network under a name."""
+    return name.removeprefix(EVOLVING) in _REGISTERED
+
+
 def register_network(
     name: str,
     build: Callable[[int, Any], Any],

@@ -11,11 +11,12 @@ from distill_jax import data
 from distill_jax.identity import digest_json
 from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
-from distill_jax.models import Network, Variables
+from distill_jax.models import EVOLVING, Network, Variables
 from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
 from distill_jax.train.stage import Stage
 
 WEIGHTS, RESULTS = "weights", "results.json"
+_EVOLVING = EVOLVING.replace(":", "-")  # in the name of a folder
 
 
 def digest_of_given(source: str) -> str:
@@ -113,4 +114,10 @@ def _of_row(run: Path, wanted: str) -> Path:
 
 def folder_name(network: str, stage_id: str) -> str:
     """What a stage's folder is called."""
-    return f"{network.replace(':', '-')}-{stage_id}"
+    return f"{network.replace(EVOLVING, _EVOLVING)}-{stage_id}"
+
+
+def network_of(folder: Path) -> str:
+    """The name of the network whose stage a folder is."""
+    name = folder.name.rpartition("-")[0]
+    return EVOLVING + name.removeprefix(_EVOLVING) if name.startswith(_EVOLVING) else name

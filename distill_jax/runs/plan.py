@@ -114,16 +114,16 @@ def registered(plan: Plan, dataset: data.Dataset, source: str = "") -> dict[str,
         optimizer = stage.recipe.optim.optimizer
         optimizers[optimizer] = optim.identity_of(optimizer)
     tables = {"networks": networks, "methods": named, "optimizers": optimizers}
-    found = {kind: _of_users(identities) for kind, identities in tables.items()}
+    found = {kind: of_users(identities) for kind, identities in tables.items()}
     metrics = {
         name: {"version": "", "repr": describe(metric)} for name, metric in dataset.metrics.items()
     }
     others: dict[str, Any] = {"datasets": {source: data.identity_of(source)}, "metrics": metrics}
-    return found | {kind: own for kind, table in others.items() if (own := _of_users(table))}
+    return found | {kind: own for kind, table in others.items() if (own := of_users(table))}
 
 
-def _of_users(identities: dict[str, Any]) -> dict[str, Any]:
-    """Those identities that have a version, as only what was registered has."""
+def of_users(identities: dict[str, Any]) -> dict[str, Any]:
+    """Those identities that have a version, as only what was registered has; code as a digest."""
     return {
         name: {**identity, "repr": digest_json(identity["repr"])[:16]}
         for name, identity in identities.items()
@@ -135,7 +135,7 @@ def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> N
     """The network called `name`, for the images of a data set."""
     base, _ = graph.architecture(name)
     network = models.build(base, dataset.classes, dataset.inputs, experiment.dtype)
-    return _named(network, name)
+    return named(network, name)
 
 
 def _untaught(guidance: graph.Graph, names: Mapping[str, Any]) -> graph.Graph:
@@ -189,7 +189,7 @@ def _stage(
 
     network = build(name)
     # An evolving network teaches as what is left of it, under the name that the graph gives it.
-    teachers = tuple(_named(build(x).backbone, x) for x in component.frozen(name))
+    teachers = tuple(named(build(x).backbone, x) for x in component.frozen(name))
     # A phase ends with its last weights: what it is good for shows in the next one alone.
     selection = {"selection": "last"} if phase else {}
     # Weights that are swept are the experiment's: a phase with methods of its own keeps theirs.
@@ -212,7 +212,7 @@ def _stage(
 
 
 @functools.lru_cache(maxsize=128)  # networks from outside are equal to themselves alone
-def _named(network: Network, name: str) -> Network:
+def named(network: Network, name: str) -> Network:
     """The network under another name; itself where that is its own."""
     return network if network.name == name else dataclasses.replace(network, name=name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,17 +12,18 @@ from distill_jax.models import Variables, deploy
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
-from distill_jax.runs.config import ConfigError, Experiment
-from distill_jax.runs.given import folder_name, load_given, preprocessing_of
-from distill_jax.runs.plan import Plan, digest_of, make_plan, registered, warnings
+from distill_jax.runs.config import ConfigError
+from distill_jax.runs.given import folder_name, preprocessing_of
+from distill_jax.runs.plan import warnings
+from distill_jax.runs.prepare import Prepared, prepare
+from distill_jax.runs.provenance import write_run
 from distill_jax.runs.records import MetricsFile
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
 from distill_jax.train import evaluation, fit
-from distill_jax.train.checks import check
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
+from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions
 from distill_jax.train.reporter import Reporter, Several
 from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.trainer import NotFiniteError
@@ -40,6 +40,7 @@ def run(
     reporter: Reporter | None = None,
     stop: Callable[[], bool] | None = None,
     store: str | Path | None = None,
+    config_file: str = "",
 ) -> Results:
     """Trains what a config asks for and has not been trained yet.
 
@@ -51,6 +52,8 @@ def run(
       stop: asked now and then; where it says true the run saves and ends. None never does.
       store: a folder in which working directories find stages that another has trained, by their
         ids, and leave their own.
+      config_file: where the config comes from, as `load_config` takes it; written to `run.json`, so
+        that later commands know the names that the file registers.
 
     Raises:
       ConfigError, data.DataError, WorkdirError: before anything is compiled.
@@ -58,57 +61,38 @@ def run(
       fit.Interrupted: `stop` said so.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
     """
-    experiment = config_lib.resolve(config)
-    with pinned(experiment.dtype):
-        return _run(experiment, workdir, dataset, reporter, stop or _never, store)
-
-
-def _run(
-    experiment: Experiment,
-    workdir: str | Path | None,
-    dataset: data.Dataset | None,
-    reporter: Reporter | None,
-    stop: Callable[[], bool],
-    store: str | Path | None,
-) -> Results:
-    """`run`, of a resolved config."""
+    fields = config_lib.fields_of(config)
+    experiment = config_lib.resolve(fields)
     if store is not None and workdir is None:
         raise WorkdirError(f"a store ({store}) is of working directories: expected one besides")
     shared = None if store is None else Store(folder_of(store))
-    source = "" if dataset is not None else experiment.dataset["name"]
-    if dataset is None:
-        dataset = data.load(**experiment.dataset)
-    else:
-        data.check(dataset)
-    try:
-        data_digest = digest_of(dataset)
-        plan = make_plan(experiment, dataset, data_digest)
-        # All of them, before the first is compiled: training itself checks no stage again.
-        for stage in plan.stages.values():
-            check(stage, dataset, experiment.topology)
-        for together in plan.together.values():
-            one_step = [plan.stages[stage_id] for stage_id in together]
-            caches_teachers(one_step, dataset, experiment.teacher_logits)
-        given = {
-            stage_id: load_given(stage, dataset)
-            for stage_id, stage in plan.stages.items()
-            if stage.file
-        }
-        config_json = _as_json(experiment, data_digest, registered(plan, dataset, source))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    with opened(workdir, config_json) as folder:
-        reporters = [reporter] if reporter else []
-        if folder is not None:
-            reporters.append(MetricsFile(folder / "metrics.jsonl"))
-        listeners = Several(*reporters)
-        if lines := warnings(plan):
-            listeners.notice(lines)
-        stages = _Stages(plan, dataset, experiment, folder, listeners, stop, shared)
-        for stage_id, variables in given.items():  # first, so that a wrong file shows at once
-            stages.evaluate_given(stage_id, variables)
-        stages.train_all()
-        results = stages.results()
+    with pinned(experiment.dtype):
+        prepared = prepare(experiment, dataset)
+        with opened(workdir, prepared.recorded(fields)) as folder:
+            if folder is not None:
+                write_run(folder, prepared.plan, config_file)
+            return _train(prepared, folder, reporter, stop or _never, shared)
+
+
+def _train(
+    prepared: Prepared,
+    folder: Path | None,
+    reporter: Reporter | None,
+    stop: Callable[[], bool],
+    store: Store | None,
+) -> Results:
+    """Trains what has been prepared, in an open folder."""
+    reporters = [reporter] if reporter else []
+    if folder is not None:
+        reporters.append(MetricsFile(folder / "metrics.jsonl"))
+    listeners = Several(*reporters)
+    if lines := warnings(prepared.plan):
+        listeners.notice(lines)
+    stages = _Stages(prepared, folder, listeners, stop, store)
+    for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
+        stages.evaluate_given(stage_id, variables)
+    stages.train_all()
+    results = stages.results()
     if stages.failed:
         raise StagesFailed(stages.failed, results)
     return results
@@ -123,16 +107,14 @@ class _Stages:
 
     def __init__(
         self,
-        plan: Plan,
-        dataset: data.Dataset,
-        experiment: Experiment,
+        prepared: Prepared,
         folder: Path | None,
         reporter: Reporter,
         stop: Callable[[], bool],
-        store: Store | None = None,
+        store: Store | None,
     ):
-        self.store = store
-        self.plan, self.dataset, self.experiment = plan, dataset, experiment
+        self.plan, self.dataset = prepared.plan, prepared.dataset
+        self.experiment, self.store = prepared.experiment, store
         self.folder, self.reporter, self.stop = folder, reporter, stop
         self.done: dict[str, StageResult] = {}
         self.failed: dict[str, str] = {}  # why
@@ -337,15 +319,6 @@ class _Stages:
             found = {"record": result.record, "history": result.history}
             write_json(self._place(stage_id) / "result.json", found)
         self._progress(tuple(results)).remove()
-
-
-def _as_json(
-    experiment: Experiment, data_digest: str, registered: dict[str, Any]
-) -> dict[str, Any]:
-    values = {**dataclasses.asdict(experiment), "data": data_digest, "registered": registered}
-    for one, source in zip(values["comparisons"], experiment.comparisons, strict=True):
-        one["graph"] = dict(zip(source.graph.names, source.graph.teachers, strict=True))
-    return values
 
 
 __all__ = ["ConfigError", "Results", "StagesFailed", "WorkdirError", "run"]

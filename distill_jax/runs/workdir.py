@@ -13,11 +13,12 @@ from typing import Any
 
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
+from distill_jax.runs.config import RECORDED, RESOLVED
 
 log = logging.getLogger("distill_jax")
-CONFIG, LOCK = "config.json", ".lock"
+LOCK = ".lock"
 # What may be there before the config is: a run that was killed at its start leaves no more.
-_OWN = (LOCK, f".{CONFIG}.tmp", "compiled")
+_OWN = (LOCK, f".{RECORDED}.tmp", "compiled")
 # Fields that ask for more or less of the same experiment, or say where and how it is computed.
 # Weights that are read, and data, are known by their content.
 RESUMABLE_FIELDS = (
@@ -61,7 +62,7 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
 
     Args:
       workdir: the folder; None gives None.
-      config: the resolved config as JSON values; it is written there.
+      config: its fields as JSON values, and as "resolved" what they come to; it is written there.
 
     Raises:
       WorkdirError: it cannot be written, holds other things than ours or another experiment, whose
@@ -94,9 +95,11 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
                 folder,
                 error.strerror,
             )
-        saved = _check_same(folder, plain(config))
+        saved = _check_same(folder, plain(config[RESOLVED]))
         try:
-            write_json(folder / CONFIG, {**config, "registered": _all_registered(saved, config)})
+            resolved = config[RESOLVED]
+            resolved = {**resolved, "registered": _all_registered(saved, resolved)}
+            write_json(folder / RECORDED, {**config, RESOLVED: resolved})
         except CheckpointError as error:
             raise WorkdirError(f"cannot write to the working directory: {error}") from error
         yield folder
@@ -104,31 +107,33 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
 
 def _check_own(folder: Path) -> None:
     """Raises WorkdirError where a folder holds things and was none of a run."""
-    if (folder / CONFIG).exists():
+    if (folder / RECORDED).exists():
         return
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
     if foreign:
         raise WorkdirError(
-            f"the working directory {folder} holds {', '.join(foreign[:5])} and no {CONFIG}: "
+            f"the working directory {folder} holds {', '.join(foreign[:5])} and no {RECORDED}: "
             "expected an empty folder, a new one, or one of an earlier run"
         )
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an earlier run in a folder, empty where there was none.
+    """What the config of an earlier run in a folder came to, empty where there was none.
 
     Raises:
       WorkdirError: it is not ours, or differs in what makes another experiment; the message has
         every difference.
     """
-    path = folder / CONFIG
+    path = folder / RECORDED
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         found = str(error)
-    if not isinstance(found, dict) or not {"networks", "recipe", "comparisons"} <= found.keys():
+    if isinstance(found, dict):
+        found = found.get(RESOLVED)
+    if not isinstance(found, dict):
         raise WorkdirError(
             f"{path} is not ours: expected the config of an earlier run; give another --workdir"
         )

@@ -151,6 +151,11 @@ def register_optimizer(name: str, build: BuildOptimizer, version: str = "1") -> 
     _registered[name] = (build, str(version))
 
 
+def is_registered(name: str) -> bool:
+    """Whether a user registered a optimizer under a name."""
+    return name in _registered
+
+
 def builder_of(optimizer: str) -> BuildOptimizer | None:
     """The builder of a registered optimizer; None of the library's."""
     return _registered[optimizer][0] if optimizer in _registered else None

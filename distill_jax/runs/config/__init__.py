@@ -8,16 +8,31 @@ from distill_jax.runs.config.arguments import config_arguments
 from distill_jax.runs.config.defaults import default_config, smoke
 from distill_jax.runs.config.experiment import Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
-from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, resolve
+from distill_jax.runs.config.files import (
+    RECORDED,
+    RESOLVED,
+    RUN,
+    ConfigSource,
+    find_config,
+    load_config,
+)
+from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, fields_of, resolve
 
 __all__ = [
     "PROTOCOLS",
+    "RECORDED",
+    "RESOLVED",
+    "RUN",
     "ConfigError",
+    "ConfigSource",
     "Experiment",
     "Comparison",
     "checkpoint_due",
     "config_arguments",
     "default_config",
+    "fields_of",
+    "find_config",
+    "load_config",
     "resolve",
     "smoke",
 ]

@@ -33,14 +33,23 @@ def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment
     Raises:
       ConfigError: unknown field, value of another type or out of range, impossible row.
     """
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    values = merge(default_config().to_dict(), values, "config")
+    values = fields_of(config)
     try:
         return _resolve(values)
     except (ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(str(error)) from error
+
+
+def fields_of(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+    """Every field of a config with its value, the default's where it is not there.
+
+    Raises:
+      ConfigError: unknown field, or value of another type.
+    """
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return merge(default_config().to_dict(), values, "config")
 
 
 def _resolve(values: dict[str, Any]) -> Experiment:

@@ -1,0 +1,159 @@
+"""`distill_jax plan`: what a config comes to, before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+from rich import box
+from rich.table import Table
+
+from distill_jax import models, report
+from distill_jax.commands.arguments import Command, Flag
+from distill_jax.commands.train import STORE, WORKDIR, use_compilation_cache
+from distill_jax.runs import config as config_lib
+from distill_jax.runs.ambient import pinned
+from distill_jax.runs.folder import StageState, stage_state
+from distill_jax.runs.plan import Plan, warnings
+from distill_jax.runs.prepare import Prepared, prepare
+from distill_jax.runs.workdir import folder_of
+from distill_jax.train.estimate import Estimator, StageCost
+from distill_jax.train.stage import steps_per_epoch
+
+MEASURE = Flag("measure", "yes: time a few steps of each kind of stage; no.", "yes", ("yes", "no"))
+GIVEN = StageState(done=True, step=0)
+
+
+def plan(given: SimpleNamespace) -> int:
+    """Prints the stages in the order of training, alike ones in a line."""
+    workdir = folder_of(given.workdir or f"runs/{given.config.name}")
+    folders = [workdir, *([folder_of(given.store)] if given.store else [])]
+    experiment = config_lib.resolve(given.config)
+    console = report.console()
+    with pinned(experiment.dtype):
+        prepared = prepare(experiment)
+        states = _states(prepared.plan, folders)
+        if workdir.is_dir():
+            use_compilation_cache(workdir)
+        costs = _costs(prepared, states) if given.measure == "yes" else {}
+    for line in warnings(prepared.plan):
+        console.print(line)
+    console.print(_table(prepared, states, costs))
+    for line in _summary(prepared.plan, states, costs, workdir):
+        console.print(line)
+    return 0
+
+
+def _states(plan: Plan, folders: Sequence[Path]) -> dict[str, StageState]:
+    """How far each stage is, in the working directory or in the store."""
+    states = {}
+    for stage_id, stage in plan.stages.items():
+        found = [stage_state(x, stage.network.name, stage_id) for x in folders]
+        # Those of a cycle are saved as one, in the place of the first.
+        first = plan.together[stage_id][0]
+        own = stage_state(folders[0], plan.stages[first].network.name, first)
+        done = bool(stage.file) or any(state.done for state in found)
+        states[stage_id] = StageState(done, own.step)
+    return states
+
+
+def _costs(prepared: Prepared, states: Mapping[str, StageState]) -> dict[str, StageCost]:
+    """The cost of each stage that is to be trained, of a cycle at its first."""
+    experiment, plan = prepared.experiment, prepared.plan
+    estimator = Estimator(prepared.dataset, experiment.topology, experiment.teacher_logits)
+    return {
+        together[0]: estimator.cost([plan.stages[stage_id] for stage_id in together])
+        for together in dict.fromkeys(plan.together.values())
+        if not states[together[0]].done
+    }
+
+
+def _table(
+    prepared: Prepared, states: Mapping[str, StageState], costs: Mapping[str, StageCost]
+) -> Table:
+    plan, dataset = prepared.plan, prepared.dataset
+    title = f"The plan of {prepared.experiment.name}, in the order of training"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network")
+    table.add_column("taught by")
+    for heading in ("parameters", "steps", "done", *(("step", "all", "memory") if costs else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in _alike(plan):
+        stage = plan.stages[group[0]]
+        examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
+        steps = 0 if stage.file else stage.recipe.epochs * steps_per_epoch(examples, stage.recipe)
+        table.add_row(
+            stage.network.name + (" (phase)" if stage.phase else ""),
+            " ".join(stage.taught_by) or ("weights are given" if stage.file else "-"),
+            f"{models.count_parameters(stage.network.backbone):,}",
+            f"{steps:,}",
+            _done(group, states),
+            *(_cost([costs[x] for x in group if x in costs]) if costs else ()),
+        )
+    return table
+
+
+def _alike(plan: Plan) -> list[list[str]]:
+    """The ids of stages, those together that differ in seeds alone."""
+    groups: dict[Any, list[str]] = {}
+    for stage_id, stage in plan.stages.items():
+        labels = tuple(sorted({label for (label, *_), x in plan.results.items() if x == stage_id}))
+        unseeded = dataclasses.replace(stage, seed=0, id="", start="")
+        groups.setdefault((unseeded, labels), []).append(stage_id)
+    return list(groups.values())
+
+
+def _done(group: Sequence[str], states: Mapping[str, StageState]) -> str:
+    done = sum(states[stage_id].done for stage_id in group)
+    begun = [states[x].step for x in group if states[x].step and not states[x].done]
+    at = f"\nat step {', '.join(map(str, begun))}" if begun else ""
+    return f"{done} of {len(group)}{at}"
+
+
+def _cost(costs: Sequence[StageCost]) -> tuple[str, str, str]:
+    """A step, the stages of a line, and memory."""
+    if not costs:
+        return "", "", ""
+    sizes = [cost.device_bytes for cost in costs if cost.device_bytes is not None]
+    return (
+        f"{1000 * costs[0].step_seconds:.3g} ms",
+        duration(sum(cost.seconds for cost in costs)),
+        f"{max(sizes) / 2**20:,.0f} MiB" if sizes else "",
+    )
+
+
+def _summary(
+    plan: Plan,
+    states: Mapping[str, StageState],
+    costs: Mapping[str, StageCost],
+    workdir: Path,
+) -> list[str]:
+    left = sum(not state.done for state in states.values())
+    lines = [f"{len(states)} stages, {left} to be trained; in {workdir}"]
+    if costs:
+        seconds = sum(cost.seconds for cost in costs.values())
+        device = jax.devices()[0].device_kind
+        lines.append(
+            f"about {duration(seconds)} for these, one at a time on {device}, compiling apart"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """A time in two units at most: 40 s, 3 min, 2 h 10 min."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+PLAN = Command(
+    about="Shows the stages of a config, what is done of them, and what the rest will take.",
+    run=plan,
+    flags=(WORKDIR, STORE, MEASURE),
+    config="required",
+)

@@ -1,0 +1,60 @@
+"""`distill_jax show`: the table of a run, while it is trained too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from distill_jax import report
+from distill_jax.commands.arguments import Command
+from distill_jax.runs.folder import is_held, read_epochs, read_rows, run_folder, stage_state
+from distill_jax.runs.provenance import read_run
+
+
+def show(given: SimpleNamespace) -> int:
+    """Prints the rows that there are, and how far the others are."""
+    folder = run_folder(given.workdir)
+    rows, console = read_rows(folder), report.console()
+    if rows:
+        console.print(report.results_table(rows, report.title(rows)))
+    for line in _progress(folder):
+        console.print(line)
+    return 0
+
+
+def _progress(folder: Path) -> list[str]:
+    """How many stages are done, which are being trained, and how the run was started."""
+    run, epochs = read_run(folder), read_epochs(folder)
+    stages: list[dict[str, Any]] = run.get("stages", [])
+    waiting = [
+        stage
+        for stage in stages
+        if stage["epochs"] and not stage_state(folder, stage["network"], stage["stage"]).done
+    ]
+    held = is_held(folder)
+    lines = [f"{len(stages) - len(waiting)} of {len(stages)} stages are done"]
+    if held or waiting:
+        lines[0] += "; a run is at work here" if held else "; no run is at work here"
+    for stage in waiting:
+        if history := epochs.get(stage["stage"]):
+            lines.append(f"  {_epoch(stage, history)}")
+    if run:
+        lines.append(f"started {run['date']}, distill_jax {run['distill_jax']}, JAX {run['jax']}")
+        if waiting and not held:
+            lines.append(f"to go on: {run['command']}")
+    return lines
+
+
+def _epoch(stage: dict[str, Any], history: list[dict[str, Any]]) -> str:
+    taught = f" taught by {'+'.join(stage['teachers'])}" if stage["teachers"] else ""
+    last = history[-1]
+    return (
+        f"{stage['network']}{taught}, seed {stage['seed']}: epoch {last['epoch']} of "
+        f"{stage['epochs']}, {report.brief(last)}"
+    )
+
+
+SHOW = Command(
+    about="Prints the table of a run, while it is trained too.", run=show, words=("workdir",)
+)

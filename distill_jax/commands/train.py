@@ -1,0 +1,83 @@
+"""`distill_jax train`: trains what a config asks for and has not been trained yet."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+from distill_jax import report
+from distill_jax.commands.arguments import Command, Flag
+from distill_jax.runs import runner
+from distill_jax.runs.workdir import folder_of
+from distill_jax.train.fit import Interrupted
+
+WORKDIR = Flag("workdir", "Where stages and results are kept; runs/NAME where not given.")
+STORE = Flag("store", "Where working directories find stages that another has trained.")
+LOG = Flag("log", "auto, for people, or json: one JSON object a line.", "auto", ("auto", "json"))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def train(given: SimpleNamespace) -> int:
+    """Trains, and prints the table."""
+    workdir = folder_of(given.workdir or f"runs/{given.config.name}")
+    use_compilation_cache(workdir)
+    console = report.console()
+    reporter = report.console_reporter(console)
+    signals = _Signals()
+    try:
+        results = runner.run(
+            given.config,
+            workdir=workdir,
+            reporter=reporter,
+            stop=lambda: bool(signals.caught),
+            store=given.store,
+            config_file=given.config_file,
+        )
+    except runner.StagesFailed as error:
+        reporter.close()
+        console.print(error.results.table(report.title(error.results.rows)))
+        raise
+    except Interrupted:
+        reporter.close()
+        console.print(f"stopped and saved in {workdir}; the same command goes on from there")
+        return 128 + signals.caught
+    finally:
+        reporter.close()
+    console.print(results.table(report.title(results.rows)))
+    console.print(f"results.json, metrics.jsonl and config.json are in {workdir}")
+    return 0
+
+
+class _Signals:
+    """Notes the first of SIGINT, SIGTERM and their kin; the same again ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, self._catch)
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self.caught = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def use_compilation_cache(workdir: Path) -> None:
+    """Keeps what is compiled in the working directory, unless the user keeps it elsewhere."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+TRAIN = Command(
+    about="Trains what a config asks for and has not been trained yet, and prints the table.",
+    run=train,
+    flags=(WORKDIR, STORE, LOG),
+    config="required",
+)

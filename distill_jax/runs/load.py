@@ -1,0 +1,123 @@
+"""The results of a run, read from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax import data, graph, models
+from distill_jax.data.task import Images
+from distill_jax.identity import differences
+from distill_jax.models import Network, Variables
+from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
+from distill_jax.runs.config import RECORDED, RESOLVED, load_config
+from distill_jax.runs.folder import read_rows, run_folder, stage_place
+from distill_jax.runs.given import WEIGHTS
+from distill_jax.runs.inputs import spec_of
+from distill_jax.runs.plan import named, of_users
+from distill_jax.runs.results import Results
+from distill_jax.runs.workdir import WorkdirError
+
+Key = tuple[str, str, int]
+
+
+def load(workdir: str | Path) -> Results:
+    """Reads what a run has given so far; weights are read when they are asked for.
+
+    The config file that the run came from is run where names that it registers are not known here.
+
+    Raises:
+      WorkdirError: there is no such run, or what it wrote cannot be read.
+      ConfigError: it uses names that are not registered.
+    """
+    folder = run_folder(workdir)
+    config = load_config(str(folder))
+    saved = json.loads((folder / RECORDED).read_text())[RESOLVED]
+    rows = read_rows(folder)
+    done = {
+        (row["guidance"], row["network"], row["seed"]): stage_place(
+            folder, row["network"], row["stage"]
+        )
+        for row in rows
+        if not row.get("failed")
+    }
+    return Results(
+        rows,
+        _Networks(done, saved),
+        _Histories(done),
+        preprocess=_preprocessing(saved, config.dataset.to_dict()),
+    )
+
+
+class _OnDemand(Mapping):
+    """Something of each result, read from its stage's folder when it is asked for."""
+
+    def __init__(self, places: Mapping[Key, Path]):
+        self.places = places
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, key: Key) -> Path:
+        """The folder of a result's stage."""
+        if key not in self.places:
+            raise KeyError(f"there is no result {key}; there are {', '.join(map(str, self))}")
+        return self.places[key]
+
+
+class _Networks(_OnDemand):
+    """(guidance, network, seed) -> the network and its selected variables."""
+
+    def __init__(self, places: Mapping[Key, Path], saved: Mapping[str, Any]):
+        super().__init__(places)
+        self.saved = saved
+
+    def __getitem__(self, key: Key) -> tuple[Network, Variables]:
+        folder = self.place(key) / WEIGHTS
+        saved, (base, _) = self.saved, graph.architecture(key[1])
+        if saved["inputs"] is None:
+            raise WorkdirError(
+                f"the weights of {key} are of inputs whose structure is not written down: expected "
+                "arrays, or dicts, lists and tuples of them"
+            )
+        inputs = spec_of(saved["inputs"])
+        network = named(models.build(base, saved["classes"], inputs, saved["dtype"]), key[1])
+        own = of_users({key[1]: network.identity})
+        lines = differences(saved["registered"].get("networks", {}).get(key[1]), own.get(key[1]))
+        if lines:
+            raise WorkdirError(f"{key} was trained as another network:\n  " + "\n  ".join(lines))
+        try:
+            variables, _ = restore(folder, network.backbone.shapes)
+        except CheckpointError as error:
+            raise WorkdirError(f"the weights of {key} cannot be read: {error}") from error
+        return network.backbone, variables
+
+
+class _Histories(_OnDemand):
+    """(guidance, network, seed) -> one dict an epoch."""
+
+    def __getitem__(self, key: Key) -> list[dict[str, Any]]:
+        try:
+            return read_meta(self.place(key) / WEIGHTS)["history"]
+        except CheckpointError as error:
+            raise WorkdirError(f"the history of {key} cannot be read: {error}") from error
+
+
+def _preprocessing(saved: Mapping[str, Any], dataset: dict[str, Any]) -> Callable[[Any], Any]:
+    """What networks see of raw inputs; for other tasks than images their data set is loaded."""
+    known = saved["preprocessing"]
+    if known:
+        low_high = known["value_range"]
+        return Images(
+            tuple(known["mean"]), tuple(known["std"]), tuple(low_high) if low_high else None
+        ).evaluate
+
+    def evaluate(inputs):
+        return data.load(**dataset).preprocessing.evaluate(inputs)
+
+    return evaluate

@@ -1,0 +1,96 @@
+"""How a run was started: versions, machine, command. For people; nothing depends on it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.runs.checkpoint import write_json
+from distill_jax.runs.config import RUN
+from distill_jax.runs.plan import Plan
+
+_GIT_SECONDS = 5
+
+
+def version() -> str:
+    """The version of the package; "unknown" where it is used without having been installed."""
+    try:
+        return importlib.metadata.version("distill_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def provenance(config_file: str) -> dict[str, Any]:
+    """Describes this process and its machine as JSON values."""
+    return {
+        "distill_jax": version(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "host": platform.node(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "config_file": config_file,
+        "git": _revision(Path.cwd()),
+        "distill_jax_git": _revision(Path(__file__).parent),
+    }
+
+
+def write_run(folder: Path, plan: Plan, config_file: str) -> None:
+    """Writes `run.json`: the newest run in a folder, what it trains, and as "earlier" all others.
+
+    Args:
+      folder: the working directory.
+      plan: the stages.
+      config_file: where the config comes from; "" where from no file.
+    """
+    before = read_run(folder)
+    earlier = before.pop("earlier", [])
+    before.pop("stages", None)
+    runs = [*earlier, before] if before else []
+    write_json(folder / RUN, {**provenance(config_file), "stages": planned(plan), "earlier": runs})
+
+
+def planned(plan: Plan) -> list[dict[str, Any]]:
+    """The stages of a plan in the order of training, as JSON values."""
+    return [
+        {
+            "stage": stage_id,
+            "network": stage.network.name,
+            "teachers": list(stage.taught_by),
+            "seed": stage.seed,
+            "epochs": 0 if stage.file else stage.recipe.epochs,
+            "together": list(plan.together[stage_id]),
+            "guidance": [label for (label, *_), x in plan.results.items() if x == stage_id],
+        }
+        for stage_id, stage in plan.stages.items()
+    ]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `write_run` wrote; empty where there is nothing that can be read."""
+    try:
+        found = json.loads((folder / RUN).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit that a folder is at, "-dirty" where files were changed; None outside of git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
