@@ -5,19 +5,24 @@ data and turns it into an `Experiment`.
 """
 
 from distill_jax.runs.config.arguments import config_arguments
-from distill_jax.runs.config.defaults import default_config, smoke
+from distill_jax.runs.config.defaults import FIELDS, Field, default_config
 from distill_jax.runs.config.experiment import Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
+from distill_jax.runs.config.help import fields_help
 from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, resolve
+from distill_jax.runs.config.smoke import smoke
 
 __all__ = [
+    "FIELDS",
     "PROTOCOLS",
     "ConfigError",
     "Experiment",
     "Comparison",
+    "Field",
     "checkpoint_due",
     "config_arguments",
     "default_config",
+    "fields_help",
     "resolve",
     "smoke",
 ]
