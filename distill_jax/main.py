@@ -19,7 +19,7 @@ from distill_jax.commands.train import TRAIN
 from distill_jax.data import DataError
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.runs.checkpoint import CheckpointError
-from distill_jax.runs.config import ConfigError
+from distill_jax.runs.config import ConfigError, fields_help
 from distill_jax.runs.provenance import version
 from distill_jax.runs.workdir import WorkdirError
 
@@ -79,7 +79,7 @@ def _help() -> str:
 def _help_of(name: str, command: Command) -> str:
     if command.config == "no":
         return usage(name, command)
-    return usage(name, command)
+    return f"{usage(name, command)}\n\n{fields_help()}"
 
 
 def _unknown(name: str) -> str:

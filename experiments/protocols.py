@@ -10,11 +10,8 @@ cross-entropy and the KL summed over classes; the rates come from the library's 
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +22,10 @@ from distill_jax.methods import KD, Context, CrossEntropy, Hyper, LossOptions, l
 from distill_jax.models import Outputs
 from distill_jax.runs import config
 from distill_jax.train import optim
+from experiments import pages
+from experiments.pages import heading, row
 
-PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
-BEGIN, END = "<!-- table -->", "<!-- end -->"
+PAGE = pages.DOCS / "protocols.md"
 PROTOCOLS = config.PROTOCOLS
 EXAMPLES = 8  # two would do to find the weights; the others show that the loss is such a sum
 
@@ -144,11 +142,11 @@ def loss(options: LossOptions, student, labels, teachers, keep, hyper: Hyper) ->
 
 def weights_table() -> Iterator[str]:
     """The lines of the first table."""
-    yield from _heading("setting", "λ", "T", "C", "K", *PROTOCOLS)
+    yield from heading("setting", "λ", "T", "C", "K", *PROTOCOLS)
     for setting in SETTINGS:
         weights = effective_weights(setting)
         number = f"{setting.kept} of {setting.teachers}"
-        yield _row(
+        yield row(
             setting.what,
             _number(setting.kd_weight),
             _number(setting.temperature),
@@ -185,9 +183,9 @@ def rates_table() -> Iterator[str]:
         changes |= {len(values), *(np.flatnonzero(np.diff(values)) + 1).tolist()}
     starts = sorted(changes)
     spans = [f"{a}–{b - 1}" for a, b in zip(starts, starts[1:], strict=False)]
-    yield from _heading("epochs, from 0", *spans)
+    yield from heading("epochs, from 0", *spans)
     for what, values in rates.items():
-        yield _row(what, *(_number(values[a]) if a < len(values) else "" for a in starts[:-1]))
+        yield row(what, *(_number(values[a]) if a < len(values) else "" for a in starts[:-1]))
 
 
 # ---------------------------------------------------------------------------------------- the page
@@ -196,70 +194,9 @@ def tables() -> str:
     return "\n".join((*weights_table(), "", *rates_table()))
 
 
-def published(text: str) -> str:
-    """What stands between the markers of a page.
-
-    Raises:
-      ValueError: not exactly one pair of markers.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"the page needs one {BEGIN} and, after it, one {END}")
-    return text.partition(BEGIN)[2].partition(END)[0].strip("\n")
-
-
-def differences(text: str, computed: str) -> list[str]:
-    """The lines in which a page and the computed tables differ; none where they agree."""
-    pair = (published(text).splitlines(), computed.splitlines())
-    return list(difflib.unified_diff(*pair, "page", "computed", lineterm="", n=0))
-
-
-def rewritten(text: str, computed: str) -> str:
-    """The page with the computed tables between its markers."""
-    published(text)  # both markers are there
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{computed}\n{END}{rest.partition(END)[2]}"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Prints, checks or writes the tables; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.protocols", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="compare with the page")
-    what.add_argument("--write", action="store_true", help="rewrite the page's tables")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (%(default)s)")
-    args = parser.parse_args(argv)
-    computed = tables()
-    if not (args.check or args.write):
-        print(computed)
-        return 0
-    try:
-        text = args.page.read_text("utf-8")
-        if args.write:
-            args.page.write_text(rewritten(text, computed), "utf-8")
-            return 0
-        differ = differences(text, computed)
-    except (OSError, ValueError) as error:
-        print(f"error: {args.page}: {error}", file=sys.stderr)
-        return 1
-    if differ:
-        lines = "\n".join(differ)
-        print(
-            f"error: {args.page} differs from what is computed; --write mends it\n{lines}",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"{args.page} agrees with what is computed")
-    return 0
-
-
-def _heading(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|" + "---|" * len(names)
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return pages.main(argv, "experiments.protocols", __doc__, PAGE, tables)
 
 
 def _number(value: Any) -> str:

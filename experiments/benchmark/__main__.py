@@ -27,6 +27,7 @@ from experiments.benchmark.cases import Case
 from experiments.benchmark.measure import Measured, Worker, measure
 
 DEVICES = flags.DEFINE_integer("devices", 2, "Of the steps on several devices; 1 leaves them out.")
+PARALLEL = flags.DEFINE_enum("parallel", "jit", ["jit", "pmap"], "How these are run.")
 BATCH = flags.DEFINE_integer("batch", 128, "Examples of a step.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MATRIX = flags.DEFINE_integer("matrix", 2048, "Size of the matrices that give the peak.")
@@ -70,6 +71,7 @@ def chosen_cases() -> dict[str, Case]:
         options.row(),
         peer=options.PEER.value,
         devices=DEVICES.value,
+        parallel=PARALLEL.value,
         dtype=DTYPE.value,
         batch=8 if small else BATCH.value,
         matrix=64 if small else MATRIX.value,

@@ -49,6 +49,7 @@ class Case:
       batch: examples of a step, over all devices.
       dtype: "float32" or "bfloat16", of the computation.
       devices: of JAX; on the CPU as many are forced.
+      parallel: "jit" or "pmap", of several devices.
       examples: resident images, of which a step takes `batch`; 0 takes eight batches.
       members: students trained at once.
     """
@@ -62,6 +63,7 @@ class Case:
     devices: int = 1
     examples: int = 0
     members: int = 1
+    parallel: str = "jit"
 
     @property
     def resident(self) -> int:

@@ -55,7 +55,9 @@ class Verdict(NamedTuple):
     met: bool | None
 
 
-def rows(row: Row, *, peer: str, devices: int, dtype: str, batch: int, matrix: int):
+def rows(
+    row: Row, *, peer: str, devices: int, dtype: str, batch: int, matrix: int, parallel: str = "jit"
+):
     """The cases to measure, by name.
 
     Args:
@@ -65,13 +67,15 @@ def rows(row: Row, *, peer: str, devices: int, dtype: str, batch: int, matrix: i
       dtype: of the computation.
       batch: examples of a step.
       matrix: the size of the matrices whose product gives the machine's peak.
+      parallel: how several devices are run, "jit" or "pmap".
     """
     teachers, student = row
     whole = Case("jax", "recomputing", student, teachers, batch, dtype)
     alone = dataclasses.replace(whole, variant="alone", teachers=())
     found = {OURS: whole if teachers else alone}
+    many: dict[str, Any] = {"devices": devices, "parallel": parallel}
     if devices > 1:
-        found[MANY.format(devices)] = dataclasses.replace(found[OURS], devices=devices)
+        found[MANY.format(devices)] = dataclasses.replace(found[OURS], **many)
     if teachers:
         found |= {
             DROP: dataclasses.replace(whole, variant="dropping"),
@@ -79,7 +83,7 @@ def rows(row: Row, *, peer: str, devices: int, dtype: str, batch: int, matrix: i
             ALONE: alone,
         }
         if devices > 1:
-            found[ALONE_ON_MANY.format(devices)] = dataclasses.replace(alone, devices=devices)
+            found[ALONE_ON_MANY.format(devices)] = dataclasses.replace(alone, **many)
     else:
         found[BACKBONE] = dataclasses.replace(alone, student=student.removeprefix("evolving:"))
     if peer == "torch":

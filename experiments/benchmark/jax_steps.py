@@ -5,7 +5,7 @@
   table        the teachers' logits read from a cache, as they are where nothing is augmented
   alone        no teachers: the student's own training step, or an evolving network's
 
-With more than one device the step runs under pmap.
+On several devices the step runs as `Case.parallel` says: one program by shard_map, or under pmap.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     """The library's own train loop on resident data: all that knows its signatures is here."""
     stage = stage_of(case, network, teachers)
     several = case.members > 1
-    topology = sharding.Topology("pmap" if case.devices > 1 else "jit", case.devices)
+    topology = sharding.Topology(case.parallel if case.devices > 1 else "jit", case.devices)
     images, labels = cases.images(case.resident), cases.labels(case.resident)
     about = data.from_arrays(
         (images, labels),

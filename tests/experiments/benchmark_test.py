@@ -124,6 +124,14 @@ def test_all_rows_of_the_benchmark(canned, tmp_path, capsys):
     assert [row["case"]["members"] for row in written["members"]] == [1, 2]
 
 
+@pytest.mark.parametrize(("flag", "mode"), [([], "jit"), (["--parallel=pmap"], "pmap")])
+def test_several_devices_are_run_as_asked(flag, mode, canned, tmp_path):
+    file = tmp_path / "found.json"
+    assert not command(benchmark.main, *flag, "--members=", "--starts=0", f"--json={file}")
+    found = [row["case"] for row in json.loads(file.read_text())["rows"]]
+    assert [case["parallel"] for case in found if case["devices"] == 2] == [mode] * 2
+
+
 def test_growth(canned, tmp_path, capsys):
     file = tmp_path / "found.json"
     assert not command(growth.main, f"--json={file}")

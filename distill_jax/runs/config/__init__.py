@@ -5,7 +5,7 @@ data and turns it into an `Experiment`.
 """
 
 from distill_jax.runs.config.arguments import config_arguments
-from distill_jax.runs.config.defaults import default_config, smoke
+from distill_jax.runs.config.defaults import FIELDS, Field, default_config
 from distill_jax.runs.config.experiment import Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
 from distill_jax.runs.config.files import (
@@ -16,9 +16,12 @@ from distill_jax.runs.config.files import (
     find_config,
     load_config,
 )
+from distill_jax.runs.config.help import fields_help
 from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, fields_of, resolve
+from distill_jax.runs.config.smoke import smoke
 
 __all__ = [
+    "FIELDS",
     "PROTOCOLS",
     "RECORDED",
     "RESOLVED",
@@ -27,9 +30,11 @@ __all__ = [
     "ConfigSource",
     "Experiment",
     "Comparison",
+    "Field",
     "checkpoint_due",
     "config_arguments",
     "default_config",
+    "fields_help",
     "fields_of",
     "find_config",
     "load_config",

@@ -1,4 +1,4 @@
-"""Every field of a config with its default, and how a config is cut down to seconds."""
+"""Every field of a config: its path, its default and what it means."""
 
 from __future__ import annotations
 
@@ -7,129 +7,282 @@ from typing import Any
 
 import ml_collections
 
-from distill_jax import data
 from distill_jax.methods import TESKD
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of the config.
+
+    Args:
+      path: where it stands, dotted.
+      default: its value where none is given.
+      about: what it means, its values and units, in one plain line.
+      kind: the type of a field that is unset by default; `object` of a dict that is given whole,
+        whose keys may have dots.
+    """
+
+    path: str
+    default: Any
+    about: str
+    kind: type | None = None
+
+    @property
+    def section(self) -> str:
+        """The section it belongs to, "" at the top."""
+        return self.path.rpartition(".")[0]
+
+
+# In the order of the help and of docs/config.md.
+SECTIONS = {
+    "": "The experiment",
+    "dataset": "Where examples come from",
+    "recipe": "How each network is trained",
+    "loss": "How the terms of kd are counted",
+    "dropping": "How teachers are dropped, in guidances that end in +drop",
+    "evolve": "TESKD, for networks called evolving:NAME",
+}
+
+FIELDS = (
+    Field("name", "experiment", "Name of the experiment. Results go to runs/NAME by default."),
+    Field(
+        "dataset.name",
+        "digits",
+        "digits, fashion_mnist, cifar10, cifar100, folder:DIR, tfds:NAME, "
+        "synthetic:HxWxC:CLASSES:TRAIN:TEST, or a registered data set.",
+    ),
+    Field(
+        "dataset.data_dir",
+        "",
+        "Folder that holds the files. Where empty, the usual places are searched: "
+        "$DISTILL_JAX_DATA, then ~/.cache/distill_jax.",
+    ),
+    Field(
+        "dataset.valid_fraction",
+        0.1,
+        "Fraction of each class's training images that is held out for validation.",
+    ),
+    Field("dataset.split_seed", 0, "Seed by which the held-out images are chosen."),
+    Field(
+        "dataset.mean",
+        (),
+        "Mean of each channel, in units of pixel/255. Where empty, the published one or that of "
+        "the training images.",
+    ),
+    Field("dataset.std", (), "Standard deviation of each channel, in the same units."),
+    Field("dataset.options", {}, "Arguments of a registered data set's function.", object),
+    Field("networks", ("plane6", "plane4", "plane2"), "The row of networks, largest first."),
+    Field(
+        "guidance",
+        ("none", "direct", "chain", "dense"),
+        "Who teaches whom; each is trained and compared. none, direct, chain, dense, mutual, a "
+        "path a>b>c, edges c<a+b;a<c, or a square matrix whose [i][j] lets j teach i. With +drop, "
+        "teachers of the last network are dropped at random.",
+    ),
+    Field(
+        "students",
+        (),
+        "Networks whose results are wanted. Where empty, the smallest, with those on its cycle.",
+    ),
+    Field("seeds", (0,), "Every network is trained once for each of these."),
+    Field(
+        "protocol",
+        "standard",
+        "standard: the field's usual loss, weights chosen on the validation split. paper: the loss "
+        "as the papers write it. official: the loss as the authors' codes compute it, weights "
+        "chosen on the test set.",
+    ),
+    Field(
+        "selection",
+        "",
+        "Which epoch's weights are kept: validation (the best there), test (the best there, biased "
+        "upwards) or last. Where empty, by protocol: test of official, else validation.",
+    ),
+    Field("recipe.epochs", 30, "Epochs of training."),
+    Field("recipe.batch_size", 128, "Examples of a step, over all devices together."),
+    Field("recipe.last_batch", "drop", "The incomplete batch of an epoch: drop it or keep it."),
+    Field(
+        "recipe.augment",
+        "none",
+        "none, flip (random mirror images) or crop_flip (random crops of the padded image too).",
+    ),
+    Field("recipe.train_limit", 0, "Training images a class; 0 takes all."),
+    Field(
+        "recipe.sync_bn", True, "BatchNorm sees the whole batch, and not each device its own share."
+    ),
+    Field("recipe.temperature", 4.0, "T of kd, above 0."),
+    Field("recipe.kd_weight", 0.5, "λ of kd, from 0 to 1; the cross-entropy has 1 - λ."),
+    Field("recipe.optimizer", "sgd", "sgd, adamw or a registered one."),
+    Field(
+        "recipe.learning_rate",
+        None,
+        "Largest learning rate of the schedule. Where unset, what the network's family was "
+        "published with; 0.001 of adamw.",
+        float,
+    ),
+    Field("recipe.momentum", 0.9, "Momentum of sgd."),
+    Field("recipe.nesterov", False, "Nesterov momentum of sgd."),
+    Field("recipe.weight_decay", 1e-4, "Weight decay, of what recipe.decayed says."),
+    Field(
+        "recipe.schedule",
+        "constant",
+        "constant, piecewise, cosine (to zero) or takd_code (what TAKD's code does to ResNets).",
+    ),
+    Field(
+        "recipe.milestones",
+        (0.5, 0.75),
+        "Fractions of the run at which piecewise multiplies the rate by recipe.decay.",
+    ),
+    Field("recipe.decay", 0.1, "Factor by which piecewise multiplies the rate."),
+    Field("recipe.warmup_epochs", 0.0, "Epochs of linear warm-up from zero."),
+    Field(
+        "recipe.clip_norm",
+        0.0,
+        "Gradients are scaled down to this norm, that of all of them together; 0 leaves them.",
+    ),
+    Field("recipe.accumulate_steps", 1, "Steps whose gradients are averaged for one update."),
+    Field(
+        "recipe.decayed", "all", "What decays: all, or kernels, which spares biases and BatchNorms."
+    ),
+    Field(
+        "recipe.trainable",
+        (),
+        "Regular expressions of the parameters that are trained, such as 'layer3.*'. Where empty, "
+        "all are.",
+    ),
+    Field("recipe.frozen", (), "Regular expressions of parameters that are not trained."),
+    Field(
+        "methods",
+        {"kd": 1.0, "dml": 1.0},
+        "How teachers teach: kd, dml, fitnet or registered methods, each with its weight. dml "
+        "serves the edges of a cycle alone; without it the others serve these too. The "
+        "cross-entropy weighs 1 - recipe.kd_weight beside kd, else 1; an entry ce sets its weight.",
+        object,
+    ),
+    Field(
+        "method_options",
+        {},
+        'Options of methods by name, such as {"fitnet": {"hint_layer": 1}}.',
+        object,
+    ),
+    Field(
+        "phases",
+        (),
+        "Training that goes before, each phase from the weights of the one before it: a dict of "
+        'recipe fields and methods that differ, such as {"methods": {"fitnet": 1, "ce": 0}, '
+        '"epochs": 10}.',
+    ),
+    Field(
+        "loss.kl_reduction",
+        "",
+        "batch_mean sums the KL over classes; element_mean averages it over them. Where empty, by "
+        "protocol: official has element_mean, others batch_mean.",
+    ),
+    Field(
+        "loss.cross_entropy",
+        "",
+        "How often the cross-entropy counts: once, per_teacher or per_kept_teacher. Where empty, "
+        "by protocol: paper has per_teacher, others once.",
+    ),
+    Field(
+        "loss.teachers",
+        "",
+        "mean or sum over the teachers. Where empty, by protocol: standard has mean, others sum.",
+    ),
+    Field(
+        "dropping.kind",
+        "",
+        "fixed drops the same number for every mini-batch; bernoulli keeps each teacher with a "
+        "probability; none drops nobody. Where empty, by protocol: paper has bernoulli, others "
+        "fixed.",
+    ),
+    Field("dropping.number", 1, "How many teachers fixed drops."),
+    Field("dropping.survival", 0.75, "Probability by which bernoulli keeps a teacher."),
+    Field(
+        "dropping.teacher_droppable",
+        None,
+        "Whether the largest may be dropped too. Where unset, True unless the protocol is paper.",
+        bool,
+    ),
+    Field("evolve.temperature", TESKD.temperature, "T of the softened logits, above 0."),
+    Field("evolve.ce_weight", TESKD.ce_weight, "Weight of the cross-entropies of all exits."),
+    Field("evolve.kd_weight", TESKD.kd_weight, "Weight of the KL from the backbone to a branch."),
+    Field("evolve.feature_weight", TESKD.feature_weight, "Weight of the feature term."),
+    Field(
+        "evolve.detach_target",
+        TESKD.detach_target,
+        "Keep the branches from teaching the backbone through the KL.",
+    ),
+    Field(
+        "evolve.branch_weights",
+        TESKD.branch_weights,
+        "One factor for each branch, the deepest first. Where empty, all are 1.",
+    ),
+    Field(
+        "evolve.feature_reduction",
+        TESKD.feature_reduction,
+        "The feature term over the batch: sum (grows with it, as in the authors' code) or mean.",
+    ),
+    Field(
+        "teacher_weights",
+        "",
+        "Networks that are read and not trained: FILE for the largest, or NAME=FILE,NAME=FILE. "
+        "FILE#ENTRY takes one of several weights in a file. In place of a file, a stage's folder "
+        "or RUN_FOLDER:GUIDANCE/NETWORK/SEED.",
+    ),
+    Field(
+        "overrides",
+        {},
+        "What differs for one network: {network: {recipe field, methods, method_options or seed: "
+        "value}}.",
+    ),
+    Field(
+        "controls",
+        {},
+        "Plain training of the students to compare with, under other recipe fields: {label: "
+        "{recipe field: value}}.",
+    ),
+    Field(
+        "sweep",
+        {},
+        "Values to compare, every guidance once for each: {recipe field, survival or "
+        "methods.NAME: values}.",
+        object,
+    ),
+    Field("dtype", "float32", "What networks compute in: float32, bfloat16 or float64."),
+    Field("parallel", "jit", "How several devices share a step: jit (shard_map) or pmap."),
+    Field("devices", 1, "Devices that share each batch; 0 takes all. A CPU can count as several."),
+    Field(
+        "population",
+        0,
+        "Seeds or swept values that train at once: 0 as many as pays, 1 one by one.",
+    ),
+    Field(
+        "teacher_logits",
+        "auto",
+        "graph computes the frozen teachers' logits at every step. table computes them once, for "
+        "images that never change. auto is table where that can be and is small.",
+    ),
+    Field(
+        "nonfinite",
+        "halt",
+        "At a step that is not finite: halt, or 'skip N' to pass over up to N of them.",
+    ),
+    Field(
+        "checkpoint_every",
+        "5 minutes",
+        "How often a stage is saved, in steps, epochs, minutes or seconds, such as '500 steps'.",
+    ),
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
     """Every field there is, with its default; a config file changes some of them."""
-    return ml_collections.ConfigDict(
-        {
-            "name": "experiment",
-            # Where examples come from: one of distill_jax.data.NAMES or a registered data set.
-            "dataset": {
-                "name": "digits",
-                "data_dir": "",
-                "valid_fraction": 0.1,
-                "split_seed": 0,
-                "mean": (),
-                "std": (),
-                # Arguments of a registered data set's function.
-                "options": ml_collections.FieldReference({}, field_type=object),
-            },
-            # The row, largest first, and what is compared in it: none, direct, chain, dense,
-            # mutual, a path a>b>c, edges c<a+b;a<c (those of a cycle teach each other live), or a
-            # square matrix whose [i][j] lets j teach i; with +drop the last network is taught
-            # stochastically.
-            "networks": ("plane6", "plane4", "plane2"),
-            "guidance": ("none", "direct", "chain", "dense"),
-            # Whose results are wanted; the smallest where empty, with those of its cycle.
-            "students": (),
-            "seeds": (0,),
-            # standard: the field's usual loss, weights chosen on the validation split;
-            # paper: the loss as the papers write it; official: as their codes compute it, and the
-            # best epoch chosen on the test set as they do.
-            "protocol": "standard",
-            "selection": "",  # validation, test or last; by protocol where empty
-            "recipe": {
-                "epochs": 30,
-                "batch_size": 128,
-                "last_batch": "drop",
-                "augment": "none",
-                "train_limit": 0,
-                "sync_bn": True,
-                "temperature": 4.0,
-                "kd_weight": 0.5,
-                "optimizer": "sgd",
-                # Where unset what the network's family was published with; 0.001 of adamw.
-                "learning_rate": ml_collections.config_dict.placeholder(float),
-                "momentum": 0.9,
-                "nesterov": False,
-                "weight_decay": 1e-4,
-                "schedule": "constant",
-                "milestones": (0.5, 0.75),
-                "decay": 0.1,
-                "warmup_epochs": 0.0,
-                "clip_norm": 0.0,  # of all gradients together; 0 clips nothing
-                "accumulate_steps": 1,  # steps whose gradients make one update
-                "decayed": "all",  # or kernels: weight decay spares biases and BatchNorms
-                "trainable": (),  # regular expressions of the parameters that move; all where empty
-                "frozen": (),  # and of those that do not
-            },
-            # What teaches, with its weight: {"kd": 1.0, "fitnet": 100.0}; dml along the edges of a
-            # cycle alone, and where it is not named all others travel along these too. The
-            # cross-entropy counts (1 - kd_weight) beside kd, else 1; {"ce": weight} says otherwise.
-            "methods": ml_collections.FieldReference({"kd": 1.0, "dml": 1.0}, field_type=object),
-            # {method: {number: value}}, such as {"fitnet": {"hint_layer": 1}}.
-            "method_options": ml_collections.FieldReference({}, field_type=object),
-            # Trained before the stage itself, each from the weights of the one before: a dict of
-            # recipe fields and methods that differ, such as {"methods": {"fitnet": 1, "ce": 0},
-            # "epochs": 10, "trainable": ("conv1.*", "bn1.*", "layer1.*", "layer2.*")}.
-            "phases": (),
-            # How the terms of kd are counted; by protocol where empty.
-            "loss": {"kl_reduction": "", "cross_entropy": "", "teachers": ""},
-            # teacher_droppable: whether the largest may be dropped too; by protocol where unset.
-            "dropping": {
-                "kind": "",
-                "number": 1,
-                "survival": 0.75,
-                "teacher_droppable": ml_collections.config_dict.placeholder(bool),
-            },
-            # TESKD, for networks called evolving:NAME; see distill_jax.methods.TESKD.
-            "evolve": dataclasses.asdict(TESKD()),
-            # Networks that are not trained but read: FILE for the largest of the row, or
-            # NAME=FILE,NAME=FILE. FILE#NAME takes one of several weights in a file; a network of an
-            # earlier run is its stage's folder, or RUN_FOLDER:GUIDANCE/NETWORK/SEED.
-            "teacher_weights": "",
-            # {network: {recipe field, methods, method_options or seed: value}}
-            "overrides": {},
-            # {label: {recipe field: value}}: plain training of the students, changed like that.
-            "controls": {},
-            # {recipe field or "survival": values}: every row once for each of them, trained at once
-            # where they are numbers of the loss or the optimizer.
-            "sweep": ml_collections.FieldReference({}, field_type=object),
-            "dtype": "float32",
-            "parallel": "jit",  # or pmap
-            "devices": 1,  # 0 takes all; on a CPU as many as are asked for
-            "population": 0,  # how many seeds or values train at once: 0 as pays, 1 one by one
-            # Where the teachers' logits come from: graph, computed at every step; table, computed
-            # once for images that never change; auto, the table where it can be and is small.
-            "teacher_logits": "auto",
-            "nonfinite": "halt",  # or "skip N" to pass over up to N steps that are not finite
-            "checkpoint_every": "5 minutes",
-        }
-    )
-
-
-def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
-    """The config cut down to seconds: synthetic images of the right kind, one epoch, one seed."""
-    shape, classes = {
-        "digits": ("8x8x1", 10),
-        "fashion_mnist": ("28x28x1", 10),
-        "cifar100": ("32x32x3", 100),
-    }.get(config.dataset.name, ("32x32x3", 10))
-    config.name += "-smoke"
-    if data.identity_of(config.dataset.name) is None:  # no images are made up for another task
-        train, test = max(128, 2 * classes), max(64, classes)
-        config.dataset.name = f"synthetic:{shape}:{classes}:{train}:{test}"
-        config.dataset.valid_fraction = 0.5
-    config.seeds = (0,)
-    config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
-    for section in (config.recipe, *config.overrides.values(), *config.controls.values()):
-        if section.get("train_limit"):
-            section.train_limit = 4
-        if "epochs" in section:
-            section.epochs = 1
-    config.phases = tuple({**phase, "epochs": 1} for phase in config.phases)
-    config.update(changes)
-    return config
+    nested: dict[str, Any] = {}
+    for field in FIELDS:
+        name = field.path.rpartition(".")[2]
+        within = nested.setdefault(field.section, {}) if field.section else nested
+        within[name] = field.default
+        if field.kind is not None:
+            within[name] = ml_collections.FieldReference(field.default, field_type=field.kind)
+    return ml_collections.ConfigDict(nested)  # copies the dicts

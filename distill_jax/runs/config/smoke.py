@@ -1,0 +1,33 @@
+"""How a config is cut down to seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+from distill_jax import data
+
+
+def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
+    """The config cut down to seconds: synthetic images of the right kind, one epoch, one seed."""
+    shape, classes = {
+        "digits": ("8x8x1", 10),
+        "fashion_mnist": ("28x28x1", 10),
+        "cifar100": ("32x32x3", 100),
+    }.get(config.dataset.name, ("32x32x3", 10))
+    config.name += "-smoke"
+    if data.identity_of(config.dataset.name) is None:  # no images are made up for another task
+        train, test = max(128, 2 * classes), max(64, classes)
+        config.dataset.name = f"synthetic:{shape}:{classes}:{train}:{test}"
+        config.dataset.valid_fraction = 0.5
+    config.seeds = (0,)
+    config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
+    for section in (config.recipe, *config.overrides.values(), *config.controls.values()):
+        if section.get("train_limit"):
+            section.train_limit = 4
+        if "epochs" in section:
+            section.epochs = 1
+    config.phases = tuple({**phase, "epochs": 1} for phase in config.phases)
+    config.update(changes)
+    return config
