@@ -21,8 +21,9 @@ def read_folder(detail: str, data_dir: str) -> tuple[Split, Split, int, Split | 
     held out of train. Pictures may lie deeper. Hidden files, and those whose ending no format that
     pillow knows has, are passed over.
 
-    All are brought to the most frequent size among the training pictures (of equals, the first):
-    resized to cover it, and the middle taken. One channel where all are gray, else three.
+    All are turned upright where their EXIF says how, then brought to the most frequent size among
+    the training pictures (of equals, the first): resized to cover it, and the middle taken. One
+    channel where all are gray, else three.
 
     DataError names a folder or picture that is not so.
     """

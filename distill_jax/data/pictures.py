@@ -51,7 +51,8 @@ def decoded(
     """uint8 (N, H, W, channels) of pictures brought to one size (width, height).
 
     What has another size is resized until it covers that one, bilinearly, and its middle is taken.
-    Of several frames it is the first, and transparency is left out.
+    Of several frames it is the first, turned upright where its EXIF says how, and transparency is
+    left out.
 
     Args:
       pictures: (name, source) of each; the names are for messages.
@@ -84,13 +85,13 @@ def _each(function: Callable[[int, Any], Any], pictures: Sequence[tuple[str, Sou
         try:
             if isinstance(source, Image.Image):
                 check_depth(source)
-                return function(place, source)
+                return function(place, _upright(source))
             if isinstance(source, pathlib.Path) and not source.is_file():
                 raise ValueError("it is no regular file")
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(stream) as image:
                 check_depth(image)
-                return function(place, image)
+                return function(place, _upright(image))
         except Exception as error:  # Decoders raise types of their own.
             raise DataError(
                 f"{name} cannot be read ({type(error).__name__}: {error}): expected an undamaged "
@@ -99,6 +100,18 @@ def _each(function: Callable[[int, Any], Any], pictures: Sequence[tuple[str, Sou
 
     with ThreadPoolExecutor(os.cpu_count() or 1, "decode") as workers:
         return list(workers.map(read, range(len(pictures))))
+
+
+def _upright(image: Any) -> Any:
+    """The image as viewers show it; itself, not decoded yet, where no EXIF in its head turns it."""
+    from PIL import ExifTags, Image, ImageOps
+
+    try:
+        # A PNG's own method decodes it to look behind the pixels too.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Damaged EXIF says nothing, and the pixels may be whole.
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 # -------------------------------------------------------------------------------- tables of them

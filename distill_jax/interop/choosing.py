@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from distill_jax import models
+from distill_jax import graph, models
 from distill_jax.interop import torch_weights
 from distill_jax.interop.torch_files import Contents, Entry
 from distill_jax.interop.torch_weights import WeightsError
@@ -203,9 +203,8 @@ def _branches(network: Network) -> frozenset[str]:
     if network.backbone is not network:
         return frozenset()
     try:
-        whole = models.build(
-            f"{models.EVOLVING}{network.name}", network.classes, network.image_shape
-        )
+        base = graph.architecture(network.name)[0]  # the branches are those of every draw
+        whole = models.build(f"{models.EVOLVING}{base}", network.classes, network.image_shape)
         return (
             frozenset(dict(torch_weights.entries(whole)))
             - dict(torch_weights.entries(network)).keys()

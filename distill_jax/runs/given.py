@@ -35,17 +35,17 @@ def digest_of_given(source: str) -> str:
 
 
 def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
-    """The variables of a stage whose weights are given.
+    """The variables of a stage whose weights are given; of an evolving network its backbone's.
 
     Raises:
       WeightsError: they cannot be read, are of another network, or were trained on images that
         were normalised otherwise.
     """
-    folder = stage_folder(stage.file)
+    folder, network = stage_folder(stage.file), stage.network.backbone
     if folder is None:
         path = Path(stage.file).expanduser()
-        return load_variables(path, stage.network, dataset.normalisation)
-    return _of_stage(folder, stage.network, dataset)
+        return load_variables(path, network, dataset.normalisation)
+    return _of_stage(folder, network, dataset)
 
 
 def _of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:

@@ -297,6 +297,8 @@ class _Stages:
             result = StageResult(variables, found["history"], found["record"], whole)
         except (Damaged, KeyError) as error:
             log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
+            if self.store is not None:
+                self.store.distrust(place)
             return None
         return evaluation.with_metrics(stage, result, self.dataset, self.experiment.topology)
 

@@ -20,24 +20,33 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._damaged: set[str] = set()
 
     def fetch(self, place: Path) -> None:
         """Copies a stage to its place in a working directory, where it is here and not there."""
         if (self.folder / place.name / WEIGHTS).is_dir() and not place.exists():
             _copy(self.folder / place.name, place)
 
+    def distrust(self, place: Path) -> None:
+        """Has `keep` replace what is here: a copy of it turned out damaged."""
+        self._damaged.add(place.name)
+
     def keep(self, place: Path) -> None:
         """Copies a finished stage from its place in a working directory, where it is not here."""
-        if not (self.folder / place.name).exists():
-            _copy(place, self.folder / place.name)
+        target = self.folder / place.name
+        if place.name in self._damaged or not (target / WEIGHTS).is_dir():
+            _copy(place, target, replace=True)
+            self._damaged.discard(place.name)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, replace: bool = False) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copying-") as folder:
             copied = Path(folder) / target.name
             shutil.copytree(source, copied, ignore=shutil.ignore_patterns("progress"))
+            if replace and target.exists():
+                os.replace(target, Path(folder) / "replaced")
             if not target.exists():
                 os.replace(copied, target)
     except OSError as error:

@@ -29,8 +29,6 @@ SHARED = (
 def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> None:
     """Raises ValueError where the stage cannot be trained; nothing is compiled yet."""
     recipe, network = stage.recipe, stage.network
-    if stage.file and network.branches:
-        raise ValueError(f"weights are read for {network.backbone.name}, not {network.name}")
     examples = len(dataset.limited(recipe.train_limit, stage.seed).train.labels)
     steps_per_epoch(examples, recipe)
     topology.check_batch(recipe.batch_size)

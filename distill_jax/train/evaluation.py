@@ -155,12 +155,15 @@ def score(
 def evaluate_pretrained(
     stage: Stage, dataset: data.Dataset, variables: Variables, topology: sharding.Topology
 ) -> StageResult:
-    """A network that comes with its weights: evaluated once, trained never."""
-    alone = dataclasses.replace(stage, teachers=())
+    """A network that comes with its weights: evaluated once, trained never.
+
+    Of an evolving network these are the backbone's.
+    """
+    alone = dataclasses.replace(stage, network=stage.network.backbone, teachers=())
     _, scored = score(alone, (), variables, variables, dataset, topology)
     metrics = {}
     if len(dataset.valid.labels):
-        metrics = programs.evaluate(stage.network, variables, dataset.valid, dataset, topology)
+        metrics = programs.evaluate(alone.network, variables, dataset.valid, dataset, topology)
     record = {
         **scored,
         **valid_metrics({f"valid_{name}": value for name, value in metrics.items()}, dataset),

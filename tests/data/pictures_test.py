@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import distill_jax
 from distill_jax import data
@@ -118,6 +118,43 @@ def test_sizes_are_brought_to_the_most_frequent(folder):
         got.train.images[2][1:-1, 4:] == 250
     ).all()
     assert (got.test.images[0] == 77).all()
+
+
+def turned(kind, orientation=6):
+    """The content of a file that lies on its side and says so, and how it is meant."""
+    meant = Image.fromarray(np.repeat(np.repeat(CORNERS, 8, 0), 4, 1))  # 16 high, 8 wide
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    meant.transpose(Image.Transpose.ROTATE_90).save(stream, kind, exif=exif, **LOSSLESS[kind])
+    return stream.getvalue(), np.asarray(meant)
+
+
+CORNERS = np.array([[[250] * 3, [170] * 3], [[90] * 3, [10] * 3]], np.uint8)
+LOSSLESS = {"JPEG": {"quality": 100}, "PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_a_picture_that_lies_on_its_side_is_turned_upright(folder, kind):
+    folder, _ = folder
+    content, meant = turned(kind)
+    for path in folder.rglob("*.png"):
+        path.unlink()
+        path.with_suffix(f".{kind.lower()}").write_bytes(content)
+    opened = Image.open(io.BytesIO(content))
+    for got in (
+        load(folder),
+        data.from_arrays(*2 * [([content, opened], [0, 1])], classes=2, valid_fraction=0),
+    ):
+        assert got.image_shape == (16, 8, 3)
+        assert np.abs(np.int32(got.train.images) - meant).max() < 4
+    assert opened.size == ((8, 16) if kind == "TIFF" else (16, 8))  # the user's own stays
+
+
+def test_damaged_exif_says_nothing(folder):
+    folder, pixels = folder
+    image = Image.fromarray(pixels["train/cat/0.png"])
+    image.save(folder / "train/cat/0.png", exif=b"Exif\0\0damaged!")
+    np.testing.assert_array_equal(load(folder).train.images[0], pixels["train/cat/0.png"])
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

@@ -144,6 +144,39 @@ def test_a_given_teacher_and_what_it_taught_are_found_again_by_the_files_content
     assert {row["stage"] for row in others}.isdisjoint(row["stage"] for row in rows)
 
 
+@pytest.mark.parametrize("name", ["evolving:plane4", "evolving:plane4#2"])
+@pytest.mark.parametrize("given", ["whole", "backbone"])
+def test_an_evolving_network_is_given_as_its_backbone(tmp_path, name, given):
+    whole, variables = random_variables("evolving:plane4")
+    backbone = models.deploy(whole, variables)
+    path = tmp_path / "w.pth"
+    save_variables(path, variables if given == "whole" else backbone)
+    changes = {"networks": (name, "plane2"), "students": (name, "plane2")}
+    results, recorder = run(teacher_weights=f"{name}={path}", **changes)
+    assert recorder.started == ["plane2"]
+    network, found = results.networks["direct", name, 0]
+    assert network.branches == 0 and same(found, backbone)
+    first, second = results.rows
+    assert first["network"] == name and second["teachers"] == [name]
+    assert first["parameters"] == models.count_parameters(network)
+    assert "branch" not in " ".join(first)
+    plain, _ = run(teacher_weights=f"plane4={path}", networks=("plane4", "plane2"))
+    assert [row["state_digest"] for row in plain.rows] == [r["state_digest"] for r in results.rows]
+
+
+def test_an_evolving_network_of_an_earlier_run_is_given(tmp_path):
+    name = "evolving:plane4"
+    changes = {"networks": (name, "plane2"), "students": (name, "plane2")}
+    before = distill_jax.run({**TINY, **changes}, workdir=tmp_path / "run")
+    (folder,) = tmp_path.glob("run/stages/evolving-plane4-*")
+    for source in (f"{tmp_path / 'run'}:direct/{name}/0", folder):
+        results, recorder = run(teacher_weights=f"{name}={source}", **changes)
+        assert recorder.started == ["plane2"]
+        for key, (network, variables) in before.networks.items():
+            assert results.networks[key][0] == network
+            assert same(results.networks[key][1], variables)
+
+
 # ------------------------------------------------------------------------------- what is refused
 def refused(tmp_path, *messages, **changes):
     """Fails unless the run is refused with all of `messages`, before anything starts."""
@@ -190,16 +223,6 @@ def test_weights_of_another_network_are_refused_with_every_entry(tmp_path):
         networks=("plane6", "plane4", "plane2"),
         guidance="dense",
         teacher_weights=f"plane4={path}",
-    )
-
-
-def test_an_evolving_network_is_not_read(tmp_path, files):
-    refused(
-        tmp_path,
-        "weights are read for plane4, not evolving:plane4",
-        networks=("evolving:plane4", "plane2"),
-        students="plane2",
-        teacher_weights=files[".npz"],
     )
 
 

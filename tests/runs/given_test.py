@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -101,16 +102,22 @@ def test_another_directory_finds_in_a_store_what_was_trained(tmp_path):
         run(None, store)
 
 
-def test_a_damaged_stage_of_a_store_is_trained_again(tmp_path):
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_stage_of_a_store_is_trained_again_and_replaced(tmp_path, damage):
     store = tmp_path / "store"
     before, _ = run(tmp_path / "one", store)
-    for place in store.glob("plane4-*"):
-        for path in (place / "weights").rglob("*"):
-            if path.is_file():
-                path.write_bytes(path.read_bytes()[:5])
+    (weights,) = store.glob("plane4-*/weights")
+    if damage == "missing":
+        shutil.rmtree(weights)
+    else:
+        for path in filter(Path.is_file, weights.rglob("*")):
+            path.write_bytes(path.read_bytes()[:5])
     after, names = run(tmp_path / "other", store)
     assert names == ["plane4"]
     assert after.rows[0]["state_digest"] == before.rows[0]["state_digest"]
+    again, names = run(tmp_path / "third", store)
+    assert names == [] and again.rows[0]["state_digest"] == before.rows[0]["state_digest"]
+    assert len(list(store.iterdir())) == 2
 
 
 def test_a_home_is_where_a_tilde_is(tmp_path, monkeypatch):
