@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.progress import (
 from distill_jax.train.reporter import Reporter
 
 LOG_SECONDS = 10.0
+WIDTH = 140  # of a file or a pipe
 
 
 class _Lines(Reporter):
@@ -102,10 +104,14 @@ class _Live(Reporter):
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is a file or a pipe."""
+    """Standard output; a file or a pipe is as wide as COLUMNS says, else wide enough for tables."""
     # Brackets in a path or a label are no markup.
     plain = Console(highlight=False, markup=False)
-    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
+    if plain.is_terminal:
+        return plain
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else 0
+    return Console(highlight=False, markup=False, width=width or WIDTH)
 
 
 def console_reporter(output: Console | None = None) -> Reporter:
