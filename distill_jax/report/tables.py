@@ -115,6 +115,8 @@ class ResultsTable(JupyterMixin):
         if any(row["best"] for row in self.summary):
             lines.append("*: the best of its sweep by validation accuracy")
         shown = {column.name for column in self.columns(width)}
+        if (failed := sum(row["failed"] for row in self.summary)) and "seeds" not in shown:
+            lines.append(f"{failed} more could not be trained to the end")
         if left := [column.name for column in self._all() if column.name not in shown]:
             lines.append(f"left out, but in results.json: {', '.join(left)}")
         return lines

@@ -160,7 +160,7 @@ def test_the_title_says_how_weights_were_chosen(selection, words):
     assert words in title and "protocol paper" in title
 
 
-# ------------------------------------------------------------------------------ intervals and sweeps
+# ---------------------------------------------------------------------------- intervals and sweeps
 def test_a_gain_has_its_paired_interval_by_students_t():
     plain, taught = (0.70, 0.74, 0.69, 0.71), (0.73, 0.75, 0.70, 0.76)
     rows = [row("none", "plane2", s, v) for s, v in enumerate(plain)]
@@ -268,8 +268,10 @@ def test_the_least_useful_columns_go_first_and_are_named():
     assert left.endswith("teachers, parameters, seeds, last epoch")
     assert not any("results.json" in line for line in table.notes(160))
     lost = report.results_table([*wide_rows(), {**wide_rows()[0], "seed": 9, "failed": "why"}])
-    kept = [column.name for column in lost.columns(95)]
+    kept = [column.name for column in lost.columns(110)]
     assert "seeds" in kept and "teachers" not in kept  # as it tells of failures
+    assert "1 more could not be trained to the end" in lost.notes(80)
+    assert not any("trained" in line for line in lost.notes(110))
 
 
 def test_a_notebook_shows_a_table():
