@@ -8,6 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "distill_jax"
 ROOMS = (
     "rng",
+    "refusals",
     "identity",
     "graph",
     "models",

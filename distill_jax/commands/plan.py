@@ -21,7 +21,7 @@ from distill_jax.runs.folder import StageState, stage_state
 from distill_jax.runs.plan import Plan, warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.workdir import folder_of
-from distill_jax.train.estimate import Estimator, StageCost
+from distill_jax.train.cost import Estimator, StageCost
 from distill_jax.train.stage import steps_per_epoch
 
 MEASURE = Flag("measure", "yes: time a few steps of each kind of stage; no.", "yes", ("yes", "no"))

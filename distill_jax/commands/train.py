@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,18 @@ def train(given: SimpleNamespace) -> int:
     """Trains, and prints the table."""
     workdir = folder_of(given.workdir or f"runs/{given.config.name}")
     use_compilation_cache(workdir)
-    console = report.console()
-    reporter = report.console_reporter(console)
-    signals = _Signals()
+    signals, console = _Signals(), report.console()
+    if given.log == "json":
+        reporter = report.json_reporter(sys.stdout)
+    else:
+        reporter = report.console_reporter(console)
+
+    def say(*lines: Any) -> None:
+        reporter.close()  # the live line, which would be in the way
+        if given.log != "json":
+            for line in lines:
+                console.print(line)
+
     try:
         results = runner.run(
             given.config,
@@ -39,17 +49,20 @@ def train(given: SimpleNamespace) -> int:
             config_file=given.config_file,
         )
     except runner.StagesFailed as error:
-        reporter.close()
-        console.print(error.results.table(report.title(error.results.rows)))
+        say(error.results.table(report.title(error.results.rows)))
         raise
     except Interrupted:
-        reporter.close()
-        console.print(f"stopped and saved in {workdir}; the same command goes on from there")
+        stopped = f"stopped and saved in {workdir}; the same command goes on from there"
+        if given.log == "json":
+            reporter.notice([stopped])
+        say(stopped)
         return 128 + signals.caught
     finally:
         reporter.close()
-    console.print(results.table(report.title(results.rows)))
-    console.print(f"results.json, metrics.jsonl and config.json are in {workdir}")
+    say(
+        results.table(report.title(results.rows)),
+        f"results.json, metrics.jsonl and config.json are in {workdir}",
+    )
     return 0
 
 

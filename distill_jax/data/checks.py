@@ -21,6 +21,11 @@ class Split(NamedTuple):
     images: Any
     labels: np.ndarray
 
+    def __repr__(self) -> str:
+        arrays = jax.tree.leaves(self.images)
+        shapes = ", ".join(f"{x.dtype} {x.shape}" for x in arrays)
+        return f"Split({len(self.labels)} examples: {shapes})"
+
 
 def integer(what: str, value: Any, low: int) -> int:
     """`value` as an int of at least `low`; DataError otherwise (bools and floats too)."""

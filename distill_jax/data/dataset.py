@@ -16,6 +16,7 @@ from distill_jax.data.checks import DataError, Split, check_labels, check_split,
 from distill_jax.data.order import permutation
 from distill_jax.data.streamed import Streamed
 from distill_jax.data.task import Examples, Images, Metric, Task
+from distill_jax.refusals import refuses
 
 # Per-channel (mean, std) in units of pixel/255. "cifar": what the published TAKD and DGKD code
 # uses for CIFAR-10 and CIFAR-100 alike. "cifar_teskd": the published TESKD code.
@@ -50,6 +51,11 @@ class Dataset:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     task: Task | None = None
+
+    def __repr__(self) -> str:
+        counts = (f"{len(getattr(self, x).labels)} {x}" for x in ("train", "valid", "test"))
+        kind = task_lib.text_of(self.spec)
+        return f"Dataset({self.name}: {kind}, {self.classes} classes; {', '.join(counts)})"
 
     @property
     def preprocessing(self) -> Examples | Images:
@@ -103,6 +109,7 @@ class Dataset:
         return dataclasses.replace(self, train=_take(self.train, chosen))
 
 
+@refuses(DataError)
 def from_arrays(
     train: tuple[Any, Any],
     test: tuple[Any, Any],

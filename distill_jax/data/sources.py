@@ -16,10 +16,12 @@ from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
 from distill_jax.data.tfds import read_tfds
 from distill_jax.identity import check_new_name, describe
+from distill_jax.refusals import refuses
 
 _registered: dict[str, tuple[Callable[..., Dataset], str]] = {}
 
 
+@refuses(DataError)
 def load(
     name: str,
     *,

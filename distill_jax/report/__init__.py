@@ -1,7 +1,20 @@
 """What one sees of a run: progress while it goes, tables and files when it is done."""
 
-from distill_jax.report.progress import console, console_reporter
-from distill_jax.report.tables import results_table, summarise, title
+from distill_jax.report.events import json_reporter, stage_fields
+from distill_jax.report.progress import brief, console, console_reporter
+from distill_jax.report.summary import summarise
+from distill_jax.report.tables import ResultsTable, results_table, title
 from distill_jax.train.reporter import Reporter
 
-__all__ = ["Reporter", "console", "console_reporter", "results_table", "summarise", "title"]
+__all__ = [
+    "Reporter",
+    "ResultsTable",
+    "brief",
+    "console",
+    "console_reporter",
+    "json_reporter",
+    "results_table",
+    "stage_fields",
+    "summarise",
+    "title",
+]

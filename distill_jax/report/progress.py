@@ -1,117 +1,175 @@
-"""Progress of the stages: a live line on a terminal, plain log lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from distill_jax.report.estimate import Estimate
 from distill_jax.train.reporter import Reporter
 
 LOG_SECONDS = 10.0
+WIDTH = 140  # of a file or a pipe
 
 
-class _Lines(Reporter):
+class _Counted(Reporter):
+    """Counts the stages of the run and times them."""
+
+    def __init__(self) -> None:
+        self.run = Estimate()
+
+    def run_started(self, planned):
+        self.run.run_started(planned)
+
+    def stage_started(self, stages, step, steps, histories):
+        self.run.stage_started(stages, step)
+
+    def progress(self, step, examples_per_second):
+        self.run.progress(step)
+
+    def stage_ended(self, stage, record):
+        self.run.settle([stage])
+
+    def stage_failed(self, stages, why):
+        super().stage_failed(stages, why)
+        self.run.settle(stages)
+
+    def named(self, *stages: Any) -> str:
+        """Stages by their place in the run, and in words."""
+        return f"{self.run.place(stages)}{describe(*stages)}"
+
+
+class _Lines(_Counted):
     """Log lines: the first of a stage, its epochs (every ten seconds at most), its end."""
 
     def __init__(self, console: Console):
+        super().__init__()
         self.console, self.last = console, 0.0
 
     def stage_started(self, stages, step, steps, histories):
+        super().stage_started(stages, step, steps, histories)
         epochs = stages[0].recipe.epochs
         self.total, self.last = steps * epochs, time.monotonic()
         going_on = f", going on at step {step}" if step else ""
-        self.console.print(f"{describe(*stages)}: {epochs} epochs, {self.total} steps{going_on}")
+        length = f"{epochs} epochs, {self.total} steps{going_on}"
+        self._say(f"{self.named(*stages)}: {length}{self._left()}")
 
     def notice(self, lines):
         for line in lines:
-            self.console.print(line)
+            self._say(line)
 
     def epoch_ended(self, stage, record):
         if time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
-            self.console.print(
-                f"{describe(stage)}: step {record['step']}/{self.total}, {brief(record)}, "
-                f"{record['images_per_second']:.0f} images/s"
+            self._say(
+                f"{self.named(stage)}: step {record['step']}/{self.total}, {brief(record)}, "
+                f"{record['images_per_second']:.0f} examples/s{self._left()}"
             )
 
     def stage_ended(self, stage, record):
-        self.console.print(f"{describe(stage)}: {ending(record)}")
+        super().stage_ended(stage, record)
+        self._say(f"{self.named(stage)}: {ending(record)}")
+
+    def _left(self) -> str:
+        left = self.run.words()
+        return f"; {left}" if left else ""
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)  # one line of a log, however long
 
 
-class _Live(Reporter):
-    """One live line a stage: step, epoch, loss, validation accuracy, images/s, time left."""
+class _ThreeLines(Progress):
+    """A bar between a line above and one below, each cut to the width."""
+
+    above = below = ""
+
+    def get_renderable(self):
+        if not self.tasks:
+            return Group()
+        above, below = (
+            Text(line, no_wrap=True, overflow="ellipsis") for line in (self.above, self.below)
+        )
+        return Group(above, self.make_tasks_table(self.tasks), below)
+
+
+class _Live(_Counted):
+    """What is trained; how far it is; loss, validation accuracy, examples/s and the time left."""
 
     def __init__(self, console: Console):
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
+        super().__init__()
+        self.bar = _ThreeLines(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[epoch]}{task.fields[found]}{task.fields[rate]}", markup=False),
+            TextColumn("steps"),
+            TextColumn("{task.fields[epoch]}", markup=False),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=console,
             transient=True,
         )
         self.bar.start()
         self.task = None
+        self.found, self.rate = "", ""
 
     def stage_started(self, stages, step, steps, histories):
+        super().stage_started(stages, step, steps, histories)
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.steps, self.epochs = steps, stages[0].recipe.epochs
-        self.task = self.bar.add_task(
-            describe(*stages),
-            total=steps * self.epochs,
-            completed=step,
-            epoch="",
-            found=brief(histories[0][-1]) + " " if histories[0] else "",
-            rate="",
-        )
+        self.found, self.rate = brief(histories[0][-1]) if histories[0] else "", ""
+        self.bar.above = self.named(*stages)
+        self._below()
+        self.task = self.bar.add_task("", total=steps * self.epochs, completed=step, epoch="")
 
     def notice(self, lines):
         for line in lines:
             self.bar.console.print(line)
 
-    def progress(self, step, images_per_second):
+    def progress(self, step, examples_per_second):
+        super().progress(step, examples_per_second)
+        self.rate = f"{examples_per_second:.0f} examples/s"
+        self._below()
         epoch = min(step // self.steps + 1, self.epochs)
-        self.bar.update(
-            self.task,
-            completed=step,
-            epoch=f"epoch {epoch}/{self.epochs} ",
-            rate=f"{images_per_second:.0f} images/s",
-        )
+        self.bar.update(self.task, completed=step, epoch=f"epoch {epoch}/{self.epochs}")
 
     def epoch_ended(self, stage, record):
-        self.bar.update(self.task, found=brief(record) + " ")
+        self.found = brief(record)
+        self._below()
 
     def stage_ended(self, stage, record):
-        self.bar.console.print(f"{describe(stage)}: {ending(record)}")
+        super().stage_ended(stage, record)
+        self.bar.console.print(f"{self.named(stage)}: {ending(record)}")
 
     def close(self):
         self.bar.stop()
 
+    def _below(self) -> None:
+        known = (self.found, self.rate, self.run.words())
+        self.bar.below = ", ".join(text for text in known if text)
+
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is a file or a pipe."""
+    """Standard output; a file or a pipe is as wide as COLUMNS says, else wide enough for tables."""
     # Brackets in a path or a label are no markup.
     plain = Console(highlight=False, markup=False)
-    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
+    if plain.is_terminal:
+        return plain
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else 0
+    return Console(highlight=False, markup=False, width=width or WIDTH)
 
 
 def console_reporter(output: Console | None = None) -> Reporter:
-    """The live line where the console is a terminal, log lines where it is not."""
+    """A live bar where the console is a terminal or a notebook, log lines where it is not."""
     output = output or console()
-    return _Live(output) if output.is_terminal else _Lines(output)
+    # In a notebook rich's live display needs these, and says nothing without.
+    live = importlib.util.find_spec("ipywidgets") if output.is_jupyter else output.is_terminal
+    return _Live(output) if live else _Lines(output)
 
 
 def describe(*stages: Any) -> str:

@@ -63,12 +63,6 @@ class _OnDemand(Mapping):
     def __len__(self) -> int:
         return len(self.places)
 
-    def place(self, key: Key) -> Path:
-        """The folder of a result's stage."""
-        if key not in self.places:
-            raise KeyError(f"there is no result {key}; there are {', '.join(map(str, self))}")
-        return self.places[key]
-
 
 class _Networks(_OnDemand):
     """(guidance, network, seed) -> the network and its selected variables."""
@@ -78,7 +72,7 @@ class _Networks(_OnDemand):
         self.saved = saved
 
     def __getitem__(self, key: Key) -> tuple[Network, Variables]:
-        folder = self.place(key) / WEIGHTS
+        folder = self.places[key] / WEIGHTS
         saved, (base, _) = self.saved, graph.architecture(key[1])
         if saved["inputs"] is None:
             raise WorkdirError(
@@ -103,7 +97,7 @@ class _Histories(_OnDemand):
 
     def __getitem__(self, key: Key) -> list[dict[str, Any]]:
         try:
-            return read_meta(self.place(key) / WEIGHTS)["history"]
+            return read_meta(self.places[key] / WEIGHTS)["history"]
         except CheckpointError as error:
             raise WorkdirError(f"the history of {key} cannot be read: {error}") from error
 

@@ -17,6 +17,7 @@ import jax
 from distill_jax.runs.checkpoint import write_json
 from distill_jax.runs.config import RUN
 from distill_jax.runs.plan import Plan
+from distill_jax.runs.records import guidance_of
 
 _GIT_SECONDS = 5
 
@@ -62,6 +63,7 @@ def write_run(folder: Path, plan: Plan, config_file: str) -> None:
 
 def planned(plan: Plan) -> list[dict[str, Any]]:
     """The stages of a plan in the order of training, as JSON values."""
+    guidance = guidance_of(plan)
     return [
         {
             "stage": stage_id,
@@ -70,7 +72,7 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
             "seed": stage.seed,
             "epochs": 0 if stage.file else stage.recipe.epochs,
             "together": list(plan.together[stage_id]),
-            "guidance": [label for (label, *_), x in plan.results.items() if x == stage_id],
+            "guidance": list(guidance[stage_id]),
         }
         for stage_id, stage in plan.stages.items()
     ]

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax import data
+from distill_jax import data, report
 from distill_jax.models import Variables, deploy
+from distill_jax.refusals import refuses
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
-from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
+from distill_jax.runs.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Damaged,
+    recover,
+    restore,
+    save,
+    write_json,
+)
 from distill_jax.runs.config import ConfigError
 from distill_jax.runs.given import folder_name, preprocessing_of
+from distill_jax.runs.interrupts import first_interrupt
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.provenance import write_run
-from distill_jax.runs.records import MetricsFile
+from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
 from distill_jax.train import evaluation, fit
 from distill_jax.train.evaluation import StageResult
-from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions
-from distill_jax.train.reporter import Reporter, Several
+from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
+from distill_jax.train.reporter import Planned, Reporter, Several
+from distill_jax.train.stage import steps_per_epoch
 from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.trainer import NotFiniteError
 
@@ -32,12 +44,14 @@ log = logging.getLogger("distill_jax")
 Together = tuple[str, ...]  # the ids of the stages that one step trains
 
 
+@refuses(ConfigError, data.DataError, WorkdirError, CheckpointError, StagesFailed, fit.Interrupted)
 def run(
     config: Mapping[str, Any],
     *,
     workdir: str | Path | None = None,
     dataset: data.Dataset | None = None,
     reporter: Reporter | None = None,
+    progress: bool = True,
     stop: Callable[[], bool] | None = None,
     store: str | Path | None = None,
     config_file: str = "",
@@ -48,8 +62,11 @@ def run(
       config: a ConfigDict, or a dict of the fields that differ from `config.default_config`.
       workdir: where stages, metrics and results are kept; None writes nothing.
       dataset: used in place of the config's.
-      reporter: told of progress; None says nothing.
-      stop: asked now and then; where it says true the run saves and ends. None never does.
+      reporter: told of progress, in the place of what `progress` shows.
+      progress: whether to show progress as the command does: live on a terminal and in a notebook,
+        in lines elsewhere.
+      stop: asked now and then; where it says true the run saves and ends. None does so on Ctrl-C;
+        a second one ends at once.
       store: a folder in which working directories find stages that another has trained, by their
         ids, and leave their own.
       config_file: where the config comes from, as `load_config` takes it; written to `run.json`, so
@@ -58,7 +75,8 @@ def run(
     Raises:
       ConfigError, data.DataError, WorkdirError: before anything is compiled.
       CheckpointError: something cannot be written, or what was is of another training.
-      fit.Interrupted: `stop` said so.
+      fit.Interrupted: a KeyboardInterrupt: `stop` said so, or Ctrl-C did. What there is was saved;
+        without a `workdir` Ctrl-C gives the results that are finished, marked `interrupted`.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
     """
     fields = config_lib.fields_of(config)
@@ -66,40 +84,74 @@ def run(
     if store is not None and workdir is None:
         raise WorkdirError(f"a store ({store}) is of working directories: expected one besides")
     shared = None if store is None else Store(folder_of(store))
-    with pinned(experiment.dtype):
-        prepared = prepare(experiment, dataset)
-        with opened(workdir, prepared.recorded(fields)) as folder:
-            if folder is not None:
-                write_run(folder, prepared.plan, config_file)
-            return _train(prepared, folder, reporter, stop or _never, shared)
+    shown = report.console_reporter() if reporter is None and progress else None
+    told = reporter or shown or Reporter()
+    try:
+        with pinned(experiment.dtype):
+            prepared = prepare(experiment, dataset)
+            with opened(workdir, prepared.recorded(fields)) as folder:
+                if folder is not None:
+                    write_run(folder, prepared.plan, config_file)
+                if stop is not None:
+                    return _train(prepared, folder, told, stop, shared)
+                with first_interrupt() as interrupted:
+                    results = _train(prepared, folder, told, interrupted, shared, partial=True)
+                if interrupted() and folder is not None:  # too late to stop anything here
+                    raise _stopped(folder)
+                return dataclasses.replace(results, interrupted=interrupted())
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def _train(
     prepared: Prepared,
     folder: Path | None,
-    reporter: Reporter | None,
+    reporter: Reporter,
     stop: Callable[[], bool],
     store: Store | None,
+    partial: bool = False,
 ) -> Results:
-    """Trains what has been prepared, in an open folder."""
-    reporters = [reporter] if reporter else []
-    if folder is not None:
-        reporters.append(MetricsFile(folder / "metrics.jsonl"))
-    listeners = Several(*reporters)
+    """Trains what is prepared; `partial` gives results where it was stopped and saves nothing."""
+    files = [] if folder is None else [MetricsFile(folder / "metrics.jsonl")]
+    listeners = Several(reporter, *files)
+    stages = _Stages(prepared, folder, listeners, stop, store)
+    stages.take_finished()
+    listeners.run_started(stages.planned())
     if lines := warnings(prepared.plan):
         listeners.notice(lines)
-    stages = _Stages(prepared, folder, listeners, stop, store)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
         stages.evaluate_given(stage_id, variables)
-    stages.train_all()
+    try:
+        stages.train_all()
+    except fit.Interrupted:
+        if folder is not None:
+            raise _stopped(folder) from None
+        if not partial:
+            raise
+        return _partial(stages, listeners)
     results = stages.results()
+    listeners.run_ended(results.rows)
     if stages.failed:
         raise StagesFailed(stages.failed, results)
     return results
 
 
-def _never() -> bool:
-    return False
+def _stopped(workdir: str | Path) -> fit.Interrupted:
+    return fit.Interrupted(f"stopped and saved in {workdir}; the same call goes on from there")
+
+
+def _partial(stages: _Stages, reporter: Reporter) -> Results:
+    """The results of what is finished, where the rest is lost."""
+    results = stages.results()
+    reporter.notice(
+        [
+            f"  stopped: {len(stages.done)} of {len(stages.plan.stages)} stages are finished, and "
+            "their results are all that is kept, as there is no workdir"
+        ]
+    )
+    reporter.run_ended(results.rows)
+    return results
 
 
 class _Stages:
@@ -129,12 +181,38 @@ class _Stages:
         if lines := evaluation.chance_warning(stage, self.done[stage_id], self.dataset):
             self.reporter.notice(lines)
 
-    def train_all(self) -> None:
-        """Adds every stage of the plan: found finished, or trained, several at once."""
+    def take_finished(self) -> None:
+        """Adds the stages that the folder has finished."""
         if self.folder is not None:
-            for together in dict.fromkeys(self.plan.together.values()):
-                if together[0] not in self.done:
-                    self._take_finished(together)
+            for together in self._trained():
+                self._take_finished(together)
+
+    def planned(self) -> list[Planned]:
+        """What is trained, for reporters."""
+        guidance = guidance_of(self.plan)
+        planned = []
+        for together in self._trained():
+            stages = tuple(self.plan.stages[stage_id] for stage_id in together)
+            recipe = stages[0].recipe
+            limit = recipe.train_limit * self.dataset.classes
+            planned.append(
+                Planned(
+                    stages,
+                    tuple(guidance[stage_id] for stage_id in together),
+                    steps_per_epoch(limit or len(self.dataset.train.labels), recipe),
+                    caches_teachers(stages, self.dataset, self.experiment.teacher_logits),
+                    together[0] in self.done,
+                )
+            )
+        return planned
+
+    def _trained(self) -> list[Together]:
+        """What the steps of a plan train, in its order; weights that are given are not trained."""
+        every = dict.fromkeys(self.plan.together.values())
+        return [together for together in every if not self.plan.stages[together[0]].file]
+
+    def train_all(self) -> None:
+        """Adds every stage of the plan that is not finished, several at once."""
         options = TrainOptions(
             topology=self.experiment.topology,
             teacher_logits=self.experiment.teacher_logits,
@@ -169,13 +247,16 @@ class _Stages:
         """Notes that stages could not be trained, under the labels that the table has for them."""
         labels = [label for (label, *_), x in self.plan.results.items() if x in together]
         message = f"{', '.join(dict.fromkeys(labels))}: {why}" if labels else why
+        before = set(self.failed)
         self.failed |= dict.fromkeys(together, message)
-        self.reporter.notice([f"  failed: {message}"])
+        self._waiting()  # adds those that need them
+        lost = [self.plan.stages[x] for x in self.failed if x not in before]
+        self.reporter.stage_failed(lost, message)
         self.write_results()
 
     def results(self) -> Results:
         """Of all stages that are done; those that failed have a row that says so."""
-        return results_of(self.plan, self.done, self.failed, self.experiment)
+        return results_of(self.plan, self.done, self.failed, self.experiment, self.dataset)
 
     def write_results(self) -> None:
         """Writes `results.json`, whole and current."""

@@ -11,7 +11,7 @@ from distill_jax.train.options import ReplicaInputs, TrainOptions
 from distill_jax.train.trainer import Trainer
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; what it had is saved where there is a place for it."""
 
 

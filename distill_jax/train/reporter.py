@@ -1,12 +1,33 @@
-"""What is told of the progress of stages, and to whom."""
+"""What is told of the progress of a run and of its stages, and to whom."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Planned(NamedTuple):
+    """What one step trains, as a run has planned it.
+
+    Args:
+      stages: a stage, or those of a cycle.
+      guidance: of each of them the labels of the guidances that use it.
+      steps: of an epoch.
+      cached: whether the teachers' outputs are computed once, not at every step.
+      done: whether it was found finished.
+    """
+
+    stages: tuple[Any, ...]
+    guidance: tuple[tuple[str, ...], ...]
+    steps: int
+    cached: bool
+    done: bool
 
 
 class Reporter:
     """Is told of everything that happens and says nothing; the others build on it."""
+
+    def run_started(self, planned: list[Planned]) -> None:
+        """A run begins or goes on; first of all."""
 
     def stage_started(
         self, stages: list[Any], step: int, steps: int, histories: list[list[dict]]
@@ -16,7 +37,7 @@ class Reporter:
     def notice(self, lines: list[str]) -> None:
         """Something to know, such as what was found before the first step."""
 
-    def progress(self, step: int, images_per_second: float) -> None:
+    def progress(self, step: int, examples_per_second: float) -> None:
         """`step` steps of the stage are done."""
 
     def epoch_ended(self, stage: Any, record: dict[str, Any]) -> None:
@@ -24,6 +45,13 @@ class Reporter:
 
     def stage_ended(self, stage: Any, record: dict[str, Any]) -> None:
         """A stage was trained and its weights are safe."""
+
+    def stage_failed(self, stages: list[Any], why: str) -> None:
+        """A stage cannot be trained to the end, nor those that need it; a notice by default."""
+        self.notice([f"  failed: {why}"])
+
+    def run_ended(self, rows: list[dict[str, Any]]) -> None:
+        """All is done, or failed; the rows of the results."""
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -35,32 +63,42 @@ class Several(Reporter):
     def __init__(self, *reporters: Reporter):
         self.reporters = reporters
 
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        for reporter in self.reporters:
+            getattr(reporter, hook)(*arguments)
+
+    def run_started(self, planned):
+        """Passed on."""
+        self._tell("run_started", planned)
+
     def stage_started(self, stages, step, steps, histories):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.stage_started(stages, step, steps, histories)
+        self._tell("stage_started", stages, step, steps, histories)
 
     def notice(self, lines):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.notice(lines)
+        self._tell("notice", lines)
 
-    def progress(self, step, images_per_second):
+    def progress(self, step, examples_per_second):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.progress(step, images_per_second)
+        self._tell("progress", step, examples_per_second)
 
     def epoch_ended(self, stage, record):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.epoch_ended(stage, record)
+        self._tell("epoch_ended", stage, record)
 
     def stage_ended(self, stage, record):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.stage_ended(stage, record)
+        self._tell("stage_ended", stage, record)
+
+    def stage_failed(self, stages, why):
+        """Passed on."""
+        self._tell("stage_failed", stages, why)
+
+    def run_ended(self, rows):
+        """Passed on."""
+        self._tell("run_ended", rows)
 
     def close(self):
         """Passed on."""
-        for reporter in self.reporters:
-            reporter.close()
+        self._tell("close")

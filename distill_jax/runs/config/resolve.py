@@ -15,6 +15,7 @@ import numpy as np
 
 from distill_jax import graph, identity, methods, models
 from distill_jax.methods import TESKD, LossOptions
+from distill_jax.refusals import refuses
 from distill_jax.runs.config.defaults import default_config
 from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError, merge, one_of, typed, unknown, words
@@ -27,6 +28,7 @@ PROTOCOLS = ("standard", "paper", "official")
 STOCHASTIC = "+drop"  # suffix of a guidance whose last network is taught stochastically
 
 
+@refuses(ConfigError)
 def resolve(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment:
     """The experiment that a config describes.
 

@@ -1,0 +1,162 @@
+"""How far a run is: which of its stages it trains, and about how long the others take."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import jax
+
+from distill_jax import models
+from distill_jax.models import Network
+from distill_jax.train.reporter import Planned
+from distill_jax.train.stage import frozen_teachers
+
+# Before that an estimate is worth little.
+FIRST_SECONDS = 10.0
+BACKWARD = 2.0  # forward passes that one backward pass is worth
+
+
+class Estimate:
+    """The stages of a run, counted and timed; told what a `Reporter` is.
+
+    Without `run_started` nothing is known of other stages, and nothing is said of them.
+
+    Args:
+      clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.planned: list[Planned] = []
+        self.numbers: dict[str, int] = {}
+        self.settled: set[str] = set()  # the ids of stages that are done, or cannot be
+        self.current: list[Planned] = []
+        self.step, self.since = 0, 0.0
+        self.first = True  # whether the stages of now have not been timed yet
+        self.speeds: dict[Hashable, tuple[float, float]] = {}  # steps and seconds
+        self.starts: dict[Hashable, float] = {}  # seconds until the first steps were done
+        self.begun = clock()
+
+    def run_started(self, planned: list[Planned]) -> None:
+        """Takes note of all stages; those that are done have the first numbers."""
+        self.planned, self.begun = planned, self.clock()
+        done = [stage.id for group in planned if group.done for stage in group.stages]
+        self.settled = set(done)
+        self.numbers = {stage_id: i for i, stage_id in enumerate(done, 1)}
+
+    def stage_started(self, stages: list[Any], step: int) -> None:
+        """Stages are numbered in the order in which they are trained first."""
+        for stage in stages:
+            self.numbers.setdefault(stage.id, len(self.numbers) + 1)
+        ids = {stage.id for stage in stages}
+        self.current = [group for group in self.planned if group.stages[0].id in ids]
+        self.step, self.since, self.first = step, self.clock(), True
+
+    def progress(self, step: int) -> None:
+        """Times the steps since the last time; the first ones are compiled and time the start."""
+        now, key = self.clock(), _key(self.current[0]) if self.current else None
+        if self.first:
+            self.starts.setdefault(key, now - self.since)
+        else:
+            steps, seconds = self.speeds.get(key, (0.0, 0.0))
+            done = (step - self.step) * len(self.current)
+            self.speeds[key] = steps + done, seconds + now - self.since
+        self.step, self.since, self.first = step, now, False
+
+    def settle(self, stages: Iterable[Any]) -> None:
+        """Stages are done, or cannot be."""
+        self.settled |= {stage.id for stage in stages}
+
+    def place(self, stages: Iterable[Any]) -> str:
+        """Which stages of how many, such as "stage 3 of 10: "; "" where that is not known."""
+        numbers = sorted(self.numbers[s.id] for s in stages if s.id in self.numbers)
+        if not numbers or not self.planned:
+            return ""
+        total = sum(len(group.stages) for group in self.planned)
+        return f"stage{'s' * (len(numbers) > 1)} {_ranges(numbers)} of {total}: "
+
+    def seconds_left(self) -> float | None:
+        """Of the whole run, by the speed measured so far; None while there is none.
+
+        Stages of a kind that was not trained yet take the FLOPs that they have by those of the
+        others, and a start like theirs.
+        """
+        measured = {key: speed for key, speed in self.speeds.items() if speed[0] and speed[1]}
+        if not measured or self.clock() - self.begun < FIRST_SECONDS:
+            return None
+        waiting: dict[Hashable, list[tuple[Planned, int]]] = {}
+        for group in self.planned:
+            done = self.step if group in self.current else 0
+            if not self.settled.issuperset(stage.id for stage in group.stages):
+                steps = group.steps * group.stages[0].recipe.epochs - done
+                waiting.setdefault(_key(group), []).append((group, max(steps, 0)))
+        left = 0.0
+        for key, groups in waiting.items():
+            steps = sum(steps for _, steps in groups)
+            if key in measured:
+                left += steps * measured[key][1] / measured[key][0]
+                continue
+            left += steps * _work(groups[0][0]) * self._seconds_per_work(measured)
+            if key not in self.starts:
+                left += sum(self.starts.values()) / len(self.starts)
+        return left
+
+    def _seconds_per_work(self, measured: dict[Hashable, tuple[float, float]]) -> float:
+        kinds = {_key(group): group for group in self.planned}
+        work = sum(steps * _work(kinds[key]) for key, (steps, _) in measured.items())
+        return sum(seconds for _, seconds in measured.values()) / work
+
+    def words(self) -> str:
+        """The time left, such as "about 12 min left of the run"; "" while it is not known."""
+        seconds = self.seconds_left()
+        return "" if seconds is None else f"about {_duration(seconds)} left of the run"
+
+
+def _key(group: Planned) -> Hashable:
+    """Equal for what takes the same time: one program, as many steps of an epoch."""
+    return tuple(stage.structure for stage in group.stages), group.steps, group.cached
+
+
+def _work(group: Planned) -> float:
+    """The FLOPs of a step, about: passes through the students and through frozen teachers."""
+    students = sum((1 + BACKWARD) * _flops(stage.network) for stage in group.stages)
+    teachers = 0.0 if group.cached else sum(map(_flops, frozen_teachers(group.stages)))
+    return group.stages[0].recipe.batch_size * (students + teachers)
+
+
+@functools.lru_cache(maxsize=128)
+def _flops(network: Network) -> float:
+    """The FLOPs of a forward pass of one example, by tracing it; nothing is compiled."""
+
+    def forward(variables, inputs):
+        # As it is trained: what runs it untrained may be loops, which are counted once.
+        return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))[0]
+
+    try:
+        counted = jax.jit(forward).lower(network.shapes, network.inputs).cost_analysis() or {}
+    except Exception:  # whatever a backend raises that does not count
+        counted = {}
+    return counted.get("flops") or 2.0 * models.count_parameters(network)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as text: 3-7, or 1, 3-4."""
+    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    parts = [[number for _, number in run] for _, run in runs]
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, days = minutes / 60, minutes / 60 / 24
+    if hours < 10:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{days:.0f} days"
