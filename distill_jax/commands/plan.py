@@ -17,7 +17,8 @@ from distill_jax.commands.arguments import Command, Flag
 from distill_jax.commands.train import STORE, WORKDIR, use_compilation_cache
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
-from distill_jax.runs.folder import StageState, stage_state
+from distill_jax.runs.folder import StageState, stage_place, stage_state
+from distill_jax.runs.given import folder_name
 from distill_jax.runs.plan import Plan, warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.workdir import folder_of
@@ -25,18 +26,17 @@ from distill_jax.train.cost import Estimator, StageCost
 from distill_jax.train.stage import steps_per_epoch
 
 MEASURE = Flag("measure", "yes: time a few steps of each kind of stage; no.", "yes", ("yes", "no"))
-GIVEN = StageState(done=True, step=0)
 
 
 def plan(given: SimpleNamespace) -> int:
     """Prints the stages in the order of training, alike ones in a line."""
     workdir = folder_of(given.workdir or f"runs/{given.config.name}")
-    folders = [workdir, *([folder_of(given.store)] if given.store else [])]
+    store = folder_of(given.store) if given.store else None
     experiment = config_lib.resolve(given.config)
     console = report.console()
     with pinned(experiment.dtype):
         prepared = prepare(experiment)
-        states = _states(prepared.plan, folders)
+        states = _states(prepared.plan, workdir, store)
         if workdir.is_dir():
             use_compilation_cache(workdir)
         costs = _costs(prepared, states) if given.measure == "yes" else {}
@@ -48,16 +48,18 @@ def plan(given: SimpleNamespace) -> int:
     return 0
 
 
-def _states(plan: Plan, folders: Sequence[Path]) -> dict[str, StageState]:
+def _states(plan: Plan, workdir: Path, store: Path | None) -> dict[str, StageState]:
     """How far each stage is, in the working directory or in the store."""
     states = {}
     for stage_id, stage in plan.stages.items():
-        found = [stage_state(x, stage.network.name, stage_id) for x in folders]
         # Those of a cycle are saved as one, in the place of the first.
         first = plan.together[stage_id][0]
-        own = stage_state(folders[0], plan.stages[first].network.name, first)
-        done = bool(stage.file) or any(state.done for state in found)
-        states[stage_id] = StageState(done, own.step)
+        begun = stage_state(stage_place(workdir, plan.stages[first].network.name, first))
+        places = [stage_place(workdir, stage.network.name, stage_id)]
+        if store is not None:
+            places.append(store / folder_name(stage.network.name, stage_id))
+        done = bool(stage.file) or any(stage_state(place).done for place in places)
+        states[stage_id] = StageState(done, begun.step)
     return states
 
 

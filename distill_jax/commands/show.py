@@ -8,7 +8,14 @@ from typing import Any
 
 from distill_jax import report
 from distill_jax.commands.arguments import Command
-from distill_jax.runs.folder import is_held, read_epochs, read_rows, run_folder, stage_state
+from distill_jax.runs.folder import (
+    is_held,
+    read_epochs,
+    read_rows,
+    run_folder,
+    stage_place,
+    stage_state,
+)
 from distill_jax.runs.provenance import read_run
 
 
@@ -30,7 +37,8 @@ def _progress(folder: Path) -> list[str]:
     waiting = [
         stage
         for stage in stages
-        if stage["epochs"] and not stage_state(folder, stage["network"], stage["stage"]).done
+        if stage["epochs"]
+        and not stage_state(stage_place(folder, stage["network"], stage["stage"])).done
     ]
     held = is_held(folder)
     lines = [f"{len(stages) - len(waiting)} of {len(stages)} stages are done"]

@@ -46,9 +46,8 @@ def stage_place(folder: Path, network: str, stage_id: str) -> Path:
     return folder / STAGES / folder_name(network, stage_id)
 
 
-def stage_state(folder: Path, network: str, stage_id: str) -> StageState:
-    """How far a stage of a run is, or one of a store, which keeps stages under the same names."""
-    place = stage_place(folder, network, stage_id)
+def stage_state(place: Path) -> StageState:
+    """How far the stage is that is kept in a place."""
     progress = place / PROGRESS
     names = [path.name for path in progress.iterdir()] if progress.is_dir() else []
     steps = [int(name) for name in names if name.isdecimal()]
