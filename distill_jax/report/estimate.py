@@ -82,28 +82,39 @@ class Estimate:
     def seconds_left(self) -> float | None:
         """Of the whole run, by the speed measured so far; None while there is none.
 
-        Stages of a kind that was not trained yet take the FLOPs that they have by those of the
-        others, and a start like theirs.
+        Stages of a kind that was not trained yet take a start like those of the others, their first
+        step in it, and the time that their FLOPs take by the others' speed.
         """
-        measured = {key: speed for key, speed in self.speeds.items() if speed[0] and speed[1]}
-        if not measured or self.clock() - self.begun < FIRST_SECONDS:
+        if not self.starts or self.clock() - self.begun < FIRST_SECONDS:
             return None
-        waiting: dict[Hashable, list[tuple[Planned, int]]] = {}
-        for group in self.planned:
-            done = self.step if group in self.current else 0
-            if not self.settled.issuperset(stage.id for stage in group.stages):
-                steps = group.steps * group.stages[0].recipe.epochs - done
-                waiting.setdefault(_key(group), []).append((group, max(steps, 0)))
+        measured = {key: speed for key, speed in self.speeds.items() if all(speed)}
         left = 0.0
-        for key, groups in waiting.items():
-            steps = sum(steps for _, steps in groups)
+        for key, groups in self._waiting().items():
+            steps = [self._steps_left(group) for group in groups]
             if key in measured:
-                left += steps * measured[key][1] / measured[key][0]
+                done, seconds = measured[key]
+                left += sum(steps) * seconds / done
                 continue
-            left += steps * _work(groups[0][0]) * self._seconds_per_work(measured)
             if key not in self.starts:
                 left += sum(self.starts.values()) / len(self.starts)
+            # The first step of each is in its start.
+            more = sum(n - (n == _steps(group)) for n, group in zip(steps, groups, strict=True))
+            if more:
+                if not measured:
+                    return None
+                left += more * _work(groups[0]) * self._seconds_per_work(measured)
         return left
+
+    def _waiting(self) -> dict[Hashable, list[Planned]]:
+        """What is not settled, by kind."""
+        waiting: dict[Hashable, list[Planned]] = {}
+        for group in self.planned:
+            if not self.settled.issuperset(stage.id for stage in group.stages):
+                waiting.setdefault(_key(group), []).append(group)
+        return waiting
+
+    def _steps_left(self, group: Planned) -> int:
+        return max(0, _steps(group) - (self.step if group in self.current else 0))
 
     def _seconds_per_work(self, measured: dict[Hashable, tuple[float, float]]) -> float:
         kinds = {_key(group): group for group in self.planned}
@@ -119,6 +130,10 @@ class Estimate:
 def _key(group: Planned) -> Hashable:
     """Equal for what takes the same time: one program, as many steps of an epoch."""
     return tuple(stage.structure for stage in group.stages), group.steps, group.cached
+
+
+def _steps(group: Planned) -> int:
+    return group.steps * group.stages[0].recipe.epochs
 
 
 def _work(group: Planned) -> float:
