@@ -399,7 +399,7 @@ def test_a_registered_data_set_is_loaded_by_name_with_its_options(tmp_path):
     assert row["state_digest"] == run(dataset()).rows[0]["state_digest"]
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["dataset"]["options"] == {"count": 44}
-    assert saved["registered"]["datasets"]["my_shapes"]["version"] == "1"
+    assert saved["resolved"]["registered"]["datasets"]["my_shapes"]["version"] == "1"
     named(tmp_path, options={"count": 44})
     distill_jax.register_dataset("my_shapes", shapes, version="2")
     with pytest.raises(WorkdirError, match=r"datasets\.my_shapes\.version is '1' there and '2'"):

@@ -91,7 +91,7 @@ def done(tmp_path_factory, registries):
 def test_registered_names_are_used_and_noted(done):
     folder, rows = done
     assert rows[0]["teachers"] == ["mine_teacher"]
-    noted = json.loads((folder / "config.json").read_text())["registered"]
+    noted = json.loads((folder / "config.json").read_text())["resolved"]["registered"]
     names = {kind: list(table) for kind, table in noted.items()}
     assert names == {
         "networks": ["mine_teacher"],

@@ -53,7 +53,7 @@ def config(**changes):
 
 def command(workdir, *arguments, config="quickstart.py:smoke", **environment):
     return subprocess.run(
-        [sys.executable, "-m", "distill_jax.main", f"--config=configs/{config}"]
+        [sys.executable, "-m", "distill_jax", "train", f"--config=configs/{config}"]
         + [f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env={
@@ -320,8 +320,9 @@ def test_the_command_prints_the_table_and_writes_its_files(tmp_path):
     for name in ("results.json", "metrics.jsonl", "config.json"):
         assert (tmp_path / name).stat().st_size
     assert any((tmp_path / "compiled").iterdir())
-    resolved = json.loads((tmp_path / "config.json").read_text())
-    assert resolved["loss"]["kl_reduction"] == "batch_mean"
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["loss"]["kl_reduction"] == "" and saved["resolved"]["loss"]["kl_reduction"]
+    assert json.loads((tmp_path / "run.json").read_text())["config_file"].endswith("py:smoke")
     again = command(tmp_path, **own)
     assert again.returncode == 0 and "epochs," not in again.stdout
     assert (
@@ -370,9 +371,10 @@ def test_a_killed_and_a_terminated_run_end_with_the_bytes_of_an_untouched_one(tm
     torn, whole = tmp_path / "torn", tmp_path / "whole"
     assert interrupted(torn, signal.SIGKILL, 5)[0] == -signal.SIGKILL
     assert list(torn.glob("stages/*/progress/*"))
-    code, output = interrupted(torn, signal.SIGTERM, 18)
-    assert code == 128 + signal.SIGTERM and "the same command goes on" in output
-    assert interrupted(torn, signal.SIGINT, 24)[0] == 128 + signal.SIGINT
+    kin = signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT
+    for number, lines in zip(kin, (14, 18, 21, 24), strict=True):
+        code, output = interrupted(torn, number, lines)
+        assert code == 128 + number and "the same command goes on" in output
     for workdir in (torn, whole):
         done = command(workdir, "--config.checkpoint_every=3 steps", *LONG)
         assert done.returncode == 0, done.stderr
