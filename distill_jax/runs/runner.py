@@ -102,7 +102,7 @@ def _run(
         if folder is not None:
             reporters.append(MetricsFile(folder / "metrics.jsonl"))
         listeners = Several(*reporters)
-        if lines := warnings(plan):
+        if lines := warnings(plan, experiment.dtype):
             listeners.notice(lines)
         stages = _Stages(plan, dataset, experiment, folder, listeners, stop, shared)
         for stage_id, variables in given.items():  # first, so that a wrong file shows at once
