@@ -40,7 +40,7 @@ def plan(given: SimpleNamespace) -> int:
         if workdir.is_dir():
             use_compilation_cache(workdir)
         costs = _costs(prepared, states) if given.measure == "yes" else {}
-    for line in warnings(prepared.plan):
+    for line in warnings(prepared.plan, experiment.dtype):
         console.print(line)
     console.print(_table(prepared, states, costs))
     for line in _summary(prepared.plan, states, costs, workdir):

@@ -226,7 +226,7 @@ def _namings(network: Network) -> list[dict[str, str]]:
     """Our names -> theirs, for each way in which other code names the same network."""
     own = list(_shapes(network))
     namings = [{name: _renamed(name, rules) for name in own} for rules in _RENAMINGS]
-    namings.append(_as_features(own))
+    namings += [_as_features(own), _as_sequences(own)]
     return [naming for i, naming in enumerate(namings) if naming not in namings[:i]]
 
 
@@ -260,5 +260,26 @@ def _as_features(names: list[str]) -> dict[str, str]:
         if match := re.fullmatch(r"classifier\.(\d)", module):
             return f"classifier.{int(match[1]) // 2 * 3}.{leaf}"
         return name
+
+    return {name: theirs(name) for name in names}
+
+
+def _as_sequences(names: list[str]) -> dict[str, str]:
+    """The names in weiaicunzai's collection for CIFAR-100 of a ResNet of four stages.
+
+    There the stem and each block's layers are numbered through: convolution, BatchNorm, ReLU; and
+    the stages are called conv2_x to conv5_x.
+    """
+    if "conv1.weight" not in names or "layer4.0.conv1.weight" not in names:
+        return {name: name for name in names}
+
+    def place(match: re.Match[str]) -> int:
+        return 3 * int(match[2]) - 3 + (match[1] == "bn")
+
+    def theirs(name: str) -> str:
+        name = re.sub(r"^(conv|bn)(1)\.", lambda m: f"conv1.{place(m)}.", name)
+        name = re.sub(r"\.(conv|bn)(\d)\.", lambda m: f".residual_function.{place(m)}.", name)
+        name = re.sub(r"^layer(\d)\.", lambda m: f"conv{int(m[1]) + 1}_x.", name)
+        return name.replace(".downsample.", ".shortcut.")
 
     return {name: theirs(name) for name in names}

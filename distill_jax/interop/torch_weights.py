@@ -54,7 +54,7 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
         if integers and jnp.issubdtype(leaf.dtype, jnp.floating):
             problems.append(f"{name} is {state[name].dtype}, expected floating-point numbers")
             continue
-        flat[path] = _from_torch_layout(state[name].astype(np.float32))
+        flat[path] = _from_torch_layout(state[name].astype(leaf.dtype))
     if problems:
         raise WeightsError(
             f"these weights are not those of {network.name} with {network.classes} classes on "
@@ -72,7 +72,7 @@ def entries(network: Network) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
-    """The state dict (name -> float32 array, PyTorch's layouts) of a network's variables."""
+    """The state dict (name -> array, PyTorch's layouts) of a network's variables."""
     return {
         _torch_name(path): _to_torch_layout(np.asarray(leaf))
         for path, leaf in _flat(variables).items()

@@ -83,7 +83,8 @@ class TESKD(Method):
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"teskd_ce", "teskd_kl", "teskd_feature"}, each summed over the exits."""
         exits = (context.student, *context.student.branches)
-        weights = jnp.asarray(self.branch_weights or (1.0,) * (len(exits) - 1), jnp.float32)
+        given = self.branch_weights or (1.0,) * (len(exits) - 1)
+        weights = jnp.asarray(given, context.student.logits.dtype)
         values = self._values(exits, context.labels, weights[:, None])
         size = context.batch_size if self.feature_reduction == "sum" else 1
         return {

@@ -1,8 +1,9 @@
 """What all networks and their layers have in common: how they are run, and what they show.
 
-Images and feature maps are NHWC, kernels HWIO. Parameters and statistics are float32 whatever the
-computation's type is. Modules are named after the entries of the PyTorch state dict that they hold,
-so that the path of a leaf joined by dots is its PyTorch name (`interop.torch_weights`).
+Images and feature maps are NHWC, kernels HWIO. Parameters and statistics are float32, or float64
+where that is the computation's type. Modules are named after the entries of the PyTorch state dict
+that they hold, so that the path of a leaf joined by dots is its PyTorch name
+(`interop.torch_weights`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Network:
       module: its linen module; None where there is none.
       classes: C.
       image_shape: (H, W, channels) of its images; () of a network that sees others than images.
-      dtype: of the computation, one of `DTYPES`; variables are float32.
+      dtype: of the computation, one of `DTYPES`. Variables are float32; in float64, which asks for
+        `jax.enable_x64(True)`, they are that.
       version: under which it was registered; None of a network that comes with the library.
     """
 
@@ -94,18 +95,20 @@ class Network:
         return identity.describe([self.module, self.dtype])
 
     def init(self, key: Array) -> Variables:
-        """Draws fresh {"params": ..., other collections}, float32, in one compiled call."""
+        """Draws fresh {"params": ..., other collections} in one compiled call."""
         if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
             return self._draw(key)
         return _compiled_draw(jax.default_backend())(self, key)
 
     def _draw(self, key: Array) -> Variables:
         images = jnp.zeros((1, *self.image_shape))
-        return draw_stages(
+        wide = jnp.promote_types(self._type, jnp.float32)
+        drawn = draw_stages(
             self._linen,
             key,
             lambda module, key: dict(module.init(key, images, Mode(train=True))),
         )
+        return jax.tree.map(lambda leaf: leaf.astype(wide), drawn)
 
     def freeze(self, variables: Variables, size: tuple[int, int] | None = None) -> Variables:
         """Makes of `variables` what running the network untrained makes of them, for `apply`.
@@ -121,7 +124,7 @@ class Network:
             return variables
         if BLOCKS not in variables:
             variables = stack_blocks(cast(nn.Module, self.backbone.module), variables)
-        mode = Mode(dtype=DTYPES[self.dtype], freezing=True)
+        mode = Mode(dtype=self._type, freezing=True)
         nothing = jnp.zeros((1, *(size or self.image_shape[:2]), self.image_shape[2]), mode.dtype)
         made = self._linen.apply(variables, nothing, mode, mutable=(FROZEN, BLOCKS))[1]
         return {**variables, FROZEN: {}, **made}
@@ -147,7 +150,7 @@ class Network:
         Returns:
           Its outputs, and every collection but the parameters after it.
         """
-        mode = Mode(train, axis_name, DTYPES[self.dtype])
+        mode = Mode(train, axis_name, self._type)
         state = {name: tree for name, tree in variables.items() if name not in _NOT_STATE}
         if not train:
             frozen = self.freeze(variables, (inputs.shape[1], inputs.shape[2]))
@@ -170,8 +173,18 @@ class Network:
             raise ValueError(
                 f"the head of {self.name} takes features of shape (B, {width}), got {feature.shape}"
             )
-        mode = Mode(dtype=DTYPES[self.dtype])
+        mode = Mode(dtype=self._type)
         return head.apply({"params": variables["params"]}, feature, mode)
+
+    @property
+    def _type(self) -> Any:
+        """Of the computation; ValueError where JAX would take another for it."""
+        if self.dtype == "float64" and jnp.result_type(float) != jnp.float64:
+            raise ValueError(
+                f"{self.name} is to compute in float64 and JAX's 64-bit types are off: expected "
+                "the call within jax.enable_x64(True)"
+            )
+        return DTYPES[self.dtype]
 
     @property
     def _linen(self) -> nn.Module:

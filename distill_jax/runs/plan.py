@@ -75,8 +75,12 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     return plan
 
 
-def warnings(plan: Plan) -> list[str]:
-    """What looks wrong in who teaches whom, a line each: frozen teachers smaller than a student."""
+def warnings(plan: Plan, dtype: str) -> list[str]:
+    """What looks wrong, a line each.
+
+    These are frozen teachers smaller than a student, and registered networks where they do not
+    compute in the `dtype` that was chosen.
+    """
     pairs = {
         (teacher.name, stage.network.name): (teacher, stage.network.backbone)
         for stage in plan.stages.values()
@@ -85,11 +89,16 @@ def warnings(plan: Plan) -> list[str]:
     sizes = {
         pair: [models.count_parameters(network) for network in two] for pair, two in pairs.items()
     }
+    networks = {stage.network.name: stage.network for stage in plan.stages.values()}
     return [
         f"  warning: {teacher} ({ours:,} parameters) teaches {student} ({theirs:,}), which is "
         "larger; a row is written largest first"
         for (teacher, student), (ours, theirs) in sizes.items()
         if ours < theirs
+    ] + [
+        f"  warning: {name} is registered and chooses its own types: dtype {dtype} is not its"
+        for name, network in networks.items()
+        if network.dtype != dtype != "float32"
     ]
 
 

@@ -118,7 +118,7 @@ def _train(
     stages = _Stages(prepared, folder, listeners, stop, store)
     stages.take_finished()
     listeners.run_started(stages.planned())
-    if lines := warnings(prepared.plan):
+    if lines := warnings(prepared.plan, prepared.experiment.dtype):
         listeners.notice(lines)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
         stages.evaluate_given(stage_id, variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,7 @@ from flax import linen as nn
 from distill_jax import data
 from distill_jax.models import Network
 from distill_jax.models.adapters import inputs_text
+from distill_jax.models.adapters.nnx_module import batch_norms_seen
 from distill_jax.train import optim, sharding
 from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.stage_methods import check_methods
@@ -102,19 +104,33 @@ def _of_one_value(network: Network) -> str:
     """The first BatchNorm that sees one value a channel of one image; empty where none does."""
     found: list[str] = []
 
+    def note(path, x, axis):
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        if x.size == math.prod(x.shape[i] for i in axes):
+            found.append(path.replace("/", "."))
+
     def look(run, args, kwargs, context):
         module = context.module
-        normalises = type(module).__name__ == "BatchNorm" and context.method_name == "__call__"
-        if normalises and args[0].size == args[0].shape[-1]:
-            found.append(".".join(module.path))
+        if type(module).__name__ == "BatchNorm" and context.method_name == "__call__":
+            x = _normalised(module, *args, **kwargs)
+            if x is not None:
+                note(".".join(module.path), x, getattr(module, "axis", -1))
         return run(*args, **kwargs)
 
     def apply(variables, inputs):
         return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))
 
-    with nn.intercept_methods(look):
+    with nn.intercept_methods(look), batch_norms_seen(note):
         jax.eval_shape(apply, network.shapes, network.inputs)
     return found[0] if found else ""
+
+
+def _normalised(module, x=None, use_running_average=None, *_, **__):
+    """What a BatchNorm of linen is called with; None where it normalises by running statistics."""
+    if isinstance(module, nn.BatchNorm):
+        fixed = (use_running_average, module.use_running_average)
+        return None if any(fixed) else x
+    return x
 
 
 def _check_moving(stage: Stage) -> None:

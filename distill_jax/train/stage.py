@@ -151,7 +151,8 @@ class Stage:
             survival=recipe.survival,
             methods=dict(zip(names, self.weights, strict=True)),
         )
-        return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), numbers)
+        wide = jnp.float64 if self.network.dtype == "float64" else jnp.float32
+        return jax.tree.map(lambda number: jnp.asarray(number, wide), numbers)
 
     @property
     def taught_by(self) -> tuple[str, ...]:

@@ -351,6 +351,50 @@ def test_a_vgg_with_torchvisions_names(tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, found, dict(variables)))
 
 
+def numbered_layers(blocks, convolutions):
+    """Names in weiaicunzai's pytorch-cifar100 of a ResNet's layers -> ours."""
+    names = {"conv1.0": "conv1", "conv1.1": "bn1", "fc": "fc"}
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            theirs, ours = f"conv{stage + 2}_x.{block}", f"layer{stage + 1}.{block}"
+            for i in range(convolutions):
+                names[f"{theirs}.residual_function.{3 * i}"] = f"{ours}.conv{i + 1}"
+                names[f"{theirs}.residual_function.{3 * i + 1}"] = f"{ours}.bn{i + 1}"
+        if stage or convolutions == 3:
+            for i in range(2):
+                names[f"conv{stage + 2}_x.0.shortcut.{i}"] = f"layer{stage + 1}.0.downsample.{i}"
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "convolutions"),
+    [("cifar_resnet18", (2, 2, 2, 2), 2), ("cifar_resnet50", (3, 4, 6, 3), 3)],
+)
+def test_a_resnet_with_the_names_of_pytorch_cifar100(tmp_path, name, blocks, convolutions):
+    network, state = build(name, 10, (32, 32, 3)), {}
+    shapes = dict(entries(network))
+    for place, (theirs, ours) in enumerate(numbered_layers(blocks, convolutions).items()):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            if f"{ours}.{leaf}" in shapes:
+                array = np.full(shapes[f"{ours}.{leaf}"], place + len(leaf) / 100, np.float16)
+                state[f"{theirs}.{leaf}"] = array
+        if f"{ours}.running_var" in shapes:
+            state[f"{theirs}.num_batches_tracked"] = np.array(3)
+    path = tmp_path / f"{name}-200-best.pth"
+    save(path, behind("module.", state))
+    found = to_state_dict(load_variables(path, network))
+    assert found.keys() == shapes.keys()
+    for theirs, ours in numbered_layers(blocks, convolutions).items():
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            if f"{ours}.{leaf}" in shapes:
+                expected = np.float32(state[f"{theirs}.{leaf}"])
+                np.testing.assert_array_equal(found[f"{ours}.{leaf}"], expected)
+    # Of their other ResNet with these stages each block's output is scaled.
+    save(path, {k.replace("residual_function", "residual"): v for k, v in state.items()})
+    with pytest.raises(WeightsError, match=f"not those of {name}"):
+        load_variables(path, network)
+
+
 def test_a_run_takes_what_is_chosen(tmp_path):
     config = {
         "dataset": {"name": "synthetic:8x8x1:4:64:32", "valid_fraction": 0.5},

@@ -9,6 +9,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from flax import linen, nnx
 
 import distill_jax
 from distill_jax import data, models
@@ -249,6 +250,42 @@ def test_configs(change, parts):
     if "recipe" in change:
         config["recipe"] = {**TINY["recipe"], **change["recipe"]}
     refused(parts, config=config)
+
+
+class Linen(linen.Module):
+    frozen: bool
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = x.reshape(len(x), -1)
+        x = linen.BatchNorm(name="norm")(x, self.frozen or not train)
+        return linen.Dense(4)(x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, frozen):
+        self.blocks = nnx.List([nnx.BatchNorm(64, rngs=nnx.Rngs(0))])
+        self.out = nnx.Linear(64, 4, rngs=nnx.Rngs(0))
+        self.frozen = frozen
+
+    def __call__(self, x):
+        lifted = nnx.remat(lambda norm, x: norm(x, True if self.frozen else None))
+        return self.out(lifted(self.blocks[0], x.reshape(len(x), -1)))
+
+
+@pytest.mark.parametrize(("kind", "place"), [(Linen, "norm"), (Nnx, "blocks.0")])
+def test_batch_norms_from_outside_that_see_one_value_a_channel(kind, place):
+    models.register_network("outside_norm", lambda classes, inputs: kind(frozen=False))
+    recipe = {**TINY["recipe"], "batch_size": 1}
+    config = {**TINY, "networks": ("outside_norm",), "guidance": ("none",), "recipe": recipe}
+    message = f"batch_size 1 leaves {place} of outside_norm one value a channel, whose mean"
+    with pytest.raises(distill_jax.ConfigError, match=message):  # to build a module compiles
+        distill_jax.run(config)
+    two = {**recipe, "batch_size": 3, "last_batch": "keep", "train_limit": 1}
+    with pytest.raises(distill_jax.ConfigError, match=f"the last batch 1 leaves {place} of"):
+        distill_jax.run({**config, "recipe": two})
+    models.register_network("outside_norm", lambda classes, inputs: kind(frozen=True))
+    assert len(distill_jax.run({**config, "recipe": {**recipe, "train_limit": 2}}).rows) == 1
 
 
 # ------------------------------------------------------------------------------ given teachers

@@ -17,6 +17,7 @@ from distill_jax.models.adapters.nnx_layout import Layout, Path, name_of
 from distill_jax.models.basics import Variables, at_least_float32
 
 Call = Callable[..., Any]  # (submodule, the arguments of its call) -> its output
+_PLACE = "_place_in_network"  # an attribute that survives nnx's own lifting
 Calls = dict[str, list[tuple[Any, Any]]]  # (first argument, output) of each call, by name
 
 
@@ -159,9 +160,31 @@ def _recorded(
 
 
 def _share_batch_norms(module: nnx.Module, axis: str | None) -> None:
-    for _, layer in nnx.iter_modules(module):
+    for path, layer in nnx.iter_modules(module):
         if isinstance(layer, nnx.BatchNorm):
             layer.axis_name = axis
+            setattr(layer, _PLACE, name_of(path))
+
+
+@contextlib.contextmanager
+def batch_norms_seen(look: Callable[[str, Array, Any], None]) -> Iterator[None]:
+    """Has `look`(path, inputs, axis of the features) see the calls of nnx's BatchNorms in training.
+
+    Those alone are in training that normalise by the batch.
+    """
+    call = nnx.BatchNorm.__call__
+
+    def seen(layer: Any, x: Array, use_running_average: bool | None = None, **kwargs: Any) -> Any:
+        frozen = layer.use_running_average if use_running_average is None else use_running_average
+        if not frozen:
+            look(getattr(layer, _PLACE, "BatchNorm"), x, layer.axis)
+        return call(layer, x, use_running_average, **kwargs)
+
+    nnx.BatchNorm.__call__ = seen  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nnx.BatchNorm.__call__ = call  # type: ignore[method-assign]
 
 
 def _dropout(axis: str | None, layer: Any, x: Array, *args: Any, **kwargs: Any) -> Any:

@@ -38,9 +38,7 @@ HE_VGG = Init(
 
 def _bias_uniform(fan_in: int) -> nn.initializers.Initializer:
     bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+    return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):
