@@ -81,7 +81,7 @@ class _Lines(_Counted):
         return f"; {left}" if left else ""
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)  # one line of a log, however long
+        self.console.print(shown(line, self.console), soft_wrap=True)  # one line, however long
 
 
 class _ThreeLines(Progress):
@@ -122,13 +122,13 @@ class _Live(_Counted):
             self.bar.remove_task(self.task)
         self.steps, self.epochs = steps, stages[0].recipe.epochs
         self.found, self.rate = brief(histories[0][-1]) if histories[0] else "", ""
-        self.bar.above = self.named(*stages)
+        self.bar.above = shown(self.named(*stages), self.bar.console)
         self._below()
         self.task = self.bar.add_task("", total=steps * self.epochs, completed=step, epoch="")
 
     def notice(self, lines):
         for line in lines:
-            self.bar.console.print(line)
+            self.bar.console.print(shown(line, self.bar.console))
 
     def progress(self, step, examples_per_second):
         super().progress(step, examples_per_second)
@@ -143,7 +143,7 @@ class _Live(_Counted):
 
     def stage_ended(self, stage, record):
         super().stage_ended(stage, record)
-        self.bar.console.print(f"{self.named(stage)}: {ending(record)}")
+        self.notice([f"{self.named(stage)}: {ending(record)}"])
 
     def close(self):
         self.bar.stop()
@@ -170,6 +170,11 @@ def console_reporter(output: Console | None = None) -> Reporter:
     # In a notebook rich's live display needs these, and says nothing without.
     live = importlib.util.find_spec("ipywidgets") if output.is_jupyter else output.is_terminal
     return _Live(output) if live else _Lines(output)
+
+
+def shown(text: str, console: Console) -> str:
+    """The text with "?" for what the console's encoding does not have: no reason to end a run."""
+    return text.encode(console.encoding, "replace").decode(console.encoding)
 
 
 def describe(*stages: Any) -> str:

@@ -113,7 +113,7 @@ class ResultsTable(JupyterMixin):
         if 1 in counts:
             lines.append("gain: one seed has no interval")
         if any(row["best"] for row in self.summary):
-            lines.append("*: the best of its sweep by validation accuracy")
+            lines.append("*: the best of its sweep by validation accuracy, the first of equals")
         shown = {column.name for column in self.columns(width)}
         if (failed := sum(row["failed"] for row in self.summary)) and "seeds" not in shown:
             lines.append(f"{failed} more could not be trained to the end")

@@ -145,21 +145,21 @@ class _ByKey(Mapping[Key, T], Generic[T]):
     """A mapping whose KeyError names what there is."""
 
     def __init__(self, values: Mapping[Key, T]):
-        self._values = values
+        self._values, self._keys = values, dict.fromkeys(values)  # values may be read when asked
 
     def __getitem__(self, key: Key) -> T:
-        if key not in self._values:
+        if key not in self._keys:
             raise KeyError(f"no {key!r}, as (guidance, network, seed): there are {_listed(self)}")
         return self._values[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._values
+        return key in self._keys
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._values)
+        return iter(self._keys)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._keys)
 
     def __repr__(self) -> str:
         return f"{{{len(self)} of {_listed(self)}}}"
