@@ -2,11 +2,14 @@
 
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
 
-from distill_jax import data, default_config, methods, resolve
+from distill_jax import data, default_config, load, methods, resolve
+from distill_jax.commands.arguments import parse
+from distill_jax.main import COMMANDS
 from distill_jax.runs.config import FIELDS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,8 +57,27 @@ def test_fields_that_are_named_are_fields(page):
     assert named <= {field.path for field in FIELDS}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_can_be_read(page):
+    blocks = re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    for command in re.findall(r"python -m distill_jax (\w.*)", text):
+        name, *arguments = shlex.split(command, comments=True)
+        given = parse(name, COMMANDS[name], arguments)
+        if given.config is not None:
+            assert resolve(given.config).comparisons, command
+
+
+def test_the_config_file_of_the_page_is_one():
+    (example,) = examples("docs/config.md")
+    names: dict = {}
+    exec(example, names)
+    assert resolve(names["get_config"]("cifar100")).dataset["name"] == "cifar100"
+    assert resolve(names["get_config"]("smoke")).recipe["epochs"] == 1
+
+
 def test_the_configs_in_the_table_are_those_there_are():
-    rows = re.findall(r"^\| `(\w+)`.* \|", (README).read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`.* \|", README.read_text("utf-8"), re.MULTILINE)
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
     assert files <= set(rows)
     for page in PAGES:
@@ -89,7 +111,8 @@ def test_the_notebook_of_the_readme_shows_that_teaching_helps(tmp_path, monkeypa
     assert len(gains) == 5 and np.mean(gains) > 0
     printed = capsys.readouterr().out
     assert f"{100 * np.mean(gains):+.2f}" in printed
-    assert max(map(len, printed.splitlines())) <= 80
+    assert max(len(line) for line in printed.splitlines() if line[:1] in "┃│") <= 80
+    assert load(tmp_path / "runs" / "notebook").rows == results.rows
     labels = data.load("digits").test.labels[:10]
     assert str(labels) in printed
     documented = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", FIELDS_OF_A_ROW, re.MULTILINE)
