@@ -51,7 +51,7 @@ def read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
         if entry["dtype"] not in _SAFETENSORS:
             raise WeightsError(f"holds {name} as {entry['dtype']}: expected {set(_SAFETENSORS)}")
         dtype = np.dtype(_SAFETENSORS[entry["dtype"]]).newbyteorder("<")
-        array = np.ndarray(entry["shape"], dtype, entry["data"])
+        array: np.ndarray = np.ndarray(entry["shape"], dtype, entry["data"])
         array = array.astype(dtype.newbyteorder("="))
         state[name] = torch_files.widened(array) if entry["dtype"] == "BF16" else array
     return state
