@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax import data, default_config, load, methods, resolve
-from distill_jax.commands.arguments import parse
-from distill_jax.main import COMMANDS
+from distill_jax.main import COMMANDS, parse
 from distill_jax.runs.config import FIELDS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,13 +17,13 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FIELDS_OF_A_ROW = RESULTS.read_text("utf-8").partition("In `results.json`")[2].partition("\n## ")[0]
 
 
-def examples(page):
-    """The Python examples of a page."""
-    text = (ROOT / page).read_text("utf-8")
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def blocks(page, language=""):
+    """The code blocks of a page that are in a language; "" of commands and what they print."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
-EXAMPLES = examples("docs/adding.md")
+EXAMPLES = blocks(ROOT / "docs" / "adding.md", "python")
 
 
 def run(example, monkeypatch, **options):
@@ -53,14 +52,13 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_fields_that_are_named_are_fields(page):
-    named = set(re.findall(r"--config\.([a-z_.]*[a-z_])", page.read_text("utf-8"))) - {"dataset"}
+    named = set(re.findall(r"--config\.([a-z_.]*[a-z_])", page.read_text("utf-8")))
     assert named <= {field.path for field in FIELDS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_can_be_read(page):
-    blocks = re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
+    text = "".join(blocks(page)).replace("\\\n", " ")
     for command in re.findall(r"python -m distill_jax (\w.*)", text):
         name, *arguments = shlex.split(command, comments=True)
         given = parse(name, COMMANDS[name], arguments)
@@ -69,7 +67,7 @@ def test_commands_can_be_read(page):
 
 
 def test_the_config_file_of_the_page_is_one():
-    (example,) = examples("docs/config.md")
+    (example,) = blocks(ROOT / "docs" / "config.md", "python")
     names: dict = {}
     exec(example, names)
     assert resolve(names["get_config"]("cifar100")).dataset["name"] == "cifar100"
@@ -104,7 +102,7 @@ def test_the_methods_in_the_tables_are_those_there_are(page):
 
 def test_the_notebook_of_the_readme_shows_that_teaching_helps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # it writes its results
-    (example,) = examples("README.md")
+    (example,) = blocks(README, "python")
     (results,) = run(example, monkeypatch)
     alone, taught = ([r for r in results.rows if r["guidance"] == x] for x in ("none", "direct"))
     gains = [a["test_accuracy"] - b["test_accuracy"] for a, b in zip(taught, alone, strict=True)]
@@ -129,9 +127,11 @@ def test_a_network_gives_the_same_numbers_on_one_device_and_on_two(monkeypatch, 
     # Fewer images: linen's convolutions are slow here.
     few = data.load(**default_config().dataset).limited(32, seed=0)
     two, one = run(EXAMPLES[0], monkeypatch, dataset=few)
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    for many, alone in zip(two.rows, one.rows, strict=True):
-        assert many["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.01)
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    for many, alone, line in zip(two.rows, one.rows, printed, strict=True):
+        accuracies = many["test_accuracy"], alone["test_accuracy"]
+        assert line.split() == [many["guidance"], *map(str, accuracies)]
+        assert accuracies[0] == pytest.approx(accuracies[1], abs=0.01)
     label = ("direct", "plane2", 0)
     for many, alone in zip(two.histories[label], one.histories[label], strict=True):
         assert many["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
@@ -159,7 +159,7 @@ def test_another_task_is_distilled(number, monkeypatch):
 
 def test_a_metric_is_recorded(monkeypatch, capsys):
     (result,) = run(EXAMPLES[6], monkeypatch)
-    printed = [float(number) for number in capsys.readouterr().out.split()]
+    printed = [float(number) for number in capsys.readouterr().out.split()[-3:]]
     (row,) = result.rows
     assert printed == [row["test_accuracy"], row["test_top3"], row["valid_top3"]]
     network, variables = next(iter(result.networks.values()))
