@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_jax import data, report
-from distill_jax.models import Variables, deploy
+from distill_jax.models import Variables
 from distill_jax.refusals import refuses
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import (
     CheckpointError,
-    Checkpoints,
-    Damaged,
-    recover,
-    restore,
-    save,
-    write_json,
 )
 from distill_jax.runs.config import ConfigError
-from distill_jax.runs.given import folder_name, preprocessing_of
 from distill_jax.runs.interrupts import first_interrupt
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.provenance import write_run
 from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
+from distill_jax.runs.stage_folder import StageFolder, Together
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
 from distill_jax.train import evaluation, fit
@@ -37,11 +30,7 @@ from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Planned, Reporter, Several
 from distill_jax.train.stage import steps_per_epoch
-from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.trainer import NotFiniteError
-
-log = logging.getLogger("distill_jax")
-Together = tuple[str, ...]  # the ids of the stages that one step trains
 
 
 @refuses(ConfigError, data.DataError, WorkdirError, CheckpointError, StagesFailed, fit.Interrupted)
@@ -166,8 +155,9 @@ class _Stages:
         store: Store | None,
     ):
         self.plan, self.dataset = prepared.plan, prepared.dataset
-        self.experiment, self.store = prepared.experiment, store
-        self.folder, self.reporter, self.stop = folder, reporter, stop
+        self.experiment = prepared.experiment
+        self.folder = None if folder is None else StageFolder(folder, prepared, store)
+        self.reporter, self.stop = reporter, stop
         self.done: dict[str, StageResult] = {}
         self.failed: dict[str, str] = {}  # why
 
@@ -185,7 +175,7 @@ class _Stages:
         """Adds the stages that the folder has finished."""
         if self.folder is not None:
             for together in self._trained():
-                self._take_finished(together)
+                self.done |= self.folder.finished(together)
 
     def planned(self) -> list[Planned]:
         """What is trained, for reporters."""
@@ -261,15 +251,12 @@ class _Stages:
     def write_results(self) -> None:
         """Writes `results.json`, whole and current."""
         if self.folder is not None:
-            write_json(self.folder / "results.json", self.results().rows)
+            self.folder.write_results(self.results().rows)
 
     def _keep(self, results: dict[str, StageResult]) -> None:
         """Adds the results of stages that one step trained, once all of them are safe."""
         if self.folder is not None:
-            for stage_id, result in results.items():
-                self._save(stage_id, result)
-            self._tidy(results)
-            self._share(results)
+            self.folder.keep(results)
         self.done |= results
         self.write_results()
         for stage_id, result in results.items():
@@ -298,7 +285,7 @@ class _Stages:
         if self.folder is None:
             return population
         # Stages that were saved at steps of their own go on by themselves.
-        saved = [set(self._progress(together).steps()) for together in population]
+        saved = [set(self.folder.progress(together).steps()) for together in population]
         return population if not any(saved) or set.intersection(*saved) else population[:1]
 
     def _as_placed(self, left: list[Together]) -> list[Together]:
@@ -308,16 +295,16 @@ class _Stages:
         """
         if self.folder is None:
             return []
-        ids = self._progress(left[0]).newest_meta().get("placed", [])
+        ids = self.folder.progress(left[0]).newest_meta().get("placed", [])
         placed = [together for together in left if together[0] in ids]
         even = len(placed) % self.experiment.topology.count == 0 or len(ids) == 1
         if not placed or len(placed) < len(ids) or not even:
             return []
-        common = set.intersection(*(set(self._progress(x).steps()) for x in placed))
+        common = set.intersection(*(set(self.folder.progress(x).steps()) for x in placed))
         return placed if common else []
 
     def _inputs(self, together: Together) -> ReplicaInputs:
-        checkpoints = self._progress(together) if self.folder is not None else None
+        checkpoints = None if self.folder is None else self.folder.progress(together)
         return ReplicaInputs(tuple(map(self._stage_inputs, together)), checkpoints)
 
     def _stage_inputs(self, stage_id: str) -> StageInputs:
@@ -329,79 +316,6 @@ class _Stages:
             plain.record["valid_accuracy"] if plain else None,
             self.done[stage.start].whole if stage.start else {},
         )
-
-    # ------------------------------------------------------------------------------- in the folder
-    def _place(self, stage_id: str) -> Path:
-        assert self.folder is not None
-        name = folder_name(self.plan.stages[stage_id].network.name, stage_id)
-        return self.folder / "stages" / name
-
-    def _progress(self, together: Together) -> Checkpoints:
-        """The checkpoints of stages that one step trains: one save for all, whole or not at all."""
-        specs = {stage_id: self.plan.specs[stage_id] for stage_id in together}
-        about = specs[together[0]] if len(together) == 1 else specs
-        return Checkpoints(self._place(together[0]) / "progress", about)
-
-    def _take_finished(self, together: Together) -> None:
-        """Adds stages that are finished; none of a cycle where one is not."""
-        results = {}
-        for stage_id in together:
-            if self.store is not None:
-                self.store.fetch(self._place(stage_id))
-            if (result := self._finished(stage_id)) is None:
-                return
-            results[stage_id] = result
-        self.done |= results
-        self._tidy(results)
-        self._share(results)
-
-    def _share(self, stage_ids: Iterable[str]) -> None:
-        if self.store is not None:
-            for stage_id in stage_ids:
-                self.store.keep(self._place(stage_id))
-
-    def _finished(self, stage_id: str) -> StageResult | None:
-        """The result of a finished stage; None where it is not finished or, loudly, damaged."""
-        place = self._place(stage_id)
-        recover(place / "weights")
-        if not (place / "weights").exists() and not (place / "result.json").exists():
-            return None
-        stage = self.plan.stages[stage_id]
-        template: Any = stage.network.backbone.shapes
-        if stage.phase:
-            examples = len(self.dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-            template = {"network": stage.network.shapes, "methods": method_shapes(stage, examples)}
-        try:
-            arrays, found = restore(place / "weights", template, self.plan.specs[stage_id])
-            whole = arrays if stage.phase else {}
-            variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
-            result = StageResult(variables, found["history"], found["record"], whole)
-        except (Damaged, KeyError) as error:
-            log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
-            if self.store is not None:
-                self.store.distrust(place)
-            return None
-        return evaluation.with_metrics(stage, result, self.dataset, self.experiment.topology)
-
-    def _save(self, stage_id: str, result: StageResult) -> None:
-        place = self._place(stage_id)
-        place.mkdir(parents=True, exist_ok=True)
-        # In one save, so that the weights and what is known of them cannot part.
-        meta = {
-            "record": result.record,
-            "history": result.history,
-            "preprocessing": preprocessing_of(self.dataset),
-        }
-        arrays = result.whole or result.variables
-        save(place / "weights", arrays, {"about": self.plan.specs[stage_id], **meta})
-
-    def _tidy(self, results: dict[str, StageResult]) -> None:
-        """Follows the saves of finished stages, done again where a kill came between."""
-        # For people to read: a run reads what was saved with the weights.
-        for stage_id, result in results.items():
-            found = {"record": result.record, "history": result.history}
-            write_json(self._place(stage_id) / "result.json", found)
-        self._progress(tuple(results)).remove()
 
 
 __all__ = ["ConfigError", "Results", "StagesFailed", "WorkdirError", "run"]

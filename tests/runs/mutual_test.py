@@ -10,7 +10,7 @@ from marks import slow
 
 import distill_jax
 from distill_jax import models
-from distill_jax.runs import runner
+from distill_jax.runs import stage_folder
 from distill_jax.runs.checkpoint import CheckpointError
 from distill_jax.runs.config import ConfigError
 from distill_jax.train import fit
@@ -264,7 +264,7 @@ def test_a_run_that_ends_between_the_saves_of_a_cycle_loses_nothing(
     mutual, tmp_path, monkeypatch, failing
 ):
     """The first weights are safe and the second are not; or both are, and nothing is tidied."""
-    saves, save, tidy = itertools.count(1), runner.save, runner.write_json
+    saves, save, tidy = itertools.count(1), stage_folder.save, stage_folder.write_json
 
     def fails_at(count, function):
         def called(*arguments):
@@ -275,8 +275,8 @@ def test_a_run_that_ends_between_the_saves_of_a_cycle_loses_nothing(
         return called
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "save", fails_at(failing, save))
-        patch.setattr(runner, "write_json", fails_at(failing, tidy))
+        patch.setattr(stage_folder, "save", fails_at(failing, save))
+        patch.setattr(stage_folder, "write_json", fails_at(failing, tidy))
         with pytest.raises(CheckpointError, match="power"):
             run(tmp_path, checkpoint_every="1 step")
     assert list(tmp_path.glob("stages/*/progress"))
