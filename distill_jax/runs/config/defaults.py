@@ -266,7 +266,7 @@ FIELDS = (
     Field(
         "nonfinite",
         "halt",
-        "At a step that is not finite: halt, or 'skip N' to pass over up to N of them.",
+        "At a step that is not finite: halt there, or 'skip N' to pass over up to N of them.",
     ),
     Field(
         "checkpoint_every",
