@@ -152,8 +152,9 @@ def _flops(network: Network) -> float:
         return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))[0]
 
     try:
-        counted = jax.jit(forward).lower(network.shapes, network.inputs).cost_analysis() or {}
-    except Exception:  # whatever a backend raises that does not count
+        with jax.default_device(jax.devices("cpu")[0]):  # other backends count what is compiled
+            counted = jax.jit(forward).lower(network.shapes, network.inputs).cost_analysis() or {}
+    except Exception:  # whatever is raised where there is none, or it does not count
         counted = {}
     return counted.get("flops") or 2.0 * models.count_parameters(network)
 

@@ -100,7 +100,8 @@ class ResultsTable(JupyterMixin):
             if _total(columns) < width:
                 break
             columns = [column for column in columns if column.name != name]
-        return columns
+        flat = [column._replace(heading=" ".join(column.heading.split())) for column in columns]
+        return flat if _total(flat) < width else columns
 
     def notes(self, width: int) -> list[str]:
         """What is to be known of the table at a width, a line each."""
