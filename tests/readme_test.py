@@ -20,7 +20,7 @@ def run(example, monkeypatch, **options):
     results, plain = [], distill_jax.run
 
     def kept(config, **own):
-        results.append(plain(config, **own, **options))
+        results.append(plain(config, progress=False, **own, **options))
         return results[-1]
 
     monkeypatch.setattr(distill_jax, "run", kept)
