@@ -10,11 +10,14 @@ import pytest
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What one test compiled, the others and the commands they start need not compile again. JAX writes
-# its entries in place: a process that meets half of one warns, and compiles for itself.
 STARTED_HERE = "PYTEST_XDIST_WORKER" not in os.environ  # else it was, and the folder is inherited
 if STARTED_HERE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="distill_jax-compiled-")
+    # pytest keeps the folders of failed tests; what libraries leave goes when the tests end.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="distill_jax-tests-")
+# What one test compiled, the others and the commands they start need not compile again. JAX writes
+# its entries in place: a process that meets half of one warns, and compiles for itself.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -37,6 +40,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_unconfigure() -> None:
-    """Lets go of what was compiled."""
+    """Lets go of what was compiled and left behind."""
     if STARTED_HERE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
