@@ -23,8 +23,9 @@ from distill_jax.runs.plan import Plan, warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.workdir import folder_of
 from distill_jax.train.cost import Estimator, StageCost
-from distill_jax.train.stage import steps_per_epoch
+from distill_jax.train.stage import Stage, steps_per_epoch
 
+TAUGHT_BY = 20  # characters of a line; more teachers take more lines
 MEASURE = Flag("measure", "yes: time a few steps of each kind of stage; no.", "yes", ("yes", "no"))
 
 
@@ -80,9 +81,9 @@ def _table(
     plan, dataset = prepared.plan, prepared.dataset
     title = f"The plan of {prepared.experiment.name}, in the order of training"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("network")
-    table.add_column("taught by")
-    for heading in ("parameters", "steps", "done", *(("step", "all", "memory") if costs else ())):
+    table.add_column("network", no_wrap=True)
+    table.add_column("taught by", max_width=TAUGHT_BY)
+    for heading in ("params", "steps", "done", *(("step", "all", "MiB") if costs else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in _alike(plan):
         stage = plan.stages[group[0]]
@@ -90,13 +91,20 @@ def _table(
         steps = 0 if stage.file else stage.recipe.epochs * steps_per_epoch(examples, stage.recipe)
         table.add_row(
             stage.network.name + (" (phase)" if stage.phase else ""),
-            " ".join(stage.taught_by) or ("weights are given" if stage.file else "-"),
-            f"{models.count_parameters(stage.network.backbone):,}",
+            _taught_by(stage),
+            _short(models.count_parameters(stage.network.backbone)),
             f"{steps:,}",
             _done(group, states),
             *(_cost([costs[x] for x in group if x in costs]) if costs else ()),
         )
     return table
+
+
+def _taught_by(stage: Stage) -> str:
+    """The teachers, and whether some are dropped."""
+    dropped = ("(some dropped)",) if stage.recipe.dropping.kind != "none" else ()
+    given = "weights are given" if stage.file else "-"
+    return " ".join((*stage.taught_by, *dropped)) or given
 
 
 def _alike(plan: Plan) -> list[list[str]]:
@@ -112,8 +120,16 @@ def _alike(plan: Plan) -> list[list[str]]:
 def _done(group: Sequence[str], states: Mapping[str, StageState]) -> str:
     done = sum(states[stage_id].done for stage_id in group)
     begun = [states[x].step for x in group if states[x].step and not states[x].done]
-    at = f"\nat step {', '.join(map(str, begun))}" if begun else ""
-    return f"{done} of {len(group)}{at}"
+    at = f"\nat {', '.join(map(str, begun))}" if begun else ""
+    return f"{done}/{len(group)}{at}"
+
+
+def _short(number: int) -> str:
+    """A number with three digits: 812, 82.8k, 2.49M."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:#.3g}".rstrip(".") + unit
+    return str(number)
 
 
 def _cost(costs: Sequence[StageCost]) -> tuple[str, str, str]:
@@ -122,10 +138,15 @@ def _cost(costs: Sequence[StageCost]) -> tuple[str, str, str]:
         return "", "", ""
     sizes = [cost.device_bytes for cost in costs if cost.device_bytes is not None]
     return (
-        f"{1000 * costs[0].step_seconds:.3g} ms",
+        _step(costs[0].step_seconds),
         duration(sum(cost.seconds for cost in costs)),
-        f"{max(sizes) / 2**20:,.0f} MiB" if sizes else "",
+        f"{max(sizes) / 2**20:,.0f}" if sizes else "",
     )
+
+
+def _step(seconds: float) -> str:
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
 
 
 def _summary(
@@ -140,17 +161,21 @@ def _summary(
         seconds = sum(cost.seconds for cost in costs.values())
         device = jax.devices()[0].device_kind
         lines.append(
-            f"about {duration(seconds)} for these, one at a time on {device}, compiling apart"
+            f"about {duration(seconds)} for these, one at a time on {device}, compiling apart; "
+            "from a few steps of each kind"
         )
     return lines
 
 
 def duration(seconds: float) -> str:
-    """A time in two units at most: 40 s, 3 min, 2 h 10 min."""
+    """A time in two digits or three: 40 s, 3 min, 2.17 h."""
     if seconds < 99.5:
         return f"{seconds:.2g} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = minutes / 60
+    return f"{hours:.3g} h" if hours < 100 else f"{hours:,.0f} h"
 
 
 PLAN = Command(

@@ -83,7 +83,7 @@ def test_plan_measures_what_is_to_be_trained_and_trains_nothing(tmp_path, capsys
     assert max(map(len, text.splitlines())) <= 80
     lines = [line.split() for line in text.splitlines()]
     (taught,) = (line for line in lines if line[:2] == ["plane2", "plane4"])
-    assert taught[2:7] == ["2,804", "12", "0", "of", "1"] and "ms" in taught and "MiB" in taught
+    assert taught[2:5] == ["2.80k", "12", "0/1"] and "ms" in taught and "MiB" in text
     assert "3 stages, 3 to be trained" in text and "about " in text
 
 
@@ -93,7 +93,7 @@ def test_plan_knows_what_a_folder_or_a_store_has(run, stopped, tmp_path, capsys)
     own = [f"--config={stopped}", "--measure=no"]
     text = printed(capsys, "plan", *own, f"--workdir={stopped}")
     assert "3 stages, 2 to be trained" in text
-    assert re.search(r"plane4 +- .* 12 +0 of 1 *\n.*at step [1-9]", text)
+    assert re.search(r"plane4 +- .* 12 +0/1 *\n.*at [1-9]", text)
     own.append(f"--workdir={tmp_path / 'new'}")
     assert "3 stages, 3 to be trained" in printed(capsys, "plan", *own)
     store = f"--store={run[0] / 'stages'}"
