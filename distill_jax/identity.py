@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import sys
+import tokenize
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
@@ -235,7 +236,7 @@ def _source(thing: Any) -> str:
     """The digest of the source of a function or class, "" of a class that has none."""
     try:
         text = inspect.getsource(thing)
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # or a file of something else
         if isinstance(thing, type):
             return ""
         text = repr(_bytecode(thing.__code__))

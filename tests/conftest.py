@@ -6,6 +6,7 @@ import tempfile
 from typing import Any
 
 import cli
+import hypothesis
 import pytest
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
@@ -20,6 +21,11 @@ if STARTED_HERE:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# No test is timed, whatever else the machine does.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -205,3 +205,11 @@ def test_what_refers_to_itself_ends():
 def test_which_of_two_is_meant_again_counts():
     one, other = closure(1), closure(2)
     assert identity.describe([one, other, one]) != identity.describe([one, other, other])
+
+
+def test_a_function_whose_file_holds_no_code_any_more_is_its_bytecode(tmp_path):
+    texts = (f"def function(x):\n    return x + {number}\n" for number in (1, 2))
+    one, other = (module_of(tmp_path, text).function for text in texts)
+    (tmp_path / "outside_code.py").write_text('It isn\'t code.\n"""\n')
+    linecache.clearcache()
+    assert identity.describe(one) != identity.describe(other)
