@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -32,8 +33,9 @@ from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
-from distill_jax.train import evaluation, fit
+from distill_jax.train import evaluation, fit, memory
 from distill_jax.train.evaluation import StageResult
+from distill_jax.train.memory import OutOfMemoryError
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Planned, Reporter, Several
 from distill_jax.train.stage import steps_per_epoch
@@ -44,7 +46,15 @@ log = logging.getLogger("distill_jax")
 Together = tuple[str, ...]  # the ids of the stages that one step trains
 
 
-@refuses(ConfigError, data.DataError, WorkdirError, CheckpointError, StagesFailed, fit.Interrupted)
+@refuses(
+    ConfigError,
+    data.DataError,
+    WorkdirError,
+    CheckpointError,
+    OutOfMemoryError,
+    StagesFailed,
+    fit.Interrupted,
+)
 def run(
     config: Mapping[str, Any],
     *,
@@ -77,6 +87,7 @@ def run(
       CheckpointError: something cannot be written, or what was is of another training.
       fit.Interrupted: a KeyboardInterrupt: `stop` said so, or Ctrl-C did. What there is was saved;
         without a `workdir` Ctrl-C gives the results that are finished, marked `interrupted`.
+      OutOfMemoryError: a device's memory does not suffice; what was saved stays.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
     """
     fields = config_lib.fields_of(config)
@@ -87,7 +98,7 @@ def run(
     shown = report.console_reporter() if reporter is None and progress else None
     told = reporter or shown or Reporter()
     try:
-        with pinned(experiment.dtype):
+        with pinned(experiment.dtype, experiment.precision):
             prepared = prepare(experiment, dataset)
             with opened(workdir, prepared.recorded(fields)) as folder:
                 if folder is not None:
@@ -174,9 +185,10 @@ class _Stages:
     def evaluate_given(self, stage_id: str, variables: Variables) -> None:
         """Adds the result of a stage whose weights are given."""
         stage = self.plan.stages[stage_id]
-        self.done[stage_id] = evaluation.evaluate_pretrained(
-            stage, self.dataset, variables, self.experiment.topology
-        )
+        with self._memory_told((stage_id,)):
+            self.done[stage_id] = evaluation.evaluate_pretrained(
+                stage, self.dataset, variables, self.experiment.topology
+            )
         self.reporter.stage_ended(stage, self.done[stage_id].record)
         if lines := evaluation.chance_warning(stage, self.done[stage_id], self.dataset):
             self.reporter.notice(lines)
@@ -226,7 +238,9 @@ class _Stages:
                 raise fit.Interrupted
             chosen = self._next_population(waiting)
             try:
-                results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
+                with self._memory_told(*chosen):
+                    inputs = [self._inputs(x) for x in chosen]
+                    results = fit.train(inputs, self.dataset, options)
             except NotFiniteError as error:
                 self._fail(chosen[error.replica], str(error))
                 continue
@@ -330,6 +344,14 @@ class _Stages:
             self.done[stage.start].whole if stage.start else {},
         )
 
+    def _memory_told(self, *chosen: Together) -> contextlib.AbstractContextManager[None]:
+        """An error of memory in what computes stages, in words."""
+        first = [self.plan.stages[x] for x in chosen[0]]
+        cached = caches_teachers(first, self.dataset, self.experiment.teacher_logits)
+        named = report.describe(*(self.plan.stages[x] for together in chosen for x in together))
+        kept = "" if self.folder is None else str(self.folder)
+        return memory.told(named, members=len(chosen), cached=cached, kept=kept)
+
     # ------------------------------------------------------------------------------- in the folder
     def _place(self, stage_id: str) -> Path:
         assert self.folder is not None
@@ -381,7 +403,8 @@ class _Stages:
             if self.store is not None:
                 self.store.distrust(place)
             return None
-        return evaluation.with_metrics(stage, result, self.dataset, self.experiment.topology)
+        with self._memory_told((stage_id,)):
+            return evaluation.with_metrics(stage, result, self.dataset, self.experiment.topology)
 
     def _save(self, stage_id: str, result: StageResult) -> None:
         place = self._place(stage_id)

@@ -250,6 +250,17 @@ FIELDS = (
         object,
     ),
     Field("dtype", "float32", "What networks compute in: float32, bfloat16 or float64."),
+    Field(
+        "precision",
+        "default",
+        "Of matrix products and convolutions in float32: default (the device's own, TF32 or "
+        "bfloat16 on many), high or highest (float32). Logits are computed at the highest always.",
+    ),
+    Field(
+        "deterministic",
+        False,
+        "Only operations of a GPU that give the same bytes each time; on other devices all do.",
+    ),
     Field("parallel", "jit", "How several devices share a step: jit (shard_map) or pmap."),
     Field("devices", 1, "Devices that share each batch; 0 takes all. A CPU can count as several."),
     Field(

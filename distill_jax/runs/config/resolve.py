@@ -16,12 +16,18 @@ import numpy as np
 from distill_jax import graph, identity, methods, models
 from distill_jax.methods import TESKD, LossOptions
 from distill_jax.refusals import refuses
+from distill_jax.runs.ambient import PRECISIONS
 from distill_jax.runs.config.defaults import default_config
 from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError, merge, one_of, typed, unknown, words
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.options import TEACHER_LOGITS
-from distill_jax.train.sharding import Topology, ask_for_cpu_devices, check_backend
+from distill_jax.train.sharding import (
+    Topology,
+    ask_for_cpu_devices,
+    ask_for_same_bytes,
+    check_backend,
+)
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
@@ -73,6 +79,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"dataset.options are plain values, as of JSON: {error}") from error
     ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
+    if values["deterministic"]:
+        ask_for_same_bytes()
     check_backend()
     experiment = Experiment(
         name=values["name"],
@@ -93,6 +101,8 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         selection=values["selection"] or ("test" if protocol == "official" else "validation"),
         protocol=protocol,
         dtype=one_of("dtype", values["dtype"], tuple(models.DTYPES)),
+        precision=one_of("precision", values["precision"], PRECISIONS),
+        deterministic=values["deterministic"],
         topology=Topology(values["parallel"], values["devices"]),
         population=_at_least("population", values["population"], 0),
         teacher_logits=one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
