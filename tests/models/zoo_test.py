@@ -324,7 +324,7 @@ def test_logits_and_their_gradients_are_computed_at_the_highest_precision(name):
         return sum(one.logits.sum() for one in (outputs, *outputs.branches))
 
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    lowered = jax.jit(jax.grad(logits)).lower(network.shapes, images).as_text()
+    lowered = jax.jit(jax.value_and_grad(logits)).lower(network.shapes, images).as_text()
     products = [x for x in lowered.splitlines() if "dot_general" in x and "bf16" not in x]
     # The logits, and the gradients of kernel and feature.
     assert len(products) >= 3 * (network.branches + 1)
