@@ -129,6 +129,8 @@ def _train(
     stages = _Stages(prepared, folder, listeners, stop, store)
     stages.take_finished()
     listeners.run_started(stages.planned())
+    if (count := prepared.experiment.topology.count) > 1:
+        listeners.notice([f"  {count} devices share each batch; devices=1 takes one"])
     if lines := warnings(prepared.plan, prepared.experiment.dtype):
         listeners.notice(lines)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
@@ -414,6 +416,7 @@ class _Stages:
             "record": result.record,
             "history": result.history,
             "preprocessing": preprocessing_of(self.dataset),
+            "devices": self.experiment.topology.count,
         }
         arrays = result.whole or result.variables
         save(place / "weights", arrays, {"about": self.plan.specs[stage_id], **meta})
