@@ -20,7 +20,6 @@ from distill_jax.runs.config import (
 )
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
-from distill_jax.train.sharding import Topology
 
 ROW = ("plane6", "plane4", "plane2")
 
