@@ -17,11 +17,13 @@ from distill_jax.runs.load import load
 from distill_jax.runs.results import Results, StagesFailed
 from distill_jax.runs.runner import run
 from distill_jax.runs.workdir import WorkdirError
+from distill_jax.train.memory import OutOfMemoryError
 from distill_jax.train.optim import register_optimizer
 
 __all__ = [
     "ConfigError",
     "Experiment",
+    "OutOfMemoryError",
     "Results",
     "StagesFailed",
     "WorkdirError",

@@ -22,6 +22,7 @@ from distill_jax.runs.checkpoint import CheckpointError
 from distill_jax.runs.config import ConfigError, fields_help
 from distill_jax.runs.provenance import version
 from distill_jax.runs.workdir import WorkdirError
+from distill_jax.train.memory import OutOfMemoryError
 
 COMMANDS: dict[str, Command] = {
     "train": TRAIN,
@@ -36,6 +37,7 @@ REFUSED = (
     CheckpointError,
     DataError,
     WeightsError,
+    OutOfMemoryError,
     FloatingPointError,  # a step that is not finite, or no epoch to select by
     OSError,  # a full disk, or a folder that went away
 )

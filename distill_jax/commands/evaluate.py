@@ -20,7 +20,7 @@ from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.given import load_given, network_of, stage_folder
 from distill_jax.runs.plan import build_network
-from distill_jax.train import programs
+from distill_jax.train import memory, programs
 from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe, Stage
 
@@ -40,7 +40,7 @@ def evaluate(given: SimpleNamespace) -> int:
     if not name:
         raise ArgumentsError(f"{given.weights} is a file: expected the --network that it is of")
     experiment = config_lib.resolve(given.config or _config_of(folder, given.weights))
-    with pinned(experiment.dtype):
+    with pinned(experiment.dtype, experiment.precision):
         dataset = data.load(**experiment.dataset)
         try:
             network = build_network(experiment, dataset, name).backbone
@@ -74,7 +74,8 @@ def _measured(
     network: Network, variables: Variables, dataset: data.Dataset, part: str, topology: Topology
 ) -> dict[str, Any]:
     split = getattr(dataset, part)
-    ((logits, *_),) = programs.predict_logits([(network, variables)], split, dataset, topology)
+    with memory.told(f"{network.name} on {dataset.name}"):
+        ((logits, *_),) = programs.predict_logits([(network, variables)], split, dataset, topology)
     return {
         "split": {"valid": "validation"}.get(part, part),
         "examples": len(split.labels),

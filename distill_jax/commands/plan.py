@@ -22,6 +22,7 @@ from distill_jax.runs.given import folder_name
 from distill_jax.runs.plan import Plan, warnings
 from distill_jax.runs.prepare import Prepared, prepare
 from distill_jax.runs.workdir import folder_of
+from distill_jax.train import memory
 from distill_jax.train.cost import Estimator, StageCost
 from distill_jax.train.stage import Stage, steps_per_epoch
 
@@ -35,7 +36,7 @@ def plan(given: SimpleNamespace) -> int:
     store = folder_of(given.store) if given.store else None
     experiment = config_lib.resolve(given.config)
     console = report.console()
-    with pinned(experiment.dtype):
+    with pinned(experiment.dtype, experiment.precision):
         prepared = prepare(experiment)
         states = _states(prepared.plan, workdir, store)
         if workdir.is_dir():
@@ -68,11 +69,13 @@ def _costs(prepared: Prepared, states: Mapping[str, StageState]) -> dict[str, St
     """The cost of each stage that is to be trained, of a cycle at its first."""
     experiment, plan = prepared.experiment, prepared.plan
     estimator = Estimator(prepared.dataset, experiment.topology, experiment.teacher_logits)
-    return {
-        together[0]: estimator.cost([plan.stages[stage_id] for stage_id in together])
-        for together in dict.fromkeys(plan.together.values())
-        if not states[together[0]].done
-    }
+    costs = {}
+    for together in dict.fromkeys(plan.together.values()):
+        if not states[together[0]].done:
+            stages = [plan.stages[stage_id] for stage_id in together]
+            with memory.told(report.describe(*stages)):
+                costs[together[0]] = estimator.cost(stages)
+    return costs
 
 
 def _table(

@@ -1,7 +1,7 @@
 """What one sees of a run: progress while it goes, tables and files when it is done."""
 
 from distill_jax.report.events import json_reporter, stage_fields
-from distill_jax.report.progress import brief, console, console_reporter
+from distill_jax.report.progress import brief, console, console_reporter, describe
 from distill_jax.report.summary import summarise
 from distill_jax.report.tables import ResultsTable, results_table, title
 from distill_jax.train.reporter import Reporter
@@ -12,6 +12,7 @@ __all__ = [
     "brief",
     "console",
     "console_reporter",
+    "describe",
     "json_reporter",
     "results_table",
     "stage_fields",

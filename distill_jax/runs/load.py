@@ -48,6 +48,7 @@ def load(workdir: str | Path) -> Results:
         _Networks(done, saved),
         _Histories(done),
         preprocess=_preprocessing(saved, config.dataset.to_dict()),
+        precision=config.precision,
     )
 
 

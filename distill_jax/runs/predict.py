@@ -19,7 +19,11 @@ BATCH = 256  # examples of a compiled call, at most
 
 
 def logits_of(
-    network: Network, variables: Variables, inputs: Any, preprocess: Callable[[Any], Any]
+    network: Network,
+    variables: Variables,
+    inputs: Any,
+    preprocess: Callable[[Any], Any],
+    precision: str = "default",
 ) -> np.ndarray:
     """The logits of each example, (N, C) float32, in batches.
 
@@ -28,6 +32,7 @@ def logits_of(
       variables: its own.
       inputs: (N, ...) as the data set has them.
       preprocess: makes of a batch of them what the network sees.
+      precision: of matrix products and convolutions.
 
     Raises:
       ValueError: no examples, or such as the network does not take.
@@ -38,7 +43,7 @@ def logits_of(
     n = len(jax.tree.leaves(inputs)[0])
     size = min(BATCH, 1 << (n - 1).bit_length())  # few sizes, each of which is compiled once
     forward = _program(network, preprocess)
-    with pinned(network.dtype):
+    with pinned(network.dtype, precision):
         parts = data.parts(inputs, size)
         logits = [jax.device_get(forward(variables, part)) for part in parts]
     return np.concatenate(logits)[:n]

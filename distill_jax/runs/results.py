@@ -39,6 +39,7 @@ class Results:
       histories: (guidance, network, seed) -> one dict an epoch.
       preprocess: makes of a batch of inputs, as the data set has them, what networks see.
       interrupted: whether it was stopped before all that was asked for was trained.
+      precision: of the matrix products and convolutions of `logits`, the run's own.
     """
 
     rows: list[dict[str, Any]]
@@ -46,6 +47,7 @@ class Results:
     histories: Mapping[Key, list[dict[str, Any]]]
     preprocess: Callable[[Any], Any] = as_it_is
     interrupted: bool = False
+    precision: str = "default"
 
     def __post_init__(self) -> None:
         for name in ("networks", "histories"):
@@ -92,7 +94,7 @@ class Results:
           ValueError: inputs of another shape or type, or several networks and no validation.
         """
         chosen = self._best({"guidance": guidance, "network": network, "seed": seed})
-        return logits_of(*self.networks[chosen], inputs, self.preprocess)
+        return logits_of(*self.networks[chosen], inputs, self.preprocess, self.precision)
 
     def predict(
         self,
@@ -239,7 +241,8 @@ def results_of(
             result = done[stage_id]
             networks[label, student, seed] = (stage.network.backbone, result.variables)
             histories[label, student, seed] = result.history
-    return Results(rows, networks, histories, dataset.preprocessing.evaluate)
+    preprocess = dataset.preprocessing.evaluate
+    return Results(rows, networks, histories, preprocess, precision=experiment.precision)
 
 
 def _used(stage: Stage, name: str, changes: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,15 +26,24 @@ from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.stage_folder import StageFolder, Together
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
-from distill_jax.train import evaluation, fit
+from distill_jax.train import evaluation, fit, memory
 from distill_jax.train.evaluation import StageResult
+from distill_jax.train.memory import OutOfMemoryError
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Planned, Reporter, Several
 from distill_jax.train.stage import steps_per_epoch
 from distill_jax.train.trainer import NotFiniteError
 
 
-@refuses(ConfigError, data.DataError, WorkdirError, CheckpointError, StagesFailed, fit.Interrupted)
+@refuses(
+    ConfigError,
+    data.DataError,
+    WorkdirError,
+    CheckpointError,
+    OutOfMemoryError,
+    StagesFailed,
+    fit.Interrupted,
+)
 def run(
     config: Mapping[str, Any],
     *,
@@ -66,6 +76,7 @@ def run(
       CheckpointError: something cannot be written, or what was is of another training.
       fit.Interrupted: a KeyboardInterrupt: `stop` said so, or Ctrl-C did. What there is was saved;
         without a `workdir` Ctrl-C gives the results that are finished, marked `interrupted`.
+      OutOfMemoryError: a device's memory does not suffice; what was saved stays.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
     """
     fields = config_lib.fields_of(config)
@@ -76,7 +87,7 @@ def run(
     shown = report.console_reporter() if reporter is None and progress else None
     told = reporter or shown or Reporter()
     try:
-        with pinned(experiment.dtype):
+        with pinned(experiment.dtype, experiment.precision):
             prepared = prepare(experiment, dataset)
             with opened(workdir, prepared.recorded(fields)) as folder:
                 if folder is not None:
@@ -107,6 +118,8 @@ def _train(
     stages = _Stages(prepared, folder, listeners, stop, store)
     stages.take_finished()
     listeners.run_started(stages.planned())
+    if (count := prepared.experiment.topology.count) > 1:
+        listeners.notice([f"  {count} devices share each batch; devices=1 takes one"])
     if lines := warnings(prepared.plan, prepared.experiment.dtype):
         listeners.notice(lines)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
@@ -164,9 +177,10 @@ class _Stages:
     def evaluate_given(self, stage_id: str, variables: Variables) -> None:
         """Adds the result of a stage whose weights are given."""
         stage = self.plan.stages[stage_id]
-        self.done[stage_id] = evaluation.evaluate_pretrained(
-            stage, self.dataset, variables, self.experiment.topology
-        )
+        with self._memory_told((stage_id,)):
+            self.done[stage_id] = evaluation.evaluate_pretrained(
+                stage, self.dataset, variables, self.experiment.topology
+            )
         self.reporter.stage_ended(stage, self.done[stage_id].record)
         if lines := evaluation.chance_warning(stage, self.done[stage_id], self.dataset):
             self.reporter.notice(lines)
@@ -175,7 +189,8 @@ class _Stages:
         """Adds the stages that the folder has finished."""
         if self.folder is not None:
             for together in self._trained():
-                self.done |= self.folder.finished(together)
+                with self._memory_told(together):
+                    self.done |= self.folder.finished(together)
 
     def planned(self) -> list[Planned]:
         """What is trained, for reporters."""
@@ -216,7 +231,9 @@ class _Stages:
                 raise fit.Interrupted
             chosen = self._next_population(waiting)
             try:
-                results = fit.train([self._inputs(x) for x in chosen], self.dataset, options)
+                with self._memory_told(*chosen):
+                    inputs = [self._inputs(x) for x in chosen]
+                    results = fit.train(inputs, self.dataset, options)
             except NotFiniteError as error:
                 self._fail(chosen[error.replica], str(error))
                 continue
@@ -316,6 +333,14 @@ class _Stages:
             plain.record["valid_accuracy"] if plain else None,
             self.done[stage.start].whole if stage.start else {},
         )
+
+    def _memory_told(self, *chosen: Together) -> contextlib.AbstractContextManager[None]:
+        """An error of memory in what computes stages, in words."""
+        first = [self.plan.stages[x] for x in chosen[0]]
+        cached = caches_teachers(first, self.dataset, self.experiment.teacher_logits)
+        named = report.describe(*(self.plan.stages[x] for together in chosen for x in together))
+        kept = "" if self.folder is None else str(self.folder.folder)
+        return memory.told(named, members=len(chosen), cached=cached, kept=kept)
 
 
 __all__ = ["ConfigError", "Results", "StagesFailed", "WorkdirError", "run"]

@@ -67,6 +67,7 @@ class StageFolder:
                 "record": result.record,
                 "history": result.history,
                 "preprocessing": preprocessing_of(self.dataset),
+                "devices": self.topology.count,
             }
             arrays = result.whole or result.variables
             save(place / WEIGHTS, arrays, {"about": self.plan.specs[stage_id], **meta})

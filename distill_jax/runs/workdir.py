@@ -30,6 +30,7 @@ RESUMABLE_FIELDS = (
     "topology",
     "population",
     "teacher_logits",
+    "deterministic",
     "max_nonfinite_steps",
     "checkpoint_every",
 )
@@ -151,6 +152,7 @@ def _check_same(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _identifying(config: dict[str, Any]) -> dict[str, Any]:
     left_out = (*RESUMABLE_FIELDS, "registered")
     kept = {name: value for name, value in config.items() if name not in left_out}
+    kept = {"precision": "default", **kept}  # as where there was no such field yet
     if isinstance(kept.get("dataset"), dict):
         fields = kept["dataset"].items()
         # Options are left out where there are none, as where there were none yet.

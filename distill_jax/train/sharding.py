@@ -27,6 +27,7 @@ from distill_jax.train.step import TrainStep
 
 AXIS = "devices"
 MODES = ("jit", "pmap")
+SAME_BYTES = "--xla_gpu_exclude_nondeterministic_ops=true"
 MEMBERS_A_DEVICE = 8  # of a population, where none are asked for
 
 
@@ -207,6 +208,35 @@ def ask_for_cpu_devices(count: int) -> None:
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
+
+
+def ask_for_same_bytes() -> None:
+    """Has XLA leave out the operations of a GPU that round otherwise each time they run.
+
+    Raises:
+      ValueError: JAX has started on a GPU without.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if SAME_BYTES in flags.split():
+        return
+    if not _has_started():
+        os.environ["XLA_FLAGS"] = f"{flags} {SAME_BYTES}".strip()
+    elif jax.default_backend() == "gpu":
+        raise ValueError(
+            "deterministic is True and JAX has already started on a GPU: expected "
+            f"XLA_FLAGS={SAME_BYTES} in the environment before jax is imported"
+        )
+
+
+def _has_started() -> bool:
+    """Whether JAX has started its backends, from when on this setting cannot be changed."""
+    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if asked == 1 else 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", asked)
+    return False
 
 
 def train_loop(step: TrainStep, topology: Topology) -> Callable:

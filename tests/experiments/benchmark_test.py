@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from distill_jax import models
-from experiments import gpu_row, growth
+from experiments import devices, gpu_row, growth
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import cases, compared, flops, machine, measure, tables, worker
 from experiments.benchmark.cases import Case, Unavailable
@@ -132,6 +132,15 @@ def test_several_devices_are_run_as_asked(flag, mode, canned, tmp_path):
     assert [case["parallel"] for case in found if case["devices"] == 2] == [mode] * 2
 
 
+def test_one_device_and_two(canned, tmp_path, capsys):
+    file = tmp_path / "found.json"
+    assert not command(devices.main, f"--json={file}")
+    lines = json.loads(file.read_text())["lines"]
+    assert [(line["teachers"], line["batch"]) for line in lines] == [(0, 8), (2, 8)]
+    assert all(line["ratio"] == [1.0, 1.0, 1.0] for line in lines)
+    assert "ratio" in capsys.readouterr().out
+
+
 def test_growth(canned, tmp_path, capsys):
     file = tmp_path / "found.json"
     assert not command(growth.main, f"--json={file}")
@@ -166,7 +175,7 @@ def test_the_gpu_row_in_words(canned, monkeypatch, tmp_path, capsys):
     assert written["flops"] == 5 * 32e6 * (3 + 4)
 
 
-@pytest.mark.parametrize("main", [benchmark.main, growth.main, gpu_row.main])
+@pytest.mark.parametrize("main", [benchmark.main, devices.main, growth.main, gpu_row.main])
 @pytest.mark.parametrize("argument", ["stray", "--json=/nowhere/found.json"])
 def test_a_wrong_command_is_refused_before_anything_is_measured(main, argument, capsys):
     assert command(main, argument) == 1

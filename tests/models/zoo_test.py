@@ -315,6 +315,22 @@ def test_bfloat16_stages_and_float32_logits(name):
         assert all(stage.dtype == jnp.bfloat16 for stage in part.stages)
 
 
+@pytest.mark.parametrize("name", ["plane2", "resnet8", "wrn_10_1", "vgg8", "evolving:plane4"])
+def test_logits_and_their_gradients_are_computed_at_the_highest_precision(name):
+    network = models.build(name, 10, (32, 32, 3), "bfloat16")
+
+    def logits(variables, images):
+        outputs, _ = network.apply(variables, images, train=True)
+        return sum(one.logits.sum() for one in (outputs, *outputs.branches))
+
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    lowered = jax.jit(jax.value_and_grad(logits)).lower(network.shapes, images).as_text()
+    products = [x for x in lowered.splitlines() if "dot_general" in x and "bf16" not in x]
+    # The logits, and the gradients of kernel and feature.
+    assert len(products) >= 3 * (network.branches + 1)
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 @pytest.mark.parametrize(
     ("name", "leaf", "std"),
     [

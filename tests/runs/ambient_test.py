@@ -1,7 +1,10 @@
 """Settings of JAX that others made: the same numbers under the same id, whatever they are."""
 
 import contextlib
+import json
+from typing import ClassVar
 
+import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +58,79 @@ def test_what_others_set_changes_neither_the_id_nor_a_bit(plain, setting):
 def test_a_precision_that_was_chosen_is_another_stage(plain):
     row, _ = trained(jax.default_matmul_precision("highest"))
     assert row["stage"] != plain[0]["stage"]
+
+
+class Precision(nn.Module):
+    """Notes the precision that it is computed in."""
+
+    seen: ClassVar[set[str | None]] = set()
+
+    @nn.compact
+    def __call__(self, x):
+        self.seen.add(jax.config.jax_default_matmul_precision)
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_the_precision_of_a_config_is_that_of_all_it_computes_and_of_the_id(plain, precision):
+    row, _ = trained(precision=precision)
+    assert row["stage"] == trained(jax.default_matmul_precision(precision))[0]["stage"]
+    assert row["stage"] != plain[0]["stage"]
+    models.register_network("ambient_precision", lambda classes, inputs: Precision())
+    Precision.seen.clear()
+    config = {**CONFIG, "networks": ("ambient_precision",), "precision": precision}
+    results = distill_jax.run(config)
+    assert Precision.seen == {precision}
+    Precision.seen.clear()
+    results.logits(np.zeros((3, 8, 8, 1), np.uint8))
+    assert Precision.seen == {precision}
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_folder_from_before_there_was_a_precision_goes_on_at_the_default_alone(tmp_path):
+    distill_jax.run(CONFIG, workdir=tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for fields in (saved, saved["resolved"]):
+        del fields["precision"], fields["deterministic"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(distill_jax.WorkdirError, match="precision is 'default' there and 'high'"):
+        distill_jax.run({**CONFIG, "precision": "high"}, workdir=tmp_path)
+    assert distill_jax.run({**CONFIG, "deterministic": True}, workdir=tmp_path).rows
+    saved = json.loads(path.read_text())
+    assert saved["deterministic"] is saved["resolved"]["deterministic"] is True
+
+
+FLAG = "--xla_gpu_exclude_nondeterministic_ops=true"
+
+
+def test_the_same_bytes_are_asked_for_before_jax_starts(tmp_path):
+    (tmp_path / "config.py").write_text(
+        "import os\nimport distill_jax\n"
+        "def load():\n"
+        "    print(os.environ['XLA_FLAGS'])\n"
+        f"    return distill_jax.data.load({CONFIG['dataset']['name']!r})\n"
+        "distill_jax.register_dataset('flags', load)\n"
+        "def get_config():\n"
+        "    row = {'networks': ('plane2',), 'guidance': ('none',)}\n"
+        "    return {'dataset': {'name': 'flags'}, **row}\n"
+    )
+    given = [f"--config={tmp_path / 'config.py'}", "--measure=no", "--config.recipe.batch_size=12"]
+    said = cli.run("plan", *given, "--config.deterministic=True")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split("\n")[0].split()[-1] == FLAG
+
+
+def test_the_same_bytes_cannot_be_asked_of_a_gpu_that_jax_has_started_on(monkeypatch):
+    config = {**CONFIG, "deterministic": True}
+    jax.devices()
+    assert not distill_jax.resolve({**CONFIG}).deterministic
+    assert distill_jax.resolve(config).deterministic  # of a CPU it is nothing to ask
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(distill_jax.ConfigError, match=f"already started on a GPU: .*{FLAG} in the"):
+        distill_jax.resolve(config)
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to= {FLAG}")
+    assert distill_jax.resolve(config).deterministic
 
 
 def test_float64_computes_in_it_and_leaves_the_setting_as_it_was(plain):

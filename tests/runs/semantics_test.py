@@ -13,6 +13,7 @@ RECORDED = pathlib.Path(__file__).parents[1] / "golden" / "semantics.json"
 BASE = {
     "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},
     "networks": ("plane4", "plane2"),
+    "devices": 1,
     "recipe": {"epochs": 2, "batch_size": 12, "augment": "crop_flip", "learning_rate": 0.02},
 }
 TRAININGS = {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from distill_jax.models.basics import Mode, at_least_float32, frozen, per_channel
 from distill_jax.models.kernels.batch_norm import BatchNorm
@@ -125,7 +125,8 @@ def conv_norm(
 class Linear(nn.Module):
     """Fully connected layer with PyTorch's default initialisation, or the given one.
 
-    Computed in float32 at least, since its output is the logits in every network but a few.
+    Computed in float32 at least and at the highest precision, since its output is the logits in
+    every network but a few: by default "float32" is TF32 on many GPUs and bfloat16 on TPUs.
     """
 
     features: int
@@ -142,5 +143,5 @@ class Linear(nn.Module):
             return kernel, self.param("bias", bias_init, (self.features,))
 
         kernel, bias = weights() if mode.train else frozen(self, weights)
-        y = at_least_float32(x) @ kernel
+        y = jnp.matmul(at_least_float32(x), kernel, precision=lax.Precision.HIGHEST)
         return y + per_channel(bias, y)

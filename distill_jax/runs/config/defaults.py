@@ -18,8 +18,8 @@ class Field:
       path: where it stands, dotted.
       default: its value where none is given.
       about: what it means, its values and units, in one plain line.
-      kind: the type of a field that is unset by default; `object` of a dict that is given whole,
-        whose keys may have dots.
+      kind: the type of a field that is unset by default; `object` of one of several types, and of
+        a dict that is given whole, whose keys may have dots.
     """
 
     path: str
@@ -250,8 +250,25 @@ FIELDS = (
         object,
     ),
     Field("dtype", "float32", "What networks compute in: float32, bfloat16 or float64."),
+    Field(
+        "precision",
+        "default",
+        "Of matrix products and convolutions in float32: default (the device's own, TF32 or "
+        "bfloat16 on many), high or highest (float32). Logits are computed at the highest always.",
+    ),
+    Field(
+        "deterministic",
+        False,
+        "Only operations of a GPU that give the same bytes each time; on other devices all do.",
+    ),
     Field("parallel", "jit", "How several devices share a step: jit (shard_map) or pmap."),
-    Field("devices", 1, "Devices that share each batch; 0 takes all. A CPU can count as several."),
+    Field(
+        "devices",
+        "auto",
+        "Devices that share each batch: a number, 0 for all, or auto. auto takes two cores of a "
+        "CPU where each gets 64 examples or more, all GPUs or TPUs where each gets 128, else one.",
+        object,
+    ),
     Field(
         "population",
         0,

@@ -71,6 +71,8 @@ class Experiment:
     selection: str
     protocol: str
     dtype: str
+    precision: str
+    deterministic: bool
     topology: Topology
     population: int
     teacher_logits: str

@@ -8,6 +8,7 @@ from typing import Any
 
 # Sections whose keys are the user's own.
 OPEN = ("config.methods",)
+AUTO = "auto"
 
 
 class ConfigError(ValueError):
@@ -31,6 +32,8 @@ def _check_section(where: str, value: Any) -> None:
 
 
 def typed(where: str, value: Any, default: Any) -> Any:
+    if where == "config.devices":
+        return _devices(where, value)
     if default is None:  # may stay unset
         kind = bool if where.endswith(".teacher_droppable") else float
         if value is None or (isinstance(value, bool) and kind is bool):
@@ -55,6 +58,15 @@ def typed(where: str, value: Any, default: Any) -> Any:
     elif isinstance(value, type(default)):
         return value
     raise ConfigError(f"{where} is a {type(default).__name__}, got {value!r}")
+
+
+def _devices(where: str, value: Any) -> int | str:
+    """A number of devices, which may be text too, or "auto"."""
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    raise ConfigError(f"{where} is a number of devices, 0 for all, or {AUTO!r}, got {value!r}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -16,12 +16,20 @@ import numpy as np
 from distill_jax import graph, identity, methods, models
 from distill_jax.methods import TESKD, LossOptions
 from distill_jax.refusals import refuses
+from distill_jax.runs.ambient import PRECISIONS
 from distill_jax.runs.config.defaults import default_config
 from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
-from distill_jax.runs.config.fields import ConfigError, merge, one_of, typed, unknown, words
+from distill_jax.runs.config.fields import AUTO, ConfigError, merge, one_of, typed, unknown, words
+from distill_jax.train import devices
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.options import TEACHER_LOGITS
-from distill_jax.train.sharding import Topology, ask_for_cpu_devices, check_backend
+from distill_jax.train.sharding import (
+    Topology,
+    ask_for_cpu_devices,
+    ask_for_same_bytes,
+    check_backend,
+)
+from distill_jax.train.stage import Recipe
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
@@ -72,8 +80,6 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         identity.plain(values["dataset"]["options"])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"dataset.options are plain values, as of JSON: {error}") from error
-    ask_for_cpu_devices(values["devices"])  # here, where it is known to be a number
-    check_backend()
     experiment = Experiment(
         name=values["name"],
         dataset=values["dataset"],
@@ -93,22 +99,54 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         selection=values["selection"] or ("test" if protocol == "official" else "validation"),
         protocol=protocol,
         dtype=one_of("dtype", values["dtype"], tuple(models.DTYPES)),
-        topology=Topology(values["parallel"], values["devices"]),
+        precision=one_of("precision", values["precision"], PRECISIONS),
+        deterministic=values["deterministic"],
+        topology=Topology(values["parallel"]),
         population=_at_least("population", values["population"], 0),
         teacher_logits=one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
         max_nonfinite_steps=_max_nonfinite_steps(values["nonfinite"]),
         checkpoint_every=values["checkpoint_every"],
     )
     checkpoint_due(experiment.checkpoint_every)
+    recipes = _checked_recipes(experiment)
+    topology = Topology(values["parallel"], _devices(values, experiment, recipes))
+    return dataclasses.replace(experiment, topology=topology)
+
+
+def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recipe]) -> int:
+    """How many devices there are to be; starts JAX, with all that has to be asked for before."""
+    asked = values["devices"]
+    if asked == AUTO and _has_registered(experiment):
+        asked = 1  # of somebody's code it is not known that it sees the whole batch
+    on_cpu = devices.devices_for(recipes, "cpu", devices.cores()) if asked == AUTO else asked
+    ask_for_cpu_devices(on_cpu)
+    if values["deterministic"]:
+        ask_for_same_bytes()
+    check_backend()
+    return devices.here(recipes) if asked == AUTO else asked
+
+
+def _has_registered(experiment: Experiment) -> bool:
+    """Whether networks or methods are a user's own."""
+    sections = (*experiment.overrides.values(), *experiment.phases)
+    named = {*experiment.methods, *(name for own in sections for name in own.get("methods", ()))}
+    networks = (graph.architecture(x.removeprefix(models.EVOLVING))[0] for x in experiment.networks)
+    return any(map(models.is_registered, networks)) or any(map(methods.is_registered, named))
+
+
+def _checked_recipes(experiment: Experiment) -> list[Recipe]:
+    """The recipe of every network in every phase, and teachers that can be dropped as asked."""
+    recipes = []
     for comparison in experiment.comparisons:
         for component in graph.plan(comparison.graph, comparison.students):
             for name, phase in itertools.product(component.networks, ({}, *experiment.phases)):
-                experiment.recipe_of(name, **{**dict(comparison.changes), **phase})
-            if comparison.stochastic and networks[-1] in component.networks:
-                frozen = component.frozen(networks[-1])
-                kept = {"survival": survival, **dict(comparison.changes)}["survival"]
+                changes = {**dict(comparison.changes), **phase}
+                recipes.append(experiment.recipe_of(name, **changes))
+            if comparison.stochastic and experiment.networks[-1] in component.networks:
+                frozen = component.frozen(experiment.networks[-1])
+                kept = {**experiment.recipe, **dict(comparison.changes)}["survival"]
                 experiment.dropping.check(len(frozen), kept)
-    return experiment
+    return recipes
 
 
 def checkpoint_due(every: str) -> Callable[[int, float, float], bool]:
