@@ -11,7 +11,7 @@ from marks import slow
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.interop.files import save_variables
-from distill_jax.train import fit, options, replica, trainer
+from distill_jax.train import fit, options, replica, sharding, trainer
 from distill_jax.train.reporter import Reporter
 from distill_jax.train.stage import Recipe, Stage
 
@@ -84,7 +84,7 @@ def test_replicas_under_vmap_train_as_they_would_alone(monkeypatch):
     # Networks of no other test here, whose compiled programs must not be shared.
     options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
     alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which is where there is vmap
+    monkeypatch.setattr(sharding.Topology, "backend", "gpu")  # which is where there is vmap
     at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
     assert [len(stages) for stages, _ in recorder.started] == [2, 2]
     for key, history in alone.histories.items():
