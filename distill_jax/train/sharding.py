@@ -229,12 +229,13 @@ def train_loop(step: TrainStep, topology: Topology) -> Callable:
 def _steps(step: TrainStep, topology: Topology) -> Callable:
     def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
         def body(t, carry):
-            state, sums = carry
+            state, packed = carry
             batch = topology.batch(device, data, order[t])
             state, new = step(state, variables, batch, hyper, key)
-            return state, metrics.merge(sums, new)
+            return state, metrics.merge(packed, metrics.pack(new))
 
-        return lax.fori_loop(start, stop, body, (state, sums))
+        state, packed = lax.fori_loop(start, stop, body, (state, metrics.pack(sums)))
+        return state, metrics.unpack(packed, sums)
 
     return train_steps
 
