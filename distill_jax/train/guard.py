@@ -13,7 +13,6 @@ from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.state import TrainState
 from distill_jax.train.teachers import TeacherOutputs
 
-
 SMALL = 2**14  # numbers of an array that is copied to be looked at with others
 
 
@@ -57,7 +56,7 @@ def guarded(
 
 def all_finite(tree: Any) -> Array:
     """Whether every number of a tree is finite."""
-    # Small ones as one vector: a test for each would be joined anew in the update of every parameter.
+    # Small ones as one vector: a test for each would be joined anew in every parameter's update.
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     small = [jnp.ravel(x) for x in leaves if x.size <= SMALL]
     tests = [jnp.all(jnp.isfinite(x)) for x in leaves if x.size > SMALL]

@@ -276,7 +276,7 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     spread = jax.shard_map(
         members_here,
         mesh=topology.mesh,
-        in_specs=(*specs[:3], DeviceDataset(*specs[3:7]), *specs[7:]),
+        in_specs=(*specs[:3], DeviceDataset(*specs[3:7]), *specs[7:]),  # type: ignore[arg-type]
         out_specs=PartitionSpec(AXIS),
         check_vma=False,
     )

@@ -1,7 +1,7 @@
 """What a training step is on a GPU or TPU, by the program alone: no such device is needed.
 
   python -m experiments.compiled --platform=h200 --json=compiled.json   # pip install '.[aot-gpu]'
-  python -m experiments.compiled --platform=tpu --networks=published    # pip install '.[aot-tpu]'
+  python -m experiments.compiled --platform=tpu --networks=published    # pip install '.[tpu]'
 
 Compiles the library's train loops for an H200 or for a TPU v5e of four chips and counts what one
 step consists of. These are estimates: no time is measured, XLA's tuning of kernels is off, and what
@@ -28,7 +28,7 @@ ONLY = flags.DEFINE_list("only", [], "Names of steps; all where none is given.")
 
 
 def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
-    """The steps that are compiled, by name."""
+    """The steps that are compiled, by name; teachers are computed but where a table is named."""
 
     def case(chain, variant, **more):
         teachers, student = rows[chain]
@@ -37,8 +37,8 @@ def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
     return {
         "plain": case("plain", "recomputing"),
         "plain, 4 devices": case("plain", "recomputing", devices=targets.DEVICES),
-        "plain, table": case("plain", "table"),
-        "plain, table, 4 members": case("plain", "table", members=4),
+        "table": case("plain", "table"),
+        "table, 4 members": case("plain", "table", members=4),
         "resnet": case("resnet", "recomputing"),
         "evolving": case("teskd", "alone"),
         "evolving, 4 devices": case("teskd", "alone", devices=targets.DEVICES),
@@ -68,15 +68,23 @@ def examined(case: Case, devices: tuple[Any, ...]) -> dict[str, Any]:
 def table(platform: str, found: dict[str, dict[str, Any]]) -> Table:
     """The numbers of all cases."""
     made = Table(title=f"Estimates of a step on {platform}, by its program", title_justify="left")
-    headings = ("step", "GFLOP", "MB written", "MB in", "MB temporary", "kernels", "by host")
-    for heading in (*headings, "collectives"):
+    headings = (
+        "step",
+        "GFLOP",
+        "MB\nwritten",
+        "MB of\nmemory",
+        "kernels",
+        "by\nhost",
+        "collec-\ntives",
+    )
+    for heading in headings:
         made.add_column(heading, justify="left" if heading == "step" else "right")
     for name, one in found.items():
-        sizes = (one[f"{what}_bytes"] for what in ("written", "argument", "temporary"))
+        memory = one["argument_bytes"] + one["temporary_bytes"]
         made.add_row(
             name,
             f"{one['flops'] / 1e9:.1f}",
-            *(f"{size / 1e6:.0f}" for size in sizes),
+            *(f"{size / 1e6:.0f}" for size in (one["written_bytes"], memory)),
             *(str(one[what]) for what in ("kernels", "submitted", "collectives")),
         )
     return made

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 # What launches nothing by itself.
-FREE = set(
-    "parameter constant get-tuple-element tuple bitcast after-all opt-barrier partition-id "
-    "replica-id".split()
-)
+FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"}
+FREE |= {"opt-barrier", "partition-id", "replica-id"}
 COLLECTIVES = re.compile(r"(all-reduce|all-gather|reduce-scatter|collective-permute)(-start)?$")
 CAPTURED = 5  # kernels in a row, from which on XLA makes one command buffer of them
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}

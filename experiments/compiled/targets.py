@@ -1,6 +1,6 @@
 """Devices that are not here, to compile for: an H200, a slice of a TPU v5e.
 
-The compilers come with packages that need no hardware, the extras `aot-gpu` and `aot-tpu`.
+The compilers come with packages that need no hardware, the extras `aot-gpu` and `tpu`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -25,7 +24,7 @@ PACKAGES = {
     "h200": ("jax_plugins.xla_cuda13", "nvidia.cu13"),
     "tpu": ("libtpu",),
 }
-EXTRAS = {"h200": "aot-gpu", "tpu": "aot-tpu"}
+EXTRAS = {"h200": "aot-gpu", "tpu": "tpu"}
 DEVICES = 4
 
 

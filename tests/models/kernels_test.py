@@ -86,7 +86,8 @@ def test_convolution_and_its_gradients(batch, inputs, outputs, k, stride, paddin
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [((3, 3, 3, 16), 1, 1), ((2, 2, 3, 4), 2, 0), ((9, 9, 3, 4), 1, 4)]
+    ("kernel", "stride", "padding"),
+    [((3, 3, 3, 16), 1, 1), ((2, 2, 3, 4), 2, 0), ((9, 9, 3, 4), 1, 4)],
 )
 def test_elsewhere_than_on_a_cpu_a_convolution_is_one(kernel, stride, padding):
     run = traced_for("gpu", lambda x, kernel: conv2d(x, kernel, stride, padding))

@@ -96,14 +96,12 @@ def _local_moments(x: Array) -> tuple[Array, Array]:
 
 
 def _sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """The sums of two arrays (..., C) over all axes but the last: elsewhere than on a CPU at once."""
+    """The sums of two arrays (..., C) over all axes but the last, at once but for the CPU."""
     axes = tuple(range(a.ndim - 1))
     if backend() == "cpu":
         return jnp.sum(a, axes), jnp.sum(b, axes)
     zero = jnp.zeros((), a.dtype)
-    first, second = lax.reduce(
-        (a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), axes
-    )
+    first, second = lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), axes)
     return first, second
 
 
