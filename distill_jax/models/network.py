@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from distill_jax import identity
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
 from distill_jax.models.zoo.evolving import Evolving
 from distill_jax.models.zoo.stages import BLOCKS, BOUNDS, draw_stages, stack_blocks
@@ -98,7 +99,7 @@ class Network:
         """Draws fresh {"params": ..., other collections} in one compiled call."""
         if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
             return self._draw(key)
-        return _compiled_draw(jax.default_backend())(self, key)
+        return _compiled_draw(backend())(self, key)
 
     def _draw(self, key: Array) -> Variables:
         images = jnp.zeros((1, *self.image_shape))
@@ -222,11 +223,11 @@ def _output_shapes(network: Network) -> Outputs:
 
 
 @functools.cache
-def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
+def _compiled_draw(platform: str) -> Callable[[Network, Array], Variables]:
     return jax.jit(
         lambda network, key: network._draw(key),
         static_argnums=0,
-        compiler_options=run_once(backend),
+        compiler_options=run_once(platform),
     )
 
 

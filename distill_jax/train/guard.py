@@ -13,10 +13,12 @@ from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.state import TrainState
 from distill_jax.train.teachers import TeacherOutputs
 
+SMALL = 2**14  # numbers of an array that is copied to be looked at with others
 
-def is_halted(state: TrainState, max_nonfinite_steps: int) -> Array:
-    """Whether more steps than allowed were not finite; `state.step` is then the last of them."""
-    return state.skipped > max_nonfinite_steps
+
+def is_halted(skipped: Any, max_nonfinite_steps: int) -> Any:
+    """Whether `skipped` steps are more than may be; the state's step is then the last of them."""
+    return skipped > max_nonfinite_steps
 
 
 def nonfinite_counts(taught: TeacherOutputs, teachers: int) -> Array:
@@ -39,7 +41,7 @@ def guarded(
     A number that is not finite in one network stops the step for all.
     """
     bad = functools.reduce(jnp.logical_or, jax.tree.leaves(causes))
-    halted = is_halted(state, max_nonfinite_steps)
+    halted = is_halted(state.skipped, max_nonfinite_steps)
     halts = bad & (state.skipped >= max_nonfinite_steps)
     chosen = jax.tree.map(lambda old, new: jnp.where(halted | bad, old, new), state, updated)
     after = chosen.replace(
@@ -54,8 +56,10 @@ def guarded(
 
 def all_finite(tree: Any) -> Array:
     """Whether every number of a tree is finite."""
-    # As one vector: a test for each leaf would be joined anew in the update of every parameter.
+    # Small ones as one vector: a test for each would be joined anew in every parameter's update.
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    if not leaves:
-        return jnp.asarray(True)
-    return jnp.all(jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in leaves])))
+    small = [jnp.ravel(x) for x in leaves if x.size <= SMALL]
+    tests = [jnp.all(jnp.isfinite(x)) for x in leaves if x.size > SMALL]
+    if small:
+        tests.append(jnp.all(jnp.isfinite(jnp.concatenate(small))))
+    return jnp.all(jnp.stack(tests)) if tests else jnp.asarray(True)

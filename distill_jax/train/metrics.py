@@ -49,6 +49,19 @@ def zeros_like(metrics: Any) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
 
+def pack(tree: Any) -> dict[str, Array]:
+    """Metrics as a vector for each type, so that one operation adds up all of it."""
+    leaves = jax.tree.leaves(tree)
+    kinds = sorted({str(leaf.dtype) for leaf in leaves})
+    return {kind: jnp.stack([x for x in leaves if x.dtype == kind]) for kind in kinds}
+
+
+def unpack(packed: dict[str, Array], like: Any) -> Any:
+    """What `pack` made these vectors of; `like` has its structure."""
+    left = {kind: iter(vector) for kind, vector in packed.items()}
+    return jax.tree.map(lambda leaf: next(left[str(leaf.dtype)]), like)
+
+
 def compute(metrics: dict[str, Pair]) -> dict[str, float]:
     """The means as Python floats; NaN where nothing was counted."""
     fetched = jax.device_get(metrics)

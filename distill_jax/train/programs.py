@@ -20,6 +20,7 @@ from distill_jax.evals.metrics import measure
 from distill_jax.methods import Context, Hyper, total
 from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Network, Variables, run_once
+from distill_jax.models.backend import backend, traced_for
 from distill_jax.train import metrics, optim, preflight, sharding
 from distill_jax.train.metrics import StepMetrics, accuracy_names
 from distill_jax.train.stage import Recipe, Stage, frozen_teachers
@@ -92,7 +93,7 @@ def _train_program(
     recipe, teachers = stages[0].recipe, frozen_teachers(stages)
 
     def step(axis_name):
-        return make_train_step(
+        body = make_train_step(
             students=tuple(_student(stage, teachers, steps) for stage in stages),
             teachers=teachers,
             preprocess=functools.partial(preprocessing.train, recipe.augment),
@@ -101,6 +102,7 @@ def _train_program(
             sync_bn=recipe.sync_bn,
             max_nonfinite_steps=max_nonfinite_steps,
         )
+        return traced_for(topology.backend, body)
 
     body = jax.jit(step(None))
     if shared_data is not None:
@@ -167,15 +169,19 @@ def freeze_teachers(
 ) -> FrozenVariables:
     """What frozen networks make of their variables, in one program, on every device."""
     placed = topology.device_put(tuple(variables))
-    return _freeze_program(teachers, topology, jax.default_backend())(placed)
+    return _freeze_program(teachers, topology)(placed)
 
 
 @functools.lru_cache(maxsize=32)
-def _freeze_program(teachers, topology, backend):
+def _freeze_program(teachers, topology):
     def freeze(variables):
         return FrozenTeachers(teachers).freeze(variables)
 
-    return jax.jit(freeze, out_shardings=topology.replicated, compiler_options=run_once(backend))
+    return jax.jit(
+        traced_for(topology.backend, freeze),
+        out_shardings=topology.replicated,
+        compiler_options=run_once(topology.backend),
+    )
 
 
 def outputs_on_split(
@@ -257,7 +263,7 @@ def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any
         return
     arrays = jax.tree.leaves(split.images)
     example = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays)
-    batch = topology.count * PART.get(jax.default_backend(), PART["gpu"])
+    batch = topology.count * PART.get(topology.backend, PART["gpu"])
     size = batch * max(1, DISPATCH_BYTES // (batch * max(example, 1)))
     for start, inputs in enumerate(data.parts(split.images, size)):
         parts = -(-min(size, len(split.labels) - start * size) // batch)
@@ -321,7 +327,7 @@ def first_terms(
       dataset: gives the preprocessing.
     """
     structures = tuple(dataclasses.replace(s.structure, recipe=Recipe()) for s in stages)
-    program = _terms_program(structures, dataset.preprocessing, jax.default_backend())
+    program = _terms_program(structures, dataset.preprocessing, backend())
     return program(
         *jax.device_get((state, teacher_variables)),
         jax.tree.map(np.asarray, split.images),
@@ -332,7 +338,7 @@ def first_terms(
 
 
 @functools.lru_cache(maxsize=32)
-def _terms_program(stages, preprocessing, backend):
+def _terms_program(stages, preprocessing, platform):
     teachers = frozen_teachers(stages)
     frozen = FrozenTeachers(teachers)
     students = [_student(stage, teachers) for stage in stages]
@@ -390,4 +396,4 @@ def _terms_program(stages, preprocessing, backend):
 
         return {student.name: sizes_of(student) for student in students}
 
-    return jax.jit(first_terms, compiler_options=run_once(backend))
+    return jax.jit(first_terms, compiler_options=run_once(platform))

@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.models import run_once
+from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import TrainStep
@@ -74,6 +75,11 @@ class Topology:
         return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
 
     @property
+    def backend(self) -> str:
+        """The platform of its devices, "cpu", "gpu" or "tpu": it chooses the algorithms."""
+        return platform_of(self.mesh.devices.flat[0])
+
+    @property
     def replicated(self) -> NamedSharding:
         """Of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
@@ -95,7 +101,7 @@ class Topology:
         network leaves it idle; on a CPU that gains nothing.
         """
         if not most:
-            most = self.count * (1 if jax.default_backend() == "cpu" else MEMBERS_A_DEVICE)
+            most = self.count * (1 if self.backend == "cpu" else MEMBERS_A_DEVICE)
         even = min(asked, most) // self.count * self.count
         return max(even, 1)
 
@@ -111,7 +117,7 @@ class Topology:
 
     def member(self, i: int, tree: Any) -> Any:
         """The tree of member `i` of those that `stack` made one, on every device, as a copy."""
-        return _member_program(self.replicated)(tree, i)
+        return _member_program(self.replicated, self.backend)(tree, i)
 
     def device_put(self, tree: Any) -> Any:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
@@ -178,11 +184,11 @@ def _stack(*leaves: Any) -> Any:
 
 
 @functools.cache
-def _member_program(sharding):
+def _member_program(sharding, platform):
     def member(tree, i):
         return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
 
-    return jax.jit(member, out_shardings=sharding, compiler_options=run_once(jax.default_backend()))
+    return jax.jit(member, out_shardings=sharding, compiler_options=run_once(platform))
 
 
 def check_backend() -> None:
@@ -253,12 +259,13 @@ def train_loop(step: TrainStep, topology: Topology) -> Callable:
 def _steps(step: TrainStep, topology: Topology) -> Callable:
     def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
         def body(t, carry):
-            state, sums = carry
+            state, packed = carry
             batch = topology.batch(device, data, order[t])
             state, new = step(state, variables, batch, hyper, key)
-            return state, metrics.merge(sums, new)
+            return state, metrics.merge(packed, metrics.pack(new))
 
-        return lax.fori_loop(start, stop, body, (state, sums))
+        state, packed = lax.fori_loop(start, stop, body, (state, metrics.pack(sums)))
+        return state, metrics.unpack(packed, sums)
 
     return train_steps
 
@@ -279,7 +286,8 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     def one(state, sums, variables, inputs, labels, teachers, index, *rest):
         return run(state, sums, variables, DeviceDataset(inputs, labels, teachers, index), *rest)
 
-    def members_here(*arguments):
+    def members_here(state, sums, variables, data, *rest):
+        arguments = (state, sums, variables, *data, *rest)
         split = tuple(x for x, axis in zip(arguments, axes, strict=True) if axis == 0)
 
         def member(own):
@@ -290,7 +298,7 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
         if jax.tree.leaves(split)[0].shape[0] == 1:
             alone = member(jax.tree.map(lambda x: x[0], split))
             return jax.tree.map(lambda x: x[None], alone)
-        if jax.default_backend() == "cpu":
+        if topology.backend == "cpu":
             return lax.map(member, split)
         return jax.vmap(member)(split)
 
@@ -298,14 +306,11 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     spread = jax.shard_map(
         members_here,
         mesh=topology.mesh,
-        in_specs=specs,
+        in_specs=(*specs[:3], DeviceDataset(*specs[3:7]), *specs[7:]),  # type: ignore[arg-type]
         out_specs=PartitionSpec(AXIS),
         check_vma=False,
     )
-    compiled = jax.jit(spread, donate_argnums=(0, 1))
-    return lambda state, sums, variables, data, *rest: compiled(
-        state, sums, variables, *data, *rest
-    )
+    return jax.jit(spread, donate_argnums=(0, 1))
 
 
 def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Callable:
@@ -338,7 +343,7 @@ def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Cal
 
     return jax.jit(
         jax.shard_map(
-            forward_parts,
+            traced_for(topology.backend, forward_parts),
             mesh=topology.mesh,
             in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
             out_specs=topology.shared_parts.spec,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.models import Network, Outputs, Variables
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN
 from distill_jax.models.kernels.cpu_conv import CPU_CHUNK
 from distill_jax.models.zoo.stages import BLOCKS, alike_but_for_depth, join, stack_blocks
@@ -80,7 +81,7 @@ def frozen_forward(
         return select(network.apply(frozen, part)[0])
 
     parts, rest = divmod(len(images), CPU_CHUNK)
-    if rest or parts < 2 or jax.default_backend() != "cpu":
+    if rest or parts < 2 or backend() != "cpu":
         return run(images)
     outputs = lax.map(run, images.reshape(parts, CPU_CHUNK, *images.shape[1:]))
     return jax.tree.map(lambda x: x.reshape(len(images), *x.shape[2:]), outputs)
@@ -107,7 +108,7 @@ class FrozenTeachers:
         """
         groups: list[tuple[Network, ...]] = []
         for network in self.networks:
-            if groups and jax.default_backend() == "cpu" and _alike(groups[-1][0], network):
+            if groups and backend() == "cpu" and _alike(groups[-1][0], network):
                 groups[-1] += (network,)
             else:
                 groups.append((network,))

@@ -86,6 +86,7 @@ class Trainer:
             shared_data=None if self.alone else not self.recipe.train_limit,
         )
         self.loop = program.loop
+        self.dispatch_size = 1  # steps of the next dispatch, from one epoch to the next
         states = [replica.first_state() for replica in self.replicas]
         self.state = self._together(states)
         self.best = [
@@ -220,23 +221,23 @@ class Trainer:
         Yields:
           The number of steps of each dispatch, after it.
         """
-        epoch, images, seconds, size = self.epochs_done, 0, 0.0, 1
-        first = epoch * self.steps
+        epoch, images, seconds = self.epochs_done, 0, 0.0
+        first, step = epoch * self.steps, self.step
         for orders in self._orders(epoch):
             idle = time.perf_counter()
-            for chunk in self._chunks(orders, epoch, skip=self.step - first):
+            for chunk in self._chunks(orders, epoch, skip=step - first):
                 begin, end = first + chunk.start, first + chunk.start + chunk.steps
                 waited = time.perf_counter() - idle
-                while (step := self.step) < end:
-                    size = min(size, end - step)
-                    took = self._dispatch(chunk, step - begin, step - begin + size)
+                while step < end:
+                    size = min(self.dispatch_size, end - step)
+                    took, step = self._dispatch(chunk, step - begin, step - begin + size)
                     images += size * orders.shape[0] * orders.shape[2]
                     seconds, waited, spent = seconds + waited + took, 0.0, waited + took
                     for replica in self.replicas:
                         replica.seconds += spent
-                    self.options.reporter.progress(self.step, images / seconds)
+                    self.options.reporter.progress(step, images / seconds)
+                    self.dispatch_size = _next_size(self.dispatch_size, size, took)
                     yield size
-                    size = _next_size(size, took)
                 idle = time.perf_counter()
             first += orders.shape[1]
         self._end_epoch(images / seconds if seconds else 0.0)
@@ -269,7 +270,8 @@ class Trainer:
         elif self.data is not None and skip < orders.shape[1]:
             yield _Chunk(0, orders.shape[1], self.data, orders[0] if self.alone else orders)
 
-    def _dispatch(self, chunk: _Chunk, start: int, stop: int) -> float:
+    def _dispatch(self, chunk: _Chunk, start: int, stop: int) -> tuple[float, int]:
+        """Trains from step `start` of a chunk to `stop`; how long that took, and the step then."""
         begun = time.perf_counter()
         self.state, self.sums = self.loop(
             self.state,
@@ -282,15 +284,16 @@ class Trainer:
             self.hyper,
             self.key,
         )
-        jax.block_until_ready(self.sums)
+        # Waits for all of it, and is all that comes back to the host.
+        step, skipped = jax.device_get((self.state.step, self.state.skipped))
         took = time.perf_counter() - begun
-        self._check_finite()
-        return took
+        self._check_finite(skipped)
+        return took, int(np.min(step))
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, skipped: np.ndarray) -> None:
         """Raises NotFiniteError where a replica halted; what was before that step is saved."""
         allowed = self.options.max_nonfinite_steps
-        halted = np.atleast_1d(jax.device_get(is_halted(self.state, allowed)))
+        halted = np.atleast_1d(is_halted(skipped, allowed))
         if not halted.any():
             return
         i = int(np.argmax(halted))
@@ -399,8 +402,14 @@ class Trainer:
         return StageResult(deployed, progress.history, record, whole)
 
 
-def _next_size(steps: int, seconds: float) -> int:
-    """How many steps to dispatch next, so that it lasts about DISPATCH_SECONDS."""
+def _next_size(size: int, steps: int, seconds: float) -> int:
+    """How many steps to dispatch next, so that it lasts about DISPATCH_SECONDS.
+
+    Args:
+      size: as many were to be dispatched.
+      steps: as many were, at the end of an epoch fewer.
+      seconds: that they took.
+    """
     if seconds < DISPATCH_SECONDS / 2:
-        return 2 * steps
+        return max(size, 2 * steps)
     return max(1, int(steps * DISPATCH_SECONDS / seconds))

@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from distill_jax import models
+from distill_jax.models.backend import traced_for
 from experiments import devices, gpu_row, growth
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import cases, compared, flops, machine, measure, tables, worker
@@ -290,14 +291,13 @@ def test_operations_of_a_network_by_hand():
 
 # The second has groups; in training, since outside it equal blocks are a loop, counted once.
 @pytest.mark.parametrize(("name", "train"), [("plane2", False), ("cifar_resnext50", True)])
-def test_operations_as_the_compiler_counts_them(name, train, monkeypatch):
+def test_operations_as_the_compiler_counts_them(name, train):
     network = models.build(name, 10, (32, 32, 3))
     variables = jax.eval_shape(network.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     # Lowered as for a GPU: on the CPU some convolutions are written with more products.
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    run = jax.jit(lambda v, x: network.apply(v, x, train=train)[0].logits)
-    lowered = run.lower(variables, images)
+    run = traced_for("gpu", lambda v, x: network.apply(v, x, train=train)[0].logits)
+    lowered = jax.jit(run).lower(variables, images)
     # It counts no products with the padding, and every addition besides.
     counted = lowered.cost_analysis()["flops"]
     assert counted == pytest.approx(flops.forward(network), rel=0.1)

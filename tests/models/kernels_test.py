@@ -1,10 +1,15 @@
-"""Convolution, max pool and BatchNorm, values and gradients, against NumPy in float64."""
+"""Convolution, max pool and BatchNorm, values and gradients, against NumPy in float64.
+
+Where another platform's algorithm is meant, it is run here, on the CPU.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax import models
+from distill_jax.models.backend import traced_for
 from distill_jax.models.basics import Mode
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.kernels.convolution import conv2d
@@ -80,6 +85,19 @@ def test_convolution_and_its_gradients(batch, inputs, outputs, k, stride, paddin
         np.testing.assert_allclose(got, wanted, atol=2e-6 * np.abs(wanted).max(), rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((3, 3, 3, 16), 1, 1), ((2, 2, 3, 4), 2, 0), ((9, 9, 3, 4), 1, 4)],
+)
+def test_elsewhere_than_on_a_cpu_a_convolution_is_one(kernel, stride, padding):
+    run = traced_for("gpu", lambda x, kernel: conv2d(x, kernel, stride, padding))
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((4, 8, 8, 3), kernel))
+    text = jax.jit(run).lower(*shapes).as_text()
+    assert text.count("stablehlo.convolution") == 1
+    for written_out in ("dot_general", "optimization_barrier", "custom_vjp"):
+        assert written_out not in text
+
+
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])
 def test_max_pool_gives_its_gradient_to_the_first_of_equals(size):
     x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float64)
@@ -100,9 +118,10 @@ def test_max_pool_passes_nan_on():
     np.testing.assert_array_equal(jnp.isnan(max_pool(x))[0, :, :, 0], [[False, True], [False] * 2])
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("offset", [0.0, 30.0])  # means far beyond the deviation too
 @pytest.mark.parametrize("shape", [(6, 3, 5, 4), (9, 7)])
-def test_batch_norm_and_its_gradients(shape, offset):
+def test_batch_norm_and_its_gradients(shape, offset, platform):
     x, g = draw(*shape) * 2 + offset, draw(*shape, seed=1)
     scale, bias = draw(shape[-1], seed=2), draw(shape[-1], seed=3)
     axes, n = tuple(range(x.ndim - 1)), x.size // shape[-1]
@@ -119,7 +138,7 @@ def test_batch_norm_and_its_gradients(shape, offset):
         return norm.apply(variables, x, Mode(train=True), mutable="batch_stats")
 
     given = (jnp.asarray(a, jnp.float32) for a in (x, scale, bias))
-    y, pull, updated = jax.vjp(run, *given, has_aux=True)
+    y, pull, updated = jax.vjp(traced_for(platform, run), *given, has_aux=True)
     tolerance = {"rtol": 0, "atol": 1e-6 * (1 + abs(offset))}
     np.testing.assert_allclose(y, standard * scale + bias, **tolerance)
     new = updated["batch_stats"]
@@ -127,3 +146,29 @@ def test_batch_norm_and_its_gradients(shape, offset):
     np.testing.assert_allclose(new["var"], 0.9 * 3 + 0.1 * var * n / (n - 1), rtol=1e-5)
     for got, wanted in zip(pull(jnp.asarray(g, jnp.float32)), (dx, dscale, dbias), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-5 * (1 + abs(offset)) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["plane2", "evolving:plane4"])
+def test_a_network_trains_elsewhere_as_on_a_cpu(name):
+    """A bias that a BatchNorm follows is left out of its sums there, and has no gradient."""
+    network = models.build(name, 4, (8, 8, 3))
+    variables = network.init(jax.random.key(0))
+    images = jnp.asarray(draw(6, 8, 8, 3), jnp.float32)
+
+    def run(params):
+        outputs, state = network.apply({**variables, "params": params}, images, train=True)
+        return jnp.sum(jnp.square(outputs.logits)), state["batch_stats"]
+
+    here, there = (
+        jax.jit(jax.value_and_grad(traced_for(platform, run), has_aux=True))(variables["params"])
+        for platform in ("cpu", "gpu")
+    )
+    for own, other in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        np.testing.assert_allclose(other, own, rtol=1e-3, atol=1e-4)
+
+
+def test_a_frozen_network_has_its_biases_in_the_type_that_it_computes_in():
+    network = models.build("plane2", 4, (8, 8, 3), "bfloat16")
+    made = jax.eval_shape(network.freeze, network.shapes)["frozen"]
+    types = {leaf.dtype for name in made for leaf in jax.tree.leaves(made[name]) if "conv" in name}
+    assert types == {jnp.dtype("bfloat16")}

@@ -11,7 +11,7 @@ from marks import slow
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.interop.files import save_variables
-from distill_jax.train import fit, options, replica, trainer
+from distill_jax.train import fit, options, replica, sharding, trainer
 from distill_jax.train.reporter import Reporter
 from distill_jax.train.stage import Recipe, Stage
 
@@ -79,12 +79,26 @@ def test_a_population_is_to_the_bit_its_replicas_trained_alone(changes, together
             assert {**mine, "images_per_second": 0} == {**theirs, "images_per_second": 0}
 
 
+def test_dispatches_grow_from_epoch_to_epoch_and_each_brings_back_one_fetch(monkeypatch):
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 1e9)  # as if they took no time
+    fetched, seen = [], []
+    get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or get(x))
+    monkeypatch.setattr(
+        Recorder, "progress", lambda self, step, rate: seen.append((step, len(fetched)))
+    )
+    run(networks=("plane2",), guidance=("none",), recipe={"epochs": 3, "batch_size": 8})
+    steps, fetches = zip(*seen, strict=True)
+    assert steps == (1, 3, 7, 9) + (17, 18) + (27,)  # 9 steps an epoch
+    assert np.diff(fetches)[:3].tolist() == [1, 1, 1]
+
+
 @pytest.mark.slow
 def test_replicas_under_vmap_train_as_they_would_alone(monkeypatch):
     # Networks of no other test here, whose compiled programs must not be shared.
     options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
     alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which is where there is vmap
+    monkeypatch.setattr(sharding.Topology, "backend", "gpu")  # which is where there is vmap
     at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
     assert [len(stages) for stages, _ in recorder.started] == [2, 2]
     for key, history in alone.histories.items():

@@ -11,6 +11,7 @@ from marks import slow
 from random_variables import random_variables
 
 from distill_jax import models
+from distill_jax.models.backend import traced_for
 from distill_jax.models.basics import Mode
 from distill_jax.train import programs
 from distill_jax.train.sharding import Topology
@@ -145,15 +146,17 @@ def test_other_weights_are_another_network():
     assert np.abs(after[1] - before[1]).max() > 1e-3
 
 
-def test_elsewhere_than_on_a_cpu_each_is_a_body_of_its_own(monkeypatch):
+def test_elsewhere_than_on_a_cpu_each_is_a_body_of_its_own():
     networks, variables = build_all("resnet14 resnet14 plane4")
     frozen = FrozenTeachers(networks)
     assert [len(group) for group in frozen.groups] == [2, 1]
     here = jax.jit(lambda v: frozen.outputs(v, images(4), None).logits)(variables)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [len(group) for group in frozen.groups] == [1, 1, 1]
-    made = jax.jit(lambda v: frozen.freeze(v))(variables)
-    there = jax.jit(lambda v: frozen.outputs(v, images(4), None).logits)(made)
+
+    def elsewhere(v):
+        assert [len(group) for group in frozen.groups] == [1, 1, 1]
+        return frozen.outputs(frozen.freeze(v), images(4), None).logits
+
+    there = jax.jit(traced_for("gpu", elsewhere))(variables)
     np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-5 * np.abs(here).max())
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN, Mode, at_least_float32, frozen, per_channel
 
 
@@ -38,8 +39,11 @@ class BatchNorm(nn.Module):
         scale = self.scale * lax.rsqrt(self.var.value + self.epsilon)
         return scale, self.bias - self.mean.value * scale
 
-    def __call__(self, x: Array, mode: Mode) -> Array:
-        """x (..., features) -> the same shape and type."""
+    def __call__(self, x: Array, mode: Mode, bias: Array | None = None) -> Array:
+        """x (..., features) -> the same shape and type.
+
+        In training `bias` is of x what the layer before left out: the running mean alone knows it.
+        """
         if self.is_initializing():
             return x
         if not mode.train:
@@ -49,6 +53,7 @@ class BatchNorm(nn.Module):
         devices = 1 if mode.axis_name is None else lax.axis_size(mode.axis_name)
         n = devices * (x.size // self.features)
         unbiased = var * (n / max(n - 1, 1))
+        mean = mean if bias is None else mean + bias
         self.mean.value += self.momentum * (lax.stop_gradient(mean) - self.mean.value)
         self.var.value += self.momentum * (lax.stop_gradient(unbiased) - self.var.value)
         return y
@@ -67,15 +72,42 @@ def _normalise(
     return _normalise_forward(x, scale, bias, epsilon, axis_name)[0]
 
 
-def _batch_mean(values: Array, axis_name: str | None) -> Array:
-    local = jnp.mean(values, tuple(range(values.ndim - 1)))
-    return local if axis_name is None else lax.pmean(local, axis_name)
+def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """The mean and the biased variance (C,) of all but the last axis, over all devices."""
+    mean, var = _local_moments(x)
+    if axis_name is None:
+        return mean, var
+    # Each device's own, gathered at once, as equal shares of the batch: Chan et al. 1979.
+    means, variances = jnp.moveaxis(lax.all_gather(jnp.stack([mean, var]), axis_name), 1, 0)
+    mean = jnp.mean(means, 0)
+    return mean, jnp.mean(variances + jnp.square(means - per_channel(mean, means)), 0)
+
+
+def _local_moments(x: Array) -> tuple[Array, Array]:
+    if backend() == "cpu":
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes)
+        return mean, jnp.mean(jnp.square(x - per_channel(mean, x)), axes)
+    # In one pass over x, about one of its pixels: about 0 a large mean would drown the variance.
+    pixel, n = x[(0,) * (x.ndim - 1)], x.size // x.shape[-1]
+    offset = x - per_channel(pixel, x)
+    first, second = (total / n for total in _sums(offset, jnp.square(offset)))
+    return pixel + first, jnp.maximum(second - jnp.square(first), 0)
+
+
+def _sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sums of two arrays (..., C) over all axes but the last, at once but for the CPU."""
+    axes = tuple(range(a.ndim - 1))
+    if backend() == "cpu":
+        return jnp.sum(a, axes), jnp.sum(b, axes)
+    zero = jnp.zeros((), a.dtype)
+    first, second = lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), axes)
+    return first, second
 
 
 def _normalise_forward(x, scale, bias, epsilon, axis_name):
     wide = at_least_float32(x)
-    mean = _batch_mean(wide, axis_name)
-    var = _batch_mean(jnp.square(wide - per_channel(mean, x)), axis_name)
+    mean, var = _moments(wide, axis_name)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
     y = wide * per_channel(factor, x) + per_channel(bias - mean * factor, x)
@@ -85,9 +117,8 @@ def _normalise_forward(x, scale, bias, epsilon, axis_name):
 def _normalise_backward(epsilon, axis_name, residuals, cotangents):
     x, mean, inverse, scale = residuals
     wide, g = at_least_float32(x), at_least_float32(cotangents[0])
-    axes = tuple(range(x.ndim - 1))
-    dbias = jnp.sum(g, axes)
-    dscale = (jnp.sum(g * wide, axes) - mean * dbias) * inverse
+    dbias, along_x = _sums(g, g * wide)
+    dscale = (along_x - mean * dbias) * inverse
     along_bias, along_scale = dbias, dscale
     n = x.size // x.shape[-1]
     if axis_name is not None:

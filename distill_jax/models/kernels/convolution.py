@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from distill_jax.models.backend import backend
 from distill_jax.models.kernels import cpu_conv
 
 
@@ -35,12 +36,12 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0, groups: i
     On the CPU its gradient is written as two forward convolutions: XLA's own falls back to a naive
     loop inside `while` and `cond`, 20 to 90 times slower.
     """
-    return _conv2d(x, kernel, stride, padding, groups, jax.default_backend())
+    return _conv2d(x, kernel, stride, padding, groups)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # traced once for all layers of a shape
-def _conv2d(x, kernel, stride, padding, groups, backend):
-    algorithm = _algorithm(x.shape, kernel.shape, x.dtype, stride, padding, groups, backend)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))  # traced once for all layers of a shape
+def _conv2d(x, kernel, stride, padding, groups):
+    algorithm = _algorithm(x.shape, kernel.shape, x.dtype, stride, padding, groups, backend())
     if algorithm.own_vjp:
         return _conv_own_vjp(x, kernel, stride, padding)
     return algorithm.run(x, algorithm.transform_kernel(kernel))
@@ -55,14 +56,13 @@ def algorithm_for(
     groups: int = 1,
 ) -> ConvAlgorithm:
     """How `conv2d` computes it for images of `shape` (B, H, W, I); `run` is traced once a shape."""
-    algorithm = _algorithm(
-        shape, kernel_shape, jnp.dtype(dtype), stride, padding, groups, jax.default_backend()
-    )
+    dtype = jnp.dtype(dtype)
+    algorithm = _algorithm(shape, kernel_shape, dtype, stride, padding, groups, backend())
     return algorithm._replace(run=_traced_once(algorithm.run))
 
 
 @functools.cache
-def _algorithm(shape, kernel_shape, dtype, stride, padding, groups, backend) -> ConvAlgorithm:
+def _algorithm(shape, kernel_shape, dtype, stride, padding, groups, platform) -> ConvAlgorithm:
     def algorithm(
         run: Callable, transform: Callable = lambda kernel: kernel, **options
     ) -> ConvAlgorithm:
@@ -74,7 +74,9 @@ def _algorithm(shape, kernel_shape, dtype, stride, padding, groups, backend) -> 
         )
 
     k, outputs = kernel_shape[0], kernel_shape[-1]
-    if groups > 1 or backend != "cpu":
+    if platform != "cpu":
+        return ConvAlgorithm(lambda kernel: kernel, by_lax)
+    if groups > 1:
         return algorithm(by_lax)
     if not padding and k in (1, stride):
         return algorithm(
@@ -104,14 +106,12 @@ def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def _unfused(y: Array) -> Array:
-    """`y`, kept out of the CPU's fusions in half precision.
+    """`y` on a CPU, kept out of its fusions in half precision.
 
     What jaxlib 0.11 makes of a bfloat16 convolution and the operations around it reads memory that
     nothing has written: NaN here and there, other ones each time.
     """
-    if y.dtype.itemsize < 4 and jax.default_backend() == "cpu":
-        return lax.optimization_barrier(y)
-    return y
+    return lax.optimization_barrier(y) if y.dtype.itemsize < 4 else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import Mode, at_least_float32, frozen, per_channel
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.kernels.convolution import algorithm_for, conv2d
@@ -55,12 +56,16 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mode: Mode, affine: Callable[[], tuple[Array, Array]] | None = None
+        self,
+        x: Array,
+        mode: Mode,
+        affine: Callable[[], tuple[Array, Array]] | None = None,
+        biased: bool = True,
     ) -> Array:
         """x (B, H, W, I) -> (B, H', W', features).
 
         What `affine` gives, a scale and a shift of each channel, is folded into it outside
-        training.
+        training. In training the bias is left out where it is not to be `biased`.
         """
         k = self.kernel_size
         padding = k // 2 if self.padding is None else self.padding
@@ -70,6 +75,7 @@ class Conv(nn.Module):
             kernel, bias = self._weights(shape)
             if self.is_initializing():  # only the weights are wanted
                 return self._no_output(x, padding)
+            bias = bias if biased else None
             y = conv2d(x, kernel.astype(x.dtype), self.stride, padding, self.groups)
         else:
             # However many images there are: weights are frozen before that is known.
@@ -82,6 +88,7 @@ class Conv(nn.Module):
                     scale, shift = affine()
                     kernel = kernel * per_channel(scale, kernel)
                     bias = shift if bias is None else bias * scale + shift
+                bias = None if bias is None else bias.astype(x.dtype)
                 return algorithm.transform_kernel(kernel.astype(x.dtype)), bias
 
             transformed, bias = frozen(self, fold)
@@ -117,6 +124,10 @@ def conv_norm(
     it is linear over space and keeps constants, as a resize does.
     """
     batch_norm = BatchNorm(conv.features, name=norm)
+    if mode.train and conv.use_bias and backend() != "cpu":
+        # The batch's mean takes a bias away again, and its gradient is zero but for rounding.
+        y = between(conv(x, mode, biased=False))
+        return batch_norm(y, mode, conv.get_variable("params", "bias"))
     if mode.train:
         return batch_norm(between(conv(x, mode)), mode)
     return between(conv(x, mode, batch_norm.running_affine))

@@ -1,7 +1,8 @@
 """Stages of residual blocks, and what follows from the blocks of a stage being alike.
 
-Outside training a stage's blocks after its first are one loop, so that they are compiled once; and
-networks that differ in the numbers of their blocks alone are one body, run for each in turn.
+Outside training a stage's blocks after its first are one loop on a CPU, so that they are compiled
+once; and networks that differ in the numbers of their blocks alone are one body, run for each in
+turn. Elsewhere a loop would cut every block's weights out of the stack anew, and compile no faster.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN, Mode, Variables
 
 BLOCKS = "blocks"  # the collection of the variables of equal blocks, stacked; one entry a loop
@@ -70,8 +72,8 @@ class Staged(nn.Module):
     def run_stages(self, x: Array, mode: Mode, block: Block, widths: Sequence[int]) -> Stages:
         """Runs the stages; every one but the first halves the map.
 
-        To be called from the compact method. Outside training equal blocks are one loop: it
-        compiles faster and runs no slower.
+        To be called from the compact method. Outside training equal blocks are one loop on a CPU:
+        it compiles faster and runs no slower.
         """
         ends, first_preacts, last_preacts = [], [], []
         for stage, width in enumerate(widths, start=1):
@@ -79,7 +81,7 @@ class Staged(nn.Module):
             x, preact = first(x, mode)
             first_preacts.append(preact)
             names = self.equal_blocks(stage)
-            if mode.train:
+            if mode.train or not _loops_blocks():
                 for name in names:
                     x, preact = block(width, 1, name=name)(x, mode)
             elif names:
@@ -110,6 +112,11 @@ def _loop(
     return lax.fori_loop(first, last, run, (x, x))
 
 
+def _loops_blocks() -> bool:
+    """Whether equal blocks are run as a loop outside training."""
+    return backend() == "cpu"
+
+
 def _loops(module: nn.Module) -> list[list[str]]:
     """The names of equal blocks, those of a stage together."""
     if not isinstance(module, Staged):
@@ -119,8 +126,8 @@ def _loops(module: nn.Module) -> list[list[str]]:
 
 
 def stack_blocks(module: nn.Module, variables: Variables) -> Variables:
-    """`variables` with equal blocks stacked; a module that is not `Staged` has none."""
-    loops = _loops(module)
+    """`variables` with equal blocks stacked, where they are run as a loop."""
+    loops = _loops(module) if _loops_blocks() else []
     stacked = {
         names[0]: {
             kind: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[name] for name in names))

@@ -1,0 +1,1 @@
+"""What the step programs for a GPU and a TPU consist of, compiled where there is none."""

@@ -1,0 +1,168 @@
+"""What a GPU and a TPU are given, compiled without them; how a program's HLO is counted."""
+
+import functools
+import re
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from distill_jax import models
+from distill_jax.models.kernels import cpu_conv
+from experiments.benchmark import cases
+from experiments.compiled import __main__ as command
+from experiments.compiled import hlo, steps, targets
+
+CASES = command.every_case(cases.SMOKE)
+KERNELS = {"plain": 110, "table": 60, "resnet": 185}  # of a step at most
+COLLECTIVES = {"plain, 4 devices": 6}
+COMPILED = ["plain", "plain, 4 devices", "table", "resnet"]
+
+TEXT = """
+HloModule jit_train_steps, is_scheduled=true
+
+%inside (p: bf16[4,8]) -> bf16[4,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %c = bf16[4,8]{1,0} convolution(%p, %p), window={size=1}
+}
+
+%inner (q: (s32[])) -> (s32[]) {
+  %q = (s32[]) parameter(0)
+  %g = s32[] get-tuple-element(%q), index=0
+  %two = s32[] add(%g, %g)
+  ROOT %t = (s32[]) tuple(%two)
+}
+
+%ends (r: (s32[])) -> pred[] {
+  %r = (s32[]) parameter(0)
+  %h = s32[] get-tuple-element(%r), index=0
+  ROOT %less = pred[] compare(%h, %h), direction=LT
+}
+
+%body (s: (s32[])) -> (s32[]) {
+  %s = (s32[]) parameter(0)
+  %a = s32[2,3]{1,0} copy(%s)
+  %b = (bf16[4,8]{1,0}, u8[16]{0}) custom-call(%a), custom_call_target="__cudnn$convForward"
+  %d = bf16[4,8]{1,0} fusion(%b), kind=kLoop, calls=%inside
+  %e = f32[8]{0} all-reduce-start(%d), to_apply=%sum
+  %f = f32[8]{0} all-reduce-done(%e)
+  %three = (s32[]) while(%s), condition=%ends, body=%inner, known_trip_count":{"n":"3"}
+  ROOT %u = (s32[]) tuple(%f)
+}
+
+ENTRY %main (v: (s32[])) -> (s32[]) {
+  %v = (s32[]) parameter(0)
+  %once = s32[100]{0} copy(%v)
+  ROOT %w = (s32[]) while(%v), condition=%ends, body=%body
+}
+"""
+
+
+def test_a_step_is_counted_by_hand():
+    counted = hlo.Program(TEXT).step
+    assert counted.kernels == 4 + 3 * 2 + 1  # of the inner loop each turn, and the end of the outer
+    assert counted.submitted == counted.kernels  # none stand five in a row
+    assert (counted.convolutions, counted.collectives) == (2, 1)
+    assert counted.written == 24 + (64 + 16) + 64 + 32 + 3 * (4 + 1) + 1
+
+
+def test_kernels_in_a_row_are_submitted_at_once():
+    row = "".join(f"  %n{i} = s32[] copy(%s)\n" for i in range(5))
+    more = hlo.Program(TEXT.replace("  %b =", row + "  %b =")).step
+    assert more.kernels == 11 + 5
+    assert more.submitted == 11  # with the copy before them they are one
+
+
+def test_a_program_without_a_loop_over_steps_is_an_error():
+    with pytest.raises(ValueError, match="no loop over steps"):
+        _ = hlo.Program(TEXT.replace("while(%v)", "copy(%v)")).step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--platform is missing: expected one of h200, tpu"),
+        (["--platform=h200", "--only=plane"], "--only='plane': expected of 'plain', "),
+        (["--platform=h200", "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_commands_that_cannot_be_are_refused(arguments, message, capsys):
+    with flagsaver.flagsaver():
+        assert command.main(flags.FLAGS(["command", *arguments])) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_has_to_be_installed_is_named(monkeypatch):
+    monkeypatch.setitem(targets.PACKAGES, "h200", ("nowhere.at_all",))
+    assert "aot-gpu" in targets.missing("h200")
+
+
+@functools.cache
+def lowered(name):
+    if why := targets.missing("h200"):
+        pytest.skip(why)
+    return steps.lowered(CASES[name], h200())
+
+
+@functools.cache
+def h200():
+    return targets.devices("h200")
+
+
+@functools.cache
+def compiled(name):
+    return lowered(name).compile()
+
+
+def convolutions(name):
+    """Forward those of each network that is run; of the student's also both gradients."""
+    case = CASES[name]
+
+    def of(network):
+        shapes = jax.tree.leaves(models.build(network, 10, (32, 32, 3)).shapes["params"])
+        return sum(leaf.ndim == 4 for leaf in shapes)
+
+    teachers = 0 if case.variant == "table" else sum(map(of, case.teachers))
+    return teachers + 3 * of(case.student) - 1  # images have no gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_gpu_is_given_each_convolution_once_in_half_precision(name):
+    program = hlo.Program(compiled(name).as_text())
+    assert program.step.convolutions == convolutions(name)
+    found = [one for each in program.computations.values() for one in each if one.is_convolution]
+    assert {one.shape.strip("(").partition("[")[0] for one in found} == {"bf16"}
+    products = re.findall(
+        r"stablehlo.dot_general .*-> tensor<(?:\d+x)+10x(\w+)>", lowered(name).as_text()
+    )
+    assert products and set(products) == {"f32"}  # the logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_devices_meet_as_often_as_counted(name):
+    step = hlo.Program(compiled(name).as_text()).step
+    assert step.collectives == COLLECTIVES.get(name, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_gpu_is_given_no_algorithm_of_the_cpu(name):
+    text = compiled(name).as_text()
+    for function in vars(cpu_conv):
+        assert function == "lax_conv" or f'"{function}"' not in text
+    assert "optimization_barrier" not in lowered(name).as_text()
+    loops = [one for each in hlo.Program(text).computations.values() for one in each]
+    assert sum(one.op == "while" for one in loops) == 1  # neither few images nor blocks in turn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_step_on_a_gpu_stays_lean(name):
+    memory = compiled(name).memory_analysis()
+    assert memory.temp_size_in_bytes < 64e6
+    assert memory.argument_size_in_bytes < 16e6
+    if name in KERNELS:
+        assert hlo.Program(compiled(name).as_text()).step.kernels <= KERNELS[name]
