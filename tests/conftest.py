@@ -1,5 +1,6 @@
 """Four CPU devices and one cache of compiled programs for every test, set before JAX is loaded."""
 
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -15,7 +16,10 @@ STARTED_HERE = "PYTEST_XDIST_WORKER" not in os.environ  # else it was, and the f
 if STARTED_HERE:
     # pytest keeps the folders of failed tests; what libraries leave goes when the tests end.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="distill_jax-tests-")
+    folder = tempfile.mkdtemp(prefix="distill_jax-tests-")
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    # At exit, after multiprocessing (-100), which removes a folder of its own in there.
+    multiprocessing.util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
 # What one test compiled, the others and the commands they start need not compile again. JAX writes
 # its entries in place: a process that meets half of one warns, and compiles for itself.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "compiled")
@@ -43,9 +47,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
-
-
-def pytest_unconfigure() -> None:
-    """Lets go of what was compiled and left behind."""
-    if STARTED_HERE:
-        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
