@@ -12,7 +12,7 @@ import distill_jax
 from distill_jax import data, models
 from distill_jax.data import streamed
 from distill_jax.runs import plan
-from distill_jax.train import fit, programs, sharding
+from distill_jax.train import fit, programs, sharding, trainer
 from distill_jax.train.reporter import Reporter
 
 N, CLASSES = 40, 4
@@ -220,6 +220,7 @@ def test_chunks_do_not_change_the_training(monkeypatch, reference, steps):
 @pytest.mark.parametrize("dispatches", [3, 6])
 def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, reference, tmp_path, dispatches):
     steps_of_chunks(monkeypatch, 2)  # of 4 steps an epoch, the last a smaller batch
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 0.0)  # one step a dispatch
     stopper = Stopper(dispatches)
     with pytest.raises(fit.Interrupted):
         distill_jax.run(

@@ -12,7 +12,7 @@ from distill_jax import data
 from distill_jax.runs import plan as plan_lib
 from distill_jax.runs import runner
 from distill_jax.runs.config import resolve
-from distill_jax.train import fit
+from distill_jax.train import fit, trainer
 from distill_jax.train.options import ReplicaInputs
 from distill_jax.train.replica import Replica
 from distill_jax.train.reporter import Reporter
@@ -139,7 +139,10 @@ def test_a_stage_starts_from_the_weights_and_adapters_of_its_phase(whole):
     assert result.whole == {}
 
 
-def test_a_run_stopped_in_a_phase_or_after_it_ends_with_the_same_bytes(whole, tmp_path):
+def test_a_run_stopped_in_a_phase_or_after_it_ends_with_the_same_bytes(
+    whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 0.0)  # one step a dispatch
     _, rows, _ = whole
     started = []
     for dispatches in (7, 4):  # of 6, 3 and 6 steps

@@ -18,7 +18,7 @@ from marks import slow
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.runs.checkpoint import Checkpoints
-from distill_jax.train import checks, fit, programs, sharding
+from distill_jax.train import checks, fit, programs, sharding, trainer
 from distill_jax.train import stage as stage_lib
 from distill_jax.train.reporter import Reporter
 
@@ -184,7 +184,8 @@ def test_what_concerns_only_teachers_leaves_plain_training_as_it_is(whole):
     assert row["stage"] == plain
 
 
-def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(whole, tmp_path):
+def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 0.0)  # one step a dispatch
     for dispatches in (1, 2, 5, 3, 1, 4):
         stopper = Recorder(dispatches)
         with pytest.raises(fit.Interrupted):

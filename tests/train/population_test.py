@@ -145,7 +145,8 @@ def test_sweeps_that_cannot_be_are_refused(sweep, message):
         run(sweep=sweep)
 
 
-def test_an_interrupted_population_ends_as_if_never_touched(tmp_path):
+def test_an_interrupted_population_ends_as_if_never_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 0.0)  # one step a dispatch
     options = {"seeds": (0, 1), "population": 2, "checkpoint_every": "1 steps"}
     whole, _ = run(**options)
     for dispatches in (3, 2):
