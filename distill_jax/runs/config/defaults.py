@@ -264,7 +264,7 @@ FIELDS = (
     Field("parallel", "jit", "How several devices share a step: jit (shard_map) or pmap."),
     Field(
         "devices",
-        "auto",
+        1,
         "Devices that share each batch: a number, 0 for all, or auto. auto takes two cores of a "
         "CPU where each gets 64 examples or more, all GPUs or TPUs where each gets 128, else one.",
         object,
