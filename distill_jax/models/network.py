@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax import identity
+from distill_jax import identity, traced
 from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
 from distill_jax.models.zoo.evolving import Evolving
 from distill_jax.models.zoo.stages import BLOCKS, BOUNDS, draw_stages, stack_blocks
@@ -98,7 +97,7 @@ class Network:
         """Draws fresh {"params": ..., other collections} in one compiled call."""
         if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
             return self._draw(key)
-        return _compiled_draw(jax.default_backend())(self, key)
+        return _compiled_draw(self, jax.default_backend())(key)
 
     def _draw(self, key: Array) -> Variables:
         images = jnp.zeros((1, *self.image_shape))
@@ -213,21 +212,18 @@ def count_parameters(network: Network) -> int:
 
 @functools.lru_cache(maxsize=128)
 def _shapes(network: Network) -> Variables:
-    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    return traced.Program(network.init, ("shapes", network)).shapes(jax.random.key(0))
 
 
 @functools.lru_cache(maxsize=128)
 def _output_shapes(network: Network) -> Outputs:
-    return jax.eval_shape(network.apply, network.shapes, network.inputs)[0]
+    applied = traced.Program(network.apply, ("output shapes", network))
+    return applied.shapes(network.shapes, network.inputs)[0]
 
 
-@functools.cache
-def _compiled_draw(backend: str) -> Callable[[Network, Array], Variables]:
-    return jax.jit(
-        lambda network, key: network._draw(key),
-        static_argnums=0,
-        compiler_options=run_once(backend),
-    )
+@functools.lru_cache(maxsize=128)
+def _compiled_draw(network: Network, backend: str) -> traced.Program:
+    return traced.Program(network._draw, ("draw", network), compiler_options=run_once(backend))
 
 
 def run_once(backend: str) -> dict[str, Any] | None:
