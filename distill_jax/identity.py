@@ -155,6 +155,7 @@ class _Description:
         if isinstance(value, Mapping | Set | list | tuple):
             return self._container(value)
         if callable(value) and hasattr(value, "__wrapped__"):  # jitted or decorated
+            self.others = True  # what is around it is not described
             return self.text(inspect.unwrap(value))
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -220,7 +221,7 @@ class _Description:
             fields = {name: getattr(value, name) for name in names if name != "parent"}
         elif isinstance(value, nnx.Module) or not (_is_library(kind) or _is_installed(kind)):
             fields = getattr(value, "__dict__", {})
-        elif not hasattr(value, "__qualname__"):
+        elif not (hasattr(value, "__qualname__") and _is_library(value)):
             self.others = True
         fields = {name: own for name, own in fields.items() if not name.startswith("_pytree__")}
         named = _name(value) if hasattr(value, "__qualname__") else self._class(kind)
