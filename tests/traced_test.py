@@ -1,4 +1,4 @@
-"""What was traced is found by a later process, gives the same bytes, and is never trusted blindly."""
+"""What was traced is found by a later process, gives the same bytes, and is checked when read."""
 
 import shutil
 
