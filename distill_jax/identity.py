@@ -117,10 +117,24 @@ def describe(value: Any) -> str:
     return _Description().text(value)
 
 
+def describe_own(value: Any) -> str | None:
+    """As `describe`, of what is the library's own code and plain values; None of all else.
+
+    Nothing that decides what such a value does is missing in its description.
+    """
+    description = _Description()
+    text = description.text(value)
+    return None if description.others else text
+
+
 class _Description:
-    """One description: what was described once has a number from then on."""
+    """One description: what was described once has a number from then on.
+
+    `others` is whether there was code that is not the library's, or an object of unknown content.
+    """
 
     def __init__(self) -> None:
+        self.others = False
         # By id; the things are held, so that no id is used again.
         self._seen: dict[int, tuple[int, Any]] = {}
 
@@ -142,6 +156,7 @@ class _Description:
         if isinstance(value, Mapping | Set | list | tuple):
             return self._container(value)
         if callable(value) and hasattr(value, "__wrapped__"):  # jitted or decorated
+            self.others = True  # what is around it is not described
             return self.text(inspect.unwrap(value))
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -169,6 +184,7 @@ class _Description:
         used = dict(_closed_over(function))
         if _is_library(function):
             return f"{_name(function)}({self._fields(used)})" if used else _name(function)
+        self.others = True
         used |= _named_globals(function)
         used |= {"defaults": [function.__defaults__, function.__kwdefaults__]}
         return f"{_name(function)}({_source(function)}, {self._fields(used)})"
@@ -179,6 +195,7 @@ class _Description:
         bases = [base for base in kind.__bases__ if not _is_library(base)]
         if _is_library(kind):  # a lifted class of somebody's is made in a library
             return f"{_name(kind)}({self._items(bases)})" if bases else _name(kind)
+        self.others = True
         functions = _functions_of(kind)
         source = _source(kind)
         if not source:  # such as a notebook's
@@ -205,6 +222,8 @@ class _Description:
             fields = {name: getattr(value, name) for name in names if name != "parent"}
         elif isinstance(value, nnx.Module) or not (_is_library(kind) or _is_installed(kind)):
             fields = getattr(value, "__dict__", {})
+        elif not (hasattr(value, "__qualname__") and _is_library(value)):
+            self.others = True
         fields = {name: own for name, own in fields.items() if not name.startswith("_pytree__")}
         named = _name(value) if hasattr(value, "__qualname__") else self._class(kind)
         return f"{named}({self._fields(fields)})"

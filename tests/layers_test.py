@@ -10,6 +10,7 @@ ROOMS = (
     "rng",
     "refusals",
     "identity",
+    "traced",
     "graph",
     "models",
     "interop",

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from distill_jax import report
+from distill_jax import report, traced
 from distill_jax.commands.arguments import Command, Flag
 from distill_jax.runs import runner
 from distill_jax.runs.workdir import folder_of
@@ -86,6 +86,8 @@ def use_compilation_cache(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if jax.config.values["jax_enable_compilation_cache"]:
+        traced.keep_in(Path(jax.config.values["jax_compilation_cache_dir"]) / "traced")
 
 
 TRAIN = Command(

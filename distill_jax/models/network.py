@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax import identity
+from distill_jax import identity, traced
 from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
 from distill_jax.models.zoo.evolving import Evolving
@@ -99,7 +98,7 @@ class Network:
         """Draws fresh {"params": ..., other collections} in one compiled call."""
         if isinstance(key, jax.core.Tracer):  # part of a larger program, or asked for its shapes
             return self._draw(key)
-        return _compiled_draw(backend())(self, key)
+        return _compiled_draw(self, backend())(key)
 
     def _draw(self, key: Array) -> Variables:
         images = jnp.zeros((1, *self.image_shape))
@@ -214,21 +213,19 @@ def count_parameters(network: Network) -> int:
 
 @functools.lru_cache(maxsize=128)
 def _shapes(network: Network) -> Variables:
-    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    return traced.Program(network.init, ("shapes", network)).shapes(jax.random.key(0))
 
 
 @functools.lru_cache(maxsize=128)
 def _output_shapes(network: Network) -> Outputs:
-    return jax.eval_shape(network.apply, network.shapes, network.inputs)[0]
+    applied = traced.Program(network.apply, ("output shapes", network))
+    return applied.shapes(network.shapes, network.inputs)[0]
 
 
-@functools.cache
-def _compiled_draw(platform: str) -> Callable[[Network, Array], Variables]:
-    return jax.jit(
-        lambda network, key: network._draw(key),
-        static_argnums=0,
-        compiler_options=run_once(platform),
-    )
+@functools.lru_cache(maxsize=128)
+def _compiled_draw(network: Network, platform: str) -> traced.Program:
+    key = ("draw", network, platform)
+    return traced.Program(network._draw, key, compiler_options=run_once(platform))
 
 
 def run_once(backend: str) -> dict[str, Any] | None:

@@ -7,8 +7,6 @@ import re
 import statistics
 from typing import Any
 
-from scipy import special
-
 Row = dict[str, Any]
 CONFIDENCE = 0.95  # of the gains' intervals
 _EXIT = re.compile(r"test_(branch\d+_)?accuracy")  # what is measured of every network
@@ -87,6 +85,8 @@ def _half_width(differences: list[float]) -> float | None:
     n = len(differences)
     if n < 2:
         return None
+    from scipy import special  # at the end of a run, as it is long to import
+
     quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return quantile * statistics.stdev(differences) / math.sqrt(n)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from distill_jax.identity import differences, digest, digest_json, digests, finite, leaves, plain
 
@@ -48,6 +47,7 @@ def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
       CheckpointError: it cannot be written; nothing that was there before is touched.
     """
     meta = {**meta, "digests": digests(arrays), "types": _types(arrays)}
+    ocp = _orbax()
     arguments = ocp.args.Composite(
         arrays=ocp.args.StandardSave(arrays),
         meta=ocp.args.JsonSave({**meta, "digest": digest_json(meta)}),
@@ -110,7 +110,7 @@ def restore(
             f"{folder} is of another training; remove it, or use another working directory:\n  "
             + "\n  ".join(found)
         )
-    arrays = _read(folder, arrays=ocp.args.StandardRestore(_on_host(template)))
+    arrays = _read(folder, arrays=_orbax().args.StandardRestore(_on_host(template)))
     if changed := differences(meta["digests"], digests(arrays)):
         names = ", ".join(line.partition(" is ")[0] for line in changed[:5])
         raise Damaged(f"{folder} is damaged: other bytes than were saved in {names}")
@@ -123,7 +123,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     Raises:
       Damaged: unreadable, or other than was saved.
     """
-    meta = _read(folder, meta=ocp.args.JsonRestore())
+    meta = _read(folder, meta=_orbax().args.JsonRestore())
     if not isinstance(meta, dict) or meta.pop("digest", None) != digest_json(meta):
         raise Damaged(f"{folder} is damaged: its metadata is not what was saved")
     return meta
@@ -233,13 +233,20 @@ def _types(tree: Any) -> dict[str, str]:
 
 
 def _read(folder: Path, **item: Any) -> Any:
-    (name,) = item
+    (name,), ocp = item, _orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**item))
             return getattr(restored, name)
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
+
+
+def _orbax() -> Any:
+    """Imported with the first save or restore: that takes long, and a first step needs neither."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _sweep(folder: Path) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from distill_jax import data, rng
+from distill_jax import data, rng, traced
 from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import measure
@@ -25,7 +25,7 @@ from distill_jax.train import metrics, optim, preflight, sharding
 from distill_jax.train.metrics import StepMetrics, accuracy_names
 from distill_jax.train.stage import Recipe, Stage, frozen_teachers
 from distill_jax.train.state import Batch, TrainState
-from distill_jax.train.step import Hypers, TrainStep, draw_from, make_train_step
+from distill_jax.train.step import Hypers, draw_from, make_train_step
 from distill_jax.train.teachers import (
     FrozenTeachers,
     FrozenVariables,
@@ -47,7 +47,7 @@ class TrainProgram(NamedTuple):
     """
 
     loop: Callable
-    body: TrainStep
+    body: traced.Program
 
 
 def train_program(
@@ -104,12 +104,13 @@ def _train_program(
         )
         return traced_for(topology.backend, body)
 
-    body = jax.jit(step(None))
+    key = ("step", stages, steps, preprocessing, topology, max_nonfinite_steps, builders)
+    body = traced.Program(step(None), key)
     if shared_data is not None:
         loop = sharding.population_loop(body, topology, shared_data=shared_data)
     else:
         each = body if topology.axis_name is None else step(topology.axis_name)
-        loop = sharding.train_loop(each, topology)
+        loop = sharding.train_loop(each, topology, key)
     return TrainProgram(loop, body)
 
 
@@ -128,7 +129,7 @@ def _student(stage: Stage, teachers: tuple[Network, ...], steps: int = 1) -> Stu
 
 
 def zero_sums(
-    body: TrainStep,
+    body: traced.Program,
     state: TrainState,
     frozen: Any,
     hyper: Hypers,
@@ -161,7 +162,7 @@ def zero_sums(
             lambda x: per_example(*x.shape[1:], dtype=x.dtype, where=where), cached
         ),
     )
-    return metrics.zeros_like(jax.eval_shape(body, state, frozen, batch, hyper, key)[1])
+    return metrics.zeros_like(body.shapes(state, frozen, batch, hyper, key)[1])
 
 
 def freeze_teachers(
@@ -177,8 +178,9 @@ def _freeze_program(teachers, topology):
     def freeze(variables):
         return FrozenTeachers(teachers).freeze(variables)
 
-    return jax.jit(
+    return traced.Program(
         traced_for(topology.backend, freeze),
+        ("freeze", teachers, topology),
         out_shardings=topology.replicated,
         compiler_options=run_once(topology.backend),
     )
@@ -283,7 +285,8 @@ def _outputs_program(network, names, preprocessing, topology):
     def forward(frozen, inputs):
         return frozen_forward(network, frozen, preprocessing.evaluate(inputs), select)
 
-    return sharding.forward_loop(freeze, forward, topology)
+    key = ("outputs", network, names, preprocessing, topology)
+    return sharding.forward_loop(freeze, forward, topology, key)
 
 
 def evaluate(
@@ -396,4 +399,5 @@ def _terms_program(stages, preprocessing, platform):
 
         return {student.name: sizes_of(student) for student in students}
 
-    return jax.jit(first_terms, compiler_options=run_once(platform))
+    key = ("terms", stages, preprocessing, platform)
+    return traced.Program(first_terms, key, compiler_options=run_once(platform))

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_jax import traced
 from distill_jax.models import run_once
 from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
@@ -123,8 +124,12 @@ class Topology:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
         return jax.device_put(tree, self.replicated)
 
-    def compile(self, function: Callable, arguments: int, donated: int) -> Callable:
+    def compile(
+        self, function: Callable, arguments: int, donated: int, key: Any = None
+    ) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
+
+        `key` is all that decides what it computes; see `traced.Program`.
 
         `device` is this device's index, None where there is but one and no axis. A device picks its
         own examples: left to the compiler, a loop over parts of a batch has each fetch all of them.
@@ -144,7 +149,8 @@ class Topology:
                     out_specs=PartitionSpec(),
                     check_vma=False,
                 )
-            return jax.jit(on_this_device, donate_argnums=range(donated))
+                on_this_device.__name__ = function.__name__
+            return traced.Program(on_this_device, key, donated)
         mapped = jax.pmap(
             function,
             AXIS,
@@ -245,15 +251,20 @@ def _has_started() -> bool:
     return False
 
 
-def train_loop(step: TrainStep, topology: Topology) -> Callable:
+def train_loop(step: TrainStep, topology: Topology, key: Any = None) -> Callable:
     """Compiles steps `start` to `stop` of an epoch as one dispatch.
+
+    Args:
+      step: of what.
+      topology: on which devices.
+      key: all that decides what the step computes; see `traced.Program`.
 
     Returns:
       (state, sums, teachers' variables, data, order (S, B), start, stop, hyper, key) ->
       (state, sums): `data` is a `DeviceDataset`, row t of `order` holds the examples of step t, and
       `sums` the metrics so far. State and sums are donated.
     """
-    return topology.compile(_steps(step, topology), arguments=9, donated=2)
+    return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key)
 
 
 def _steps(step: TrainStep, topology: Topology) -> Callable:
@@ -313,13 +324,16 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
     return jax.jit(spread, donate_argnums=(0, 1))
 
 
-def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Callable:
+def forward_loop(
+    freeze: Callable, forward: Callable, topology: Topology, key: Any = None
+) -> Callable:
     """Compiles the outputs of a network on some parts of a split as one dispatch.
 
     Args:
       freeze: variables -> what `forward` takes; once for all parts.
       forward: (frozen variables, inputs (B, ...)) -> arrays (B, ...).
       topology: its devices share every part, under `shard_map` in both modes.
+      key: all that decides what they compute; see `traced.Program`.
 
     Returns:
       (variables, inputs (P, B, ...), parts) -> arrays (P, B, ...), zeros from `parts` on: it is
@@ -341,12 +355,11 @@ def forward_loop(freeze: Callable, forward: Callable, topology: Topology) -> Cal
         empty = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
         return lax.fori_loop(0, parts, part, empty)
 
-    return jax.jit(
-        jax.shard_map(
-            traced_for(topology.backend, forward_parts),
-            mesh=topology.mesh,
-            in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
-            out_specs=topology.shared_parts.spec,
-            check_vma=False,
-        )
+    shared = jax.shard_map(
+        traced_for(topology.backend, forward_parts),
+        mesh=topology.mesh,
+        in_specs=(PartitionSpec(), topology.shared_parts.spec, PartitionSpec()),
+        out_specs=topology.shared_parts.spec,
+        check_vma=False,
     )
+    return traced.Program(shared, key)

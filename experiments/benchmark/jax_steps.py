@@ -10,13 +10,14 @@ On several devices the step runs as `Case.parallel` says: one program by shard_m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data, models
+from distill_jax import data, models, traced
 from distill_jax.interop import torch_weights
 from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions
 from distill_jax.train import programs, sharding
@@ -44,6 +45,7 @@ def set_up(cache: str) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        traced.keep_in(Path(cache) / "traced")
 
 
 def _listen(event: str, seconds: float, **details: Any) -> None:
