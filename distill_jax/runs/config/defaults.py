@@ -190,6 +190,11 @@ FIELDS = (
         "mean or sum over the teachers. Where empty, by protocol: standard has mean, others sum.",
     ),
     Field(
+        "loss.standardise",
+        False,
+        "Take mean and standard deviation out of each example's logits before the KL of kd.",
+    ),
+    Field(
         "dropping.kind",
         "",
         "fixed drops the same number for every mini-batch; bernoulli keeps each teacher with a "
