@@ -57,7 +57,7 @@ class CTKD(Method):
         passed = jnp.minimum(jnp.floor(context.epoch) + 1, self.epochs) / self.epochs
         scale = (jnp.cos(jnp.pi * passed) - 1) / 2
         fixed = lax.stop_gradient(p)
-        temperature = self.start + self.span * jax.nn.sigmoid(fixed + scale * (p - fixed))
+        temperature = self.start + self.span * jax.nn.sigmoid(fixed + scale * (p - fixed))[0]
 
         def divergence(k: int, teacher: Outputs) -> Array:
             return kl_divergence(teacher.logits, context.student.logits, temperature)

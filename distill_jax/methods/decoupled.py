@@ -91,8 +91,8 @@ class DKD(Method):
 
         def divergences(k: int, teacher: Outputs) -> Array:
             both, others, temperature = parts(teacher.logits)
-            kl = jnp.stack([kl_of_logs(both, own), kl_of_logs(others, own_others)])
-            return temperature**2 * kl
+            kl = kl_of_logs(both, own), kl_of_logs(others, own_others)
+            return jnp.stack([temperature**2 * value for value in kl])
 
         tckd, nckd = context.over_teachers(divergences)
         # The weight rises by epochs: it is constant within one.

@@ -101,7 +101,7 @@ class EBKD(Method):
         logits, mask = context.teacher_logits, context.teacher_mask[:, None]
         log_probs = jax.nn.log_softmax(widen(logits))
         entropies = jnp.where(mask, -jnp.sum(jnp.exp(log_probs) * log_probs, -1), 0.0)
-        total = jnp.sum(entropies, 0)
+        total = jnp.sum(entropies, 0, keepdims=True)
         shares = jnp.where(
             total > 0, entropies / jnp.where(total > 0, total, 1.0), 1.0 / kept(context)
         )
@@ -149,7 +149,7 @@ class AEKD(Method):
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"ae_kd"}."""
         own, theirs = context.student.logits, context.teacher_logits
-        gaps = jax.nn.softmax(soften(own, self.temperature)) - jax.nn.softmax(
+        gaps = jax.nn.softmax(soften(own[None], self.temperature)) - jax.nn.softmax(
             soften(theirs, self.temperature)
         )
         # The devices' shares are equally large.
