@@ -154,9 +154,10 @@ FIELDS = (
     Field(
         "methods",
         {"kd": 1.0, "dml": 1.0},
-        "How teachers teach: kd, dml, fitnet or registered methods, each with its weight. dml "
-        "serves the edges of a cycle alone; without it the others serve these too. The "
-        "cross-entropy weighs 1 - recipe.kd_weight beside kd, else 1; an entry ce sets its weight.",
+        "How teachers teach: kd, dml, fitnet, others that docs/methods.md lists, or registered "
+        "methods, each with its weight. dml serves the edges of a cycle alone; without it the "
+        "others serve these too. The cross-entropy weighs 1 - recipe.kd_weight beside kd, else 1; "
+        "an entry ce sets its weight.",
         object,
     ),
     Field(
