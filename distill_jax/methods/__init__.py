@@ -1,9 +1,13 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
+from distill_jax.methods.ca_mkd import CAMKD
+from distill_jax.methods.curriculum import CTKD
+from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
+from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.registry import (
     ELSEWHERE,
     METHODS,
@@ -14,22 +18,39 @@ from distill_jax.methods.registry import (
     names,
     register_method,
 )
+from distill_jax.methods.scaling import NormKD
+from distill_jax.methods.several import AEKD, AVER, EBKD
+from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
 
 __all__ = [
+    "AEKD",
+    "AVER",
+    "CAMKD",
+    "CTKD",
+    "DIST",
+    "DKD",
     "DML",
+    "EBKD",
     "ELSEWHERE",
     "METHODS",
     "KD",
+    "NKD",
     "TESKD",
+    "WTTM",
     "Context",
     "FitNet",
     "CrossEntropy",
     "Hyper",
+    "LabelSmoothing",
     "LossOptions",
+    "MSELogits",
     "Method",
+    "NormKD",
     "Shapes",
     "Term",
+    "TfKDReg",
+    "TfKDSelf",
     "build",
     "check_name",
     "heard",

@@ -10,6 +10,8 @@ What papers and authors' codes disagree on is a named option of `LossOptions`:
   (DGKD's equation for stochastic teaching); "per_kept_teacher" counts the kept ones alone.
 - `teachers`: "sum" adds the teachers' terms (both papers); "mean" divides by their number, so
   that the balance against the cross-entropy does not depend on how many there are.
+- `standardise`: takes mean and standard deviation out of each example's logits, of student and
+  teachers, before the KL (`scaling.standardise`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from jax import Array
 
 from distill_jax.methods.base import Context, Method, Term
 from distill_jax.methods.losses import cross_entropy, kl_divergence
+from distill_jax.methods.scaling import standardise
 
 KL_REDUCTIONS = ("batch_mean", "element_mean")
 CROSS_ENTROPY = ("once", "per_teacher", "per_kept_teacher")
@@ -39,6 +42,7 @@ class LossOptions:
     kl_reduction: str = "batch_mean"
     cross_entropy: str = "once"
     teachers: str = "sum"
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -48,6 +52,8 @@ class LossOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {allowed}, got {getattr(self, name)!r}")
+        if not isinstance(self.standardise, bool):
+            raise ValueError(f"standardise is True or False, got {self.standardise!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +145,8 @@ def kl_term(
       kd_weight: λ in [0, 1].
       options: how the terms are counted.
     """
+    if options.standardise:
+        logits, teacher_logits = standardise(logits), standardise(teacher_logits)
     per_teacher = kl_divergence(teacher_logits, logits, temperature)
     kl = jnp.sum(jnp.where(teacher_mask[:, None], per_teacher, 0.0), 0)
     weight = kd_weight * temperature**2

@@ -48,6 +48,11 @@ def kl_divergence(teacher_logits: Array, logits: Array, temperature: Array | flo
     chex.assert_equal(teacher_logits.shape[-2:], logits.shape[-2:])
     log_targets = jax.nn.log_softmax(soften(teacher_logits, temperature))
     log_probs = jax.nn.log_softmax(soften(logits, temperature))
+    return kl_of_logs(log_targets, log_probs)
+
+
+def kl_of_logs(log_targets: Array, log_probs: Array) -> Array:
+    """KL(p || q) from log p and log q (..., C), broadcast; no term where p is 0."""
     log_targets, log_probs = jnp.broadcast_arrays(log_targets, log_probs)
     targets = jnp.exp(log_targets)
     # An underflown target has a log of -inf, and 0 * -inf is NaN in the value and in the gradient.

@@ -13,9 +13,16 @@ from jax import Array
 
 from distill_jax.identity import changed_fields, check_new_name, describe
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
+from distill_jax.methods.ca_mkd import CAMKD
+from distill_jax.methods.curriculum import CTKD
+from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.kd import KD, CrossEntropy
+from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.scaling import NormKD
+from distill_jax.methods.several import AEKD, AVER, EBKD
+from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
 from distill_jax.models import Outputs
 
@@ -28,6 +35,20 @@ METHODS: dict[str, type[Method]] = {
     "dml": DML,
     "teskd": TESKD,
     "fitnet": FitNet,
+    "dkd": DKD,
+    "nkd": NKD,
+    "dist": DIST,
+    "normkd": NormKD,
+    "ctkd": CTKD,
+    "wttm": WTTM,
+    "mse_logits": MSELogits,
+    "label_smoothing": LabelSmoothing,
+    "tfkd_self": TfKDSelf,
+    "tfkd_reg": TfKDReg,
+    "aver": AVER,
+    "ebkd": EBKD,
+    "ae_kd": AEKD,
+    "ca_mkd": CAMKD,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

@@ -269,6 +269,8 @@ def _alone(stage: Stage) -> Stage:
         for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
         if not method.taught
     ]
+    if not own:  # a method of its teachers counted the labels
+        own = [(("ce", methods.CrossEntropy()), 1.0)]
     return dataclasses.replace(
         stage,
         teachers=(),

@@ -99,6 +99,22 @@ def test_ids_differ_by_method_weight_option_and_phase():
     assert id_of(methods=kd) == id_of(method_options={"fitnet": {"hint_layer": 1}}) == id_of()
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"kd": 1.0},
+        {"tfkd_self": 1.0},
+        {"tfkd_reg": 1.0, "dkd": 1.0},
+        {"label_smoothing": 1.0, "tfkd_self": 2.0, "kd": 1.0},
+        {"tfkd_self": 1.0, "ce": 0.5},
+    ],
+)
+def test_what_a_taught_network_is_alone_is_what_guidance_none_trains(chosen):
+    plan = plan_of(methods=chosen, guidance=("none", "direct"))
+    taught, alone = (plan.results[guidance, "plane2", 0] for guidance in ("direct", "none"))
+    assert plan.plain[taught] == alone
+
+
 @dataclasses.dataclass(frozen=True)
 class Half(Method):
     """Adds nothing, half of the time."""

@@ -17,7 +17,7 @@ from distill_jax import data, models, rng
 from distill_jax.methods import KD, TESKD, CrossEntropy, Hyper, LossOptions, Method, Term
 from distill_jax.methods.base import OUTPUTS, taps
 from distill_jax.methods.fitnet import FitNet
-from distill_jax.methods.registry import EdgeMethod
+from distill_jax.methods.registry import EdgeMethod, build
 from distill_jax.models import Outputs
 from distill_jax.models.zoo.heads import one_layer
 from distill_jax.train import fit, metrics, optim, sharding
@@ -86,15 +86,15 @@ def stage_of(methods, teachers=TEACHERS, **recipe):
 
 
 @functools.cache
-def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True):
+def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True, rate=0.1):
     """State and metrics after an epoch of the step, as NumPy."""
     topology = sharding.Topology(mode, devices)
-    rule = optim.OptimOptions(learning_rate=0.1)
+    rule = optim.OptimOptions(learning_rate=rate)
 
     def step(axis_name):
         draw = draw_from(dropping, len(TEACHERS))
         return make_train_step(
-            students=(Student(STUDENT, methods, rule, lambda step: 0.1, (0, 1), (), draw),),
+            students=(Student(STUDENT, methods, rule, lambda step: rate, (0, 1), (), draw),),
             teachers=TEACHERS,
             preprocess=preprocess,
             steps_per_epoch=STEPS,
@@ -333,6 +333,39 @@ def test_memory_and_adapters_are_the_same_on_every_topology(mode, devices, sync_
     assert 0.01 < abs(factor - 1) < 1
     assert own["fitnet"].keys() == {"params", "batch_stats"}
     assert sums.terms["memory"][0] > 0
+
+
+TERMS = {
+    "dkd": ("tckd", "nckd"),
+    "nkd": ("nkd_label", "nkd_others"),
+    "dist": ("dist_inter", "dist_intra"),
+    "tfkd_self": ("tfkd_self", "tfkd_self_ce"),
+    "tfkd_reg": ("tfkd_reg", "tfkd_reg_ce"),
+    "ca_mkd": ("ca_mkd", "ca_mkd_feature"),
+    **{
+        name: (name,)
+        for name in (
+            *("normkd", "ctkd", "wttm", "mse_logits", "label_smoothing", "aver", "ebkd", "ae_kd"),
+        )
+    },
+}
+TOGETHER = tuple((name, build(name)) for name in TERMS)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_method_of_the_literature_gives_the_loss_of_one_device_on_two(name):
+    """All of them teach one student at once, so that two programs serve all."""
+    options = {"dropping": Dropping("fixed", 1), "rate": 1e-3}
+    _, one = trained(TOGETHER, **options)
+    _, two = trained(TOGETHER, "jit", 2, **options)
+    for term in TERMS[name]:
+        assert one.terms[term][0] > 0
+        np.testing.assert_allclose(two.terms[term], one.terms[term], rtol=2e-5, err_msg=term)
+
+
+def test_what_methods_of_the_literature_train_is_that_of_one_device_on_two():
+    options = {"dropping": Dropping("fixed", 1), "rate": 1e-3}
+    same_training(TOGETHER, "jit", 2, **options)
 
 
 def test_a_method_draws_from_a_stream_of_its_own_and_knows_the_epoch():

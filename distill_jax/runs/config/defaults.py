@@ -154,9 +154,10 @@ FIELDS = (
     Field(
         "methods",
         {"kd": 1.0, "dml": 1.0},
-        "How teachers teach: kd, dml, fitnet or registered methods, each with its weight. dml "
-        "serves the edges of a cycle alone; without it the others serve these too. The "
-        "cross-entropy weighs 1 - recipe.kd_weight beside kd, else 1; an entry ce sets its weight.",
+        "How teachers teach: kd, dml, fitnet, others that docs/methods.md lists, or registered "
+        "methods, each with its weight. dml serves the edges of a cycle alone; without it the "
+        "others serve these too. The cross-entropy weighs 1 - recipe.kd_weight beside kd, else 1; "
+        "an entry ce sets its weight.",
         object,
     ),
     Field(
@@ -188,6 +189,11 @@ FIELDS = (
         "loss.teachers",
         "",
         "mean or sum over the teachers. Where empty, by protocol: standard has mean, others sum.",
+    ),
+    Field(
+        "loss.standardise",
+        False,
+        "Take mean and standard deviation out of each example's logits before the KL of kd.",
     ),
     Field(
         "dropping.kind",

@@ -1,0 +1,158 @@
+"""Several teachers, each as far as it is right about an example: CA-MKD."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from distill_jax.methods.base import Context, Method, Shapes, Term
+from distill_jax.methods.fitnet import Regressor
+from distill_jax.methods.losses import bounded_square, cross_entropy, kl_divergence
+from distill_jax.methods.ranges import above_zero, not_negative
+from distill_jax.methods.several import by_share, kept, weighted_sum
+from distill_jax.models import Outputs
+from distill_jax.models.basics import Mode, at_least_float32
+
+_FAR = -1e30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CAMKD(Method):
+    """T²/K Σ_k w_k KL(softmax(t_k/T) || softmax(s/T)) + c/K Σ_k w'_k mean (z_k - f_k)².
+
+    Of each example w_k = (1 - softmax_k CE(t_k, y)) / (K-1), which is large where teacher k is
+    right. f_k is the map at the end of its last stage and z_k = ReLU(BN(conv 1×1)) of the
+    student's, the larger of the two pooled to the smaller; the student's is passed on from teacher
+    to teacher as it was pooled. w'_k is the same of the logits that teacher k's classifier gives
+    for z_k, and has a gradient. The K teachers are the kept ones; a single one has the weight 1.
+
+    Args:
+      temperature: T > 0.
+      feature_weight: c; with 0 logits alone are compared, and nothing is trained for it.
+      feature_from: the epochs that go before the features count.
+
+    Raises:
+      ValueError: a value out of its range, naming it.
+
+    References:
+      Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, 2201.00007,
+      beside the whole cross-entropy.
+    """
+
+    temperature: float = 4.0
+    feature_weight: float = 50.0
+    feature_from: float = 1.0
+
+    teaches_itself: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        above_zero("ca_mkd", temperature=self.temperature)
+        weights = {"feature_weight": self.feature_weight, "feature_from": self.feature_from}
+        not_negative("ca_mkd", **weights)
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The logits; for features also the stages and the classifier."""
+        return ("logits", "stages", "head") if self.feature_weight else ("logits",)
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError where a map of a teacher's size is none for its classifier."""
+        if not self.feature_weight:
+            return
+        if not shapes.student.stages:
+            raise ValueError("ca_mkd compares the last stage's maps, and the student has no stages")
+        for teacher in shapes.teachers:
+            channels = teacher.stages[-1].shape[-1] if teacher.stages else 0
+            width = 0 if teacher.feature is None else teacher.feature.shape[-1]
+            if not channels or channels != width:
+                raise ValueError(
+                    "ca_mkd puts the mean of a map into each teacher's classifier: a teacher's "
+                    f"last stage has {channels} channels, its classifier takes {width} numbers; "
+                    "feature_weight 0 leaves it out"
+                )
+
+    def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
+        """{"params", "batch_stats"}, each {"0": of the largest teacher, "1": ...}."""
+        if not self.feature_weight:
+            return {}
+        pairs = jax.eval_shape(_pooled_pairs, shapes.student, shapes.teachers)
+        drawn = {
+            str(k): Regressor(theirs.shape[1:]).init(
+                jax.random.fold_in(key, k), jnp.zeros((1, *own.shape[1:])), Mode(train=True)
+            )
+            for k, (own, theirs) in enumerate(pairs)
+        }
+        return {
+            kind: {k: variables[kind] for k, variables in drawn.items()}
+            for kind in ("params", "batch_stats")
+        }
+
+    def terms(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """{"ca_mkd"} and, where they have a weight, {"ca_mkd_feature"}."""
+        theirs = context.teacher_logits
+        kl = kl_divergence(theirs, context.student.logits, self.temperature)
+        value = _trusted(context, cross_entropy(theirs, context.labels), kl)
+        terms = {"ca_mkd": Term(value, self.temperature**2)}
+        if not self.feature_weight:
+            return terms, variables
+        wrong, distances, stats = [], [], {}
+        pairs = _pooled_pairs(context.student, context.teachers)
+        for k, (own, target) in enumerate(pairs):
+            adapter = {kind: tree[str(k)] for kind, tree in variables.items()}
+            mode = Mode(True, context.axis_name, own.dtype)
+            height, width, channels = target.shape[1:]
+            regressed, updated = Regressor((height, width, channels)).apply(
+                adapter, own, mode, mutable=["batch_stats"]
+            )
+            stats[str(k)] = updated["batch_stats"]
+            regressed, target = at_least_float32(regressed), at_least_float32(target)
+            logits = context.teacher_heads[k](jnp.mean(regressed, (1, 2)))
+            wrong.append(cross_entropy(logits, context.labels))
+            distances.append(jnp.mean(bounded_square(regressed - target), (1, 2, 3)))
+        value = _trusted(context, jnp.stack(wrong), jnp.stack(distances))
+        weight = jnp.where(context.epoch >= self.feature_from, self.feature_weight, 0.0)
+        terms["ca_mkd_feature"] = Term(value, weight)
+        return terms, {**variables, "batch_stats": stats}
+
+
+def _trusted(context: Context, wrong: Array, values: Array) -> Array:
+    """(B,) the mean over the kept teachers of (K, B) values, more of those less wrong."""
+    shares = jax.nn.softmax(jnp.where(context.teacher_mask[:, None], wrong, _FAR), 0)
+    number = kept(context)
+    weights = by_share(context, shares) / jnp.maximum(number - 1, 1.0)
+    return weighted_sum(context, weights, values) / number
+
+
+def _pooled_pairs(student: Outputs, teachers: tuple[Outputs, ...]) -> list[tuple[Array, Array]]:
+    """The last stages' maps of the student and each teacher, of one size."""
+    own, pairs = student.stages[-1], []
+    for teacher in teachers:
+        theirs = teacher.stages[-1]
+        size = tuple(map(min, own.shape[1:3], theirs.shape[1:3]))
+        own = _pool(own, size)
+        pairs.append((own, _pool(theirs, size)))
+    return pairs
+
+
+def _pool(x: Array, size: tuple[int, ...]) -> Array:
+    """Averages (B, H, W, C) over `size` windows, number i from floor(i H/n) to ceil((i+1) H/n)."""
+    for axis, number in zip((1, 2), size, strict=True):
+        length = x.shape[axis]
+        if number != length:
+            parts = [
+                jnp.mean(
+                    jax.lax.slice_in_dim(
+                        x, i * length // number, -(-(i + 1) * length // number), axis=axis
+                    ),
+                    axis,
+                )
+                for i in range(number)
+            ]
+            x = jnp.stack(parts, axis)
+    return x
