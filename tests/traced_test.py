@@ -17,7 +17,7 @@ from distill_jax import default_config
 def get_config():
     config = default_config()
     config.dataset.update(name="synthetic:8x8x1:4:48:32", valid_fraction=0.25)
-    config.networks = ("plane2",)
+    config.networks, config.guidance = ("plane2",), ("none",)
     config.recipe.update(epochs=1, batch_size=12, augment="crop_flip")
     return config
 """
