@@ -170,19 +170,19 @@ def freeze_teachers(
 ) -> FrozenVariables:
     """What frozen networks make of their variables, in one program, on every device."""
     placed = topology.device_put(tuple(variables))
-    return _freeze_program(teachers, topology)(placed)
+    return _freeze_program(teachers, topology, topology.backend)(placed)
 
 
 @functools.lru_cache(maxsize=32)
-def _freeze_program(teachers, topology):
+def _freeze_program(teachers, topology, platform):
     def freeze(variables):
         return FrozenTeachers(teachers).freeze(variables)
 
     return traced.Program(
-        traced_for(topology.backend, freeze),
-        ("freeze", teachers, topology),
+        traced_for(platform, freeze),
+        ("freeze", teachers, topology, platform),
         out_shardings=topology.replicated,
-        compiler_options=run_once(topology.backend),
+        compiler_options=run_once(platform),
     )
 
 
