@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -81,40 +81,41 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
     for name, given in case.meta["cases"].items():
         inputs = _some(case, name, "in", dtype)
         state = _some(case, name, "param", dtype) | _some(case, name, "buf", dtype)
-        wanted = {kind: _named(case, name, kind) for kind in ("grad", "gparam")}
+        losses = [key.split(":")[0] for kind in _BY for key in _named(case, name, kind)]
         numbers = {**given, "case": name}
-        run = functools.partial(_everything, METHODS[case.meta["method"]], numbers, wanted)
+        compute = functools.partial(METHODS[case.meta["method"]], numbers)
+        run = functools.partial(_everything, compute, tuple(dict.fromkeys(losses)))
         options = models.run_once(jax.default_backend())
         computed, gradients = jax.jit(run, compiler_options=options)(inputs, state)
         for loss in _named(case, name, "loss"):
             yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
         for buffer in _named(case, name, "bufafter"):
             yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
-        for key, gradient in gradients.items():
-            yield _found(case, f"{name}:{key}", gradient, dtype)
+        for kind, which in _BY.items():
+            for key in _named(case, name, kind):
+                loss, by = key.split(":", 1)
+                yield _found(case, f"{name}:{kind}:{key}", gradients[loss][which][by], dtype)
+
+
+_BY = {"grad": 0, "gparam": 1}  # by inputs, by adapters
 
 
 def _everything(
-    compute: Compute,
-    numbers: dict[str, Any],
-    wanted: dict[str, list[str]],
+    compute: Callable[[Arrays, Arrays], Computed],
+    losses: tuple[str, ...],
     inputs: Arrays,
     state: Arrays,
-) -> tuple[Computed, Arrays]:
-    """What a method gives, and the gradients "loss:array" that are wanted by "grad" or "gparam"."""
-    gradients = {}
-    for kind, whats in wanted.items():
-        for what in whats:
-            loss, by = what.split(":", 1)
+) -> tuple[Computed, dict[str, tuple[Arrays, Arrays]]]:
+    """What a method gives, and gradients of some of its losses by all inputs and adapters."""
+    floats = {k: x for k, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
-            def value(array: jax.Array, loss=loss, by=by, kind=kind) -> jax.Array:
-                own = {**inputs, by: array} if kind == "grad" else inputs
-                theirs = {**state, by: array} if kind == "gparam" else state
-                return compute(numbers, own, theirs).losses[loss]
+    def values(floats: Arrays, state: Arrays) -> tuple[Arrays, Computed]:
+        computed = compute({**inputs, **floats}, state)
+        return {name: computed.losses[name] for name in losses}, computed
 
-            at = (inputs if kind == "grad" else state)[by]
-            gradients[f"{kind}:{what}"] = jax.grad(value)(at)
-    return compute(numbers, inputs, state), gradients
+    found, pull, computed = jax.vjp(values, floats, state, has_aux=True)
+    zeros = jax.tree.map(jnp.zeros_like, found)
+    return computed, {name: pull({**zeros, name: jnp.ones_like(found[name])}) for name in losses}
 
 
 def _found(case: Case, key: str, ours: Any, dtype: str) -> Found:

@@ -50,7 +50,7 @@ def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
             outputs(inputs["teacher_logits"][k], stages=(inputs[f"teacher_feature{k}"],))
             for k in range(count)
         ),
-        teacher_heads=tuple(lambda x, w=w, b=b: x @ w.T + b for w, b in heads),
+        teacher_heads=tuple(lambda x, w=w, b=b: x @ w.T + b[None] for w, b in heads),
     )
     method = CAMKD(temperature=numbers["T"], feature_weight=1.0)
     terms, after = method.terms(variables_of(renamed, places), context)

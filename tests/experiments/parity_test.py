@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from marks import slow
@@ -26,6 +27,20 @@ def test_the_case_holds(name):
     broken = [found for found in single if not found.error <= found.bound]
     assert verdict != "BROKEN", broken
     assert len(single) >= 2
+
+
+METHODS = [name for name in CASES if name.startswith("method_")]
+
+
+@pytest.mark.parametrize("name", slow(*METHODS))
+def test_a_method_is_its_authors_to_the_noise_of_float64(name):
+    case = CASES[name]
+    with jax.enable_x64(True):
+        found = list(parity.check_of(case)(case, "float64"))
+    assert not [one for one in found if not one.error <= one.bound]
+    assert len(found) == sum(
+        f":{kind}:" in key for key in case.arrays for kind in ("loss", "grad", "gparam", "bufafter")
+    )
 
 
 def write(folder, case, **arrays):
