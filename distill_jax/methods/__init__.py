@@ -1,8 +1,10 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
+from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.registry import (
     ELSEWHERE,
@@ -14,14 +16,25 @@ from distill_jax.methods.registry import (
     names,
     register_method,
 )
+from distill_jax.methods.relations import CC, PKT, RKD, SP
 from distill_jax.methods.teskd import TESKD
+from distill_jax.methods.variational import VID
 
 __all__ = [
+    "AT",
+    "CC",
     "DML",
     "ELSEWHERE",
-    "METHODS",
+    "FSP",
     "KD",
+    "KDSVD",
+    "METHODS",
+    "NST",
+    "PKT",
+    "RKD",
+    "SP",
     "TESKD",
+    "VID",
     "Context",
     "FitNet",
     "CrossEntropy",

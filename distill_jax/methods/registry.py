@@ -12,11 +12,15 @@ import jax
 from jax import Array
 
 from distill_jax.identity import changed_fields, check_new_name, describe
+from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
+from distill_jax.methods.relations import CC, PKT, RKD, SP
 from distill_jax.methods.teskd import TESKD
+from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs
 
 # (student, teacher, labels, hyper) -> (B,)
@@ -28,6 +32,15 @@ METHODS: dict[str, type[Method]] = {
     "dml": DML,
     "teskd": TESKD,
     "fitnet": FitNet,
+    "pkt": PKT,
+    "at": AT,
+    "sp": SP,
+    "rkd": RKD,
+    "cc": CC,
+    "nst": NST,
+    "kdsvd": KDSVD,
+    "fsp": FSP,
+    "vid": VID,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,9 @@ from distill_jax.methods import DML, KD, Context, CrossEntropy, Hyper
 from distill_jax.methods.fitnet import FitNet
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
+from experiments.parity.features import FEATURES
+from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.losses import outputs, terms_of
-
-Arrays = dict[str, jax.Array]
-
-
-class Computed(NamedTuple):
-    """What a method gives for the inputs of a case.
-
-    Args:
-      losses: scalars by their name in the case.
-      after: the state dict of its buffers after the call.
-    """
-
-    losses: dict[str, jax.Array]
-    after: dict[str, Any] = {}
-
-
-# (numbers of the case, inputs, state dict of its adapters) -> what our method gives.
-Compute = Callable[[dict[str, Any], Arrays, Arrays], Computed]
 
 
 def kd(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
@@ -97,7 +81,7 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
     return Computed({**losses, "total": sum(totals[1:], totals[0])})
 
 
-METHODS: dict[str, Compute] = {"kd": kd, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {"kd": kd, "fitnet": fitnet, "dml": dml, **FEATURES}
 
 
 def check_method(case: Case, dtype: str) -> Iterator[Found]:
@@ -113,30 +97,39 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
             yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
         for buffer in _named(case, name, "bufafter"):
             yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
-        yield from _gradients(case, name, run, inputs, state, dtype)
+        yield from _gradients(case, name, run, inputs, state, dtype, computed.undefined)
 
 
-def _gradients(case: Case, name: str, run, inputs, state, dtype: str) -> Iterator[Found]:
+def _gradients(
+    case: Case, name: str, run, inputs, state, dtype: str, undefined: Arrays
+) -> Iterator[Found]:
     floats = {k: x for k, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    for kind, at in (("grad", floats), ("gparam", state)):
-        for what in _named(case, name, kind):
-            loss, by = what.split(":", 1)
+    keys = [
+        (kind, *x.split(":", 1)) for kind in ("grad", "gparam") for x in _named(case, name, kind)
+    ]
+    gradients = {}
+    for loss in dict.fromkeys(loss for _, loss, _ in keys):
 
-            def value(array, loss=loss, by=by, kind=kind):
-                own = {**inputs, by: array} if kind == "grad" else inputs
-                theirs = {**state, by: array} if kind == "gparam" else state
-                return run(own, theirs).losses[loss]
+        def value(floats, state, loss=loss):
+            return run({**inputs, **floats}, state).losses[loss]
 
-            yield _found(case, f"{name}:{kind}:{what}", jax.grad(value)(at[by]), dtype)
+        by_inputs, by_state = jax.jit(jax.grad(value, (0, 1)))(floats, state)
+        gradients["grad", loss], gradients["gparam", loss] = by_inputs, by_state
+    for kind, loss, by in keys:
+        gradient = gradients[kind, loss][by]
+        yield _found(case, f"{name}:{kind}:{loss}:{by}", gradient, dtype, undefined.get(by))
 
 
-def _found(case: Case, key: str, ours: Any, dtype: str) -> Found:
+def _found(case: Case, key: str, ours: Any, dtype: str, undefined: Any = None) -> Found:
     """Float64 is held to 1e-6 of the noise of float32, at least 1e-9."""
     if case.meta["arrays"][key].get("zero"):  # zero but for rounding in the reference
         return Found(key, float(jnp.max(jnp.abs(ours))), case.bound(key))
     noise = case.meta["noise"].get(key, 0.0)
     bound = max(1e-9, 1e-6 * noise) if dtype == "float64" else 0.0
-    return case.compare(key, ours, case.arrays[key], bound)
+    reference = case.arrays[key]
+    if undefined is not None:
+        ours, reference = ours[~undefined], reference[~undefined]
+    return case.compare(key, ours, reference, bound)
 
 
 def _named(case: Case, name: str, kind: str) -> list[str]:

@@ -1,0 +1,142 @@
+"""Methods on features that are given: vectors before the classifier, and feature maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.methods import Context, Hyper, Method
+from distill_jax.methods.attention import AT, NST
+from distill_jax.methods.flow import FSP, KDSVD
+from distill_jax.methods.relations import CC, PKT, RKD, SP, Embedding
+from distill_jax.methods.variational import VID
+from distill_jax.models import Outputs, Variables
+from experiments.parity.adapters import Places, variables_of
+from experiments.parity.given import Arrays, Compute, Computed
+from experiments.parity.losses import outputs
+
+Numbers = dict[str, Any]
+
+
+def loss_of(
+    method: Method, student: Outputs, teacher: Outputs, variables: Variables | None = None
+) -> jax.Array:
+    """The weighted mean of a method's one term, with one teacher."""
+    examples = len(jax.tree.leaves(student)[0])
+    context = Context(
+        student=student,
+        teachers=(teacher,),
+        teacher_mask=jnp.ones(1, bool),
+        labels=jnp.zeros(examples, jnp.int32),
+        hyper=Hyper(),
+        batch_size=examples,
+    )
+    (term,) = method.terms(variables or {}, context)[0].values()
+    return term.weight * jnp.mean(term.value)
+
+
+def vectors(method: Method, inputs: Arrays, variables: Variables | None = None) -> jax.Array:
+    """The loss by the vectors before the classifier."""
+    student, teacher = (outputs(feature=inputs[f"{who}_feature"]) for who in ("student", "teacher"))
+    return loss_of(method, student, teacher, variables)
+
+
+def maps(inputs: Arrays) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """The numbered maps of student and teacher, shallow to deep."""
+    count = sum(name.startswith("student_feature") for name in inputs)
+    student, teacher = (
+        tuple(inputs[f"{who}_feature{i}"] for i in range(count)) for who in ("student", "teacher")
+    )
+    return student, teacher
+
+
+def by_stages(name: str, method: Method, inputs: Arrays, together: int = 1) -> Computed:
+    """The loss of all maps, and of each or of each pair."""
+    student, teacher = maps(inputs)
+
+    def loss(some: slice) -> jax.Array:
+        return loss_of(method, outputs(stages=student[some]), outputs(stages=teacher[some]))
+
+    part = "stage" if together == 1 else "pair"
+    parts = range(len(student) - together + 1)
+    each = {f"{part}{i}": loss(slice(i, i + together)) for i in parts}
+    return Computed({name: loss(slice(None)), **each})
+
+
+def pkt(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Probabilities of neighbours."""
+    return Computed({"pkt": vectors(PKT(epsilon=numbers["eps"]), inputs)})
+
+
+def attention(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Attention maps."""
+    return by_stages("at", AT(power=numbers["p"]), inputs)
+
+
+def sp(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Similarities; a student's example of zeros has no direction, hence no gradient."""
+    student, teacher = inputs["student_feature"], inputs["teacher_feature"]
+    loss = loss_of(SP(), outputs(stages=(student,)), outputs(stages=(teacher,)))
+    return Computed({"sp": loss}, {}, {"student_feature": jnp.all(student == 0, (1, 2, 3))})
+
+
+def rkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Distances and angles."""
+    weights = {"rkd": (numbers["w_d"], numbers["w_a"]), "distance": (1.0, 0.0), "angle": (0.0, 1.0)}
+    return Computed({name: vectors(RKD(*pair), inputs) for name, pair in weights.items()})
+
+
+def cc(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Correlations of embedded neighbours, or by kernels; or an embedding of unit length."""
+    if "gamma" in numbers:
+        method = CC(kernel="gaussian", gamma=numbers["gamma"], order=numbers["P_order"])
+        return Computed({"cc": vectors(method, inputs)})
+    if "teacher_feature" in inputs:
+        places: Places = {"embed_s": ("0", "student"), "embed_t": ("0", "teacher")}
+        method = CC(embedding_size=numbers["feat_dim"])
+        return Computed({"cc": vectors(method, inputs, variables_of(state, places))})
+    module = Embedding(len(state["embed.linear.bias"]), normalised=True)
+    embedded = module.apply(variables_of(state, {"embed": ()}), inputs["student_feature"])
+    return Computed({"first_column": jnp.sum(jnp.square(embedded[:, 0]))})
+
+
+def nst(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Channels as distributions over the positions."""
+    return by_stages("nst", NST(), inputs)
+
+
+def kdsvd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Singular vectors over the channels where there are as many of both, else over the width."""
+    pairs = zip(*maps(inputs), strict=True)
+    along = "channels" if all(s.shape[-1] == t.shape[-1] for s, t in pairs) else "width"
+    return by_stages("kdsvd", KDSVD(rank=numbers["k"], along=along), inputs, together=2)
+
+
+def fsp(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Products of the channels of two maps."""
+    return by_stages("fsp", FSP(), inputs, together=2)
+
+
+def vid(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """A Gaussian around a regressed map."""
+    method = VID(variance=numbers["init_pred_var"], epsilon=numbers["eps"])
+    student, teacher = (
+        outputs(stages=(inputs[f"{who}_feature"],)) for who in ("student", "teacher")
+    )
+    variables = variables_of(state, {"vid": ("0", "0")})
+    return Computed({"vid": loss_of(method, student, teacher, variables)})
+
+
+FEATURES: dict[str, Compute] = {
+    "pkt": pkt,
+    "at": attention,
+    "sp": sp,
+    "rkd": rkd,
+    "cc": cc,
+    "nst": nst,
+    "kdsvd": kdsvd,
+    "fsp": fsp,
+    "vid": vid,
+}
