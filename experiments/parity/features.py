@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from distill_jax.methods import Context, Hyper, Method
 from distill_jax.methods.attention import AT, NST
+from distill_jax.methods.boundary import BSS
+from distill_jax.methods.features import pool
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.relations import CC, PKT, RKD, SP, Embedding
 from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs, Variables
+from distill_jax.models.basics import per_channel
 from experiments.parity.adapters import Places, variables_of
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.losses import outputs
@@ -129,6 +135,34 @@ def vid(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     return Computed({"vid": loss_of(method, student, teacher, variables)})
 
 
+def bss(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """The outputs on attacked images, of networks of a convolution, a pool and a linear layer."""
+
+    def network(who: str) -> Callable[[jax.Array], jax.Array]:
+        def logits(images: jax.Array) -> jax.Array:
+            kernel = state[f"{who}.0.weight"].transpose(2, 3, 1, 0)
+            convolved = lax.conv_general_dilated(
+                images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            y = jax.nn.relu(convolved + per_channel(state[f"{who}.0.bias"], convolved))
+            weight, bias = state[f"{who}.4.weight"], state[f"{who}.4.bias"]
+            side = math.isqrt(weight.shape[1] // y.shape[-1])
+            y = pool(y, side, side).transpose(0, 3, 1, 2).reshape(len(y), -1) @ weight.T
+            return y + per_channel(bias, y)
+
+        return logits
+
+    method = BSS(
+        temperature=numbers["T"],
+        steps=numbers["num_steps"],
+        step_size=numbers["step_alpha"],
+        limit=numbers["clip"],
+    )
+    teacher, student = network("teacher"), network("student")
+    moved = method.attack(teacher, inputs["images"], inputs["attack_class"])
+    return Computed({"bss": jnp.mean(method.divergence(teacher(moved), student(moved)))})
+
+
 FEATURES: dict[str, Compute] = {
     "pkt": pkt,
     "at": attention,
@@ -139,4 +173,5 @@ FEATURES: dict[str, Compute] = {
     "kdsvd": kdsvd,
     "fsp": fsp,
     "vid": vid,
+    "bss": bss,
 }
