@@ -3,6 +3,7 @@
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
 from distill_jax.methods.boundary import BSS
+from distill_jax.methods.connectors import AB, SRRL
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
@@ -22,6 +23,7 @@ from distill_jax.methods.teskd import TESKD
 from distill_jax.methods.variational import VID
 
 __all__ = [
+    "AB",
     "AT",
     "BSS",
     "CC",
@@ -35,6 +37,7 @@ __all__ = [
     "PKT",
     "RKD",
     "SP",
+    "SRRL",
     "TESKD",
     "VID",
     "Context",

@@ -15,6 +15,7 @@ from distill_jax.identity import changed_fields, check_new_name, describe
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.boundary import BSS
+from distill_jax.methods.connectors import AB, SRRL
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
@@ -43,6 +44,8 @@ METHODS: dict[str, type[Method]] = {
     "fsp": FSP,
     "vid": VID,
     "bss": BSS,
+    "ab": AB,
+    "srrl": SRRL,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

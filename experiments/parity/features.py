@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,14 @@ from jax import lax
 from distill_jax.methods import Context, Hyper, Method
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.boundary import BSS
+from distill_jax.methods.connectors import AB, SRRL
 from distill_jax.methods.features import pool
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.relations import CC, PKT, RKD, SP, Embedding
 from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs, Variables
 from distill_jax.models.basics import per_channel
-from experiments.parity.adapters import Places, variables_of
+from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.losses import outputs
 
@@ -30,8 +32,14 @@ def loss_of(
     method: Method, student: Outputs, teacher: Outputs, variables: Variables | None = None
 ) -> jax.Array:
     """The weighted mean of a method's one term, with one teacher."""
+    (term,) = method.terms(variables or {}, context_of(student, teacher))[0].values()
+    return term.weight * jnp.mean(term.value)
+
+
+def context_of(student: Outputs, teacher: Outputs) -> Context:
+    """What a method is given of a student and one teacher."""
     examples = len(jax.tree.leaves(student)[0])
-    context = Context(
+    return Context(
         student=student,
         teachers=(teacher,),
         teacher_mask=jnp.ones(1, bool),
@@ -39,8 +47,6 @@ def loss_of(
         hyper=Hyper(),
         batch_size=examples,
     )
-    (term,) = method.terms(variables or {}, context)[0].values()
-    return term.weight * jnp.mean(term.value)
 
 
 def vectors(method: Method, inputs: Arrays, variables: Variables | None = None) -> jax.Array:
@@ -163,6 +169,63 @@ def bss(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     return Computed({"bss": jnp.mean(method.divergence(teacher(moved), student(moved)))})
 
 
+def ab(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Activity before the ReLU, of all stages and of each with its own weight."""
+    student, teacher = maps(inputs)
+    start = "connector.connectors."
+    places: Places = {str(i): (f"{i} of 0",) for i in range(len(student))}
+    variables = variables_of({k.removeprefix(start): x for k, x in state.items()}, places)
+    shown = outputs(preacts=student), outputs(preacts=teacher)
+    weights = numbers["weights"]
+    alone = [tuple(w * (i == j) for j, w in enumerate(weights)) for i in range(len(weights))]
+    losses = {
+        name: loss_of(AB(margin=numbers["margin"], stage_weights=some), *shown, variables)
+        for name, some in {
+            "ab": tuple(weights),
+            **{f"stage{i}": one for i, one in enumerate(alone)},
+        }.items()
+    }
+    _, after = AB(margin=numbers["margin"]).terms(variables, context_of(*shown))
+    torch = to_torch({"batch_stats": after["batch_stats"]}, places) if after else {}
+    return Computed(losses, {f"{start}{k}": x for k, x in torch.items()})
+
+
+def srrl(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """Vectors and logits through the teacher's classifier, of vectors or of maps."""
+    by_map = inputs["student_feature"].ndim == 4
+    start = next(iter(k for k in state if k.startswith("connector."))).rsplit(".", 2)[0] + "."
+    names = {"0": "conv", "1": "bn"}
+    places: Places = {number: ("0", name) for number, name in names.items()}
+    own = {k.removeprefix(start): x for k, x in state.items() if k.startswith(start)}
+    variables = variables_of(own, places)
+    weight, bias = state["teacher_fc.weight"], state["teacher_fc.bias"]
+
+    def head(feature: jax.Array) -> jax.Array:
+        logits = feature @ weight.T
+        return logits + per_channel(bias, logits)
+
+    def shown(feature: jax.Array, logits: jax.Array) -> Outputs:
+        vector = jnp.mean(feature, (1, 2)) if by_map else feature
+        return outputs(logits, vector, stages=(feature,) if by_map else ())
+
+    logits = inputs["teacher_logits"]
+    pair = shown(inputs["student_feature"], logits), shown(inputs["teacher_feature"], logits)
+    context = dataclasses.replace(context_of(*pair), teacher_heads=(head,))
+    form = "map" if by_map else "vector"
+
+    def loss(logit_weight: float) -> tuple[jax.Array, Variables]:
+        terms, after = SRRL(form, logit_weight).terms(variables, context)
+        return jnp.mean(terms["srrl"].value), after
+
+    (total, after), (alone, _) = loss(numbers.get("weight", 1.0)), loss(0.0)
+    logits_only = (total - alone) / numbers.get("weight", 1.0)
+    torch = to_torch({"batch_stats": after["batch_stats"]}, places)
+    return Computed(
+        {"srrl": total, "feature": alone, "stat": alone, "logits": logits_only},
+        {f"{start}{k}": x for k, x in torch.items()},
+    )
+
+
 FEATURES: dict[str, Compute] = {
     "pkt": pkt,
     "at": attention,
@@ -174,4 +237,6 @@ FEATURES: dict[str, Compute] = {
     "fsp": fsp,
     "vid": vid,
     "bss": bss,
+    "ab": ab,
+    "srrl": srrl,
 }
