@@ -4,6 +4,7 @@ from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
 from distill_jax.methods.boundary import BSS
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.correlation import CC
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
@@ -18,7 +19,7 @@ from distill_jax.methods.registry import (
     names,
     register_method,
 )
-from distill_jax.methods.relations import CC, PKT, RKD, SP
+from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.teskd import TESKD
 from distill_jax.methods.variational import VID
 

@@ -16,11 +16,12 @@ from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.boundary import BSS
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.correlation import CC
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
-from distill_jax.methods.relations import CC, PKT, RKD, SP
+from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.teskd import TESKD
 from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs

@@ -15,9 +15,10 @@ from distill_jax.methods import Context, Hyper, Method
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.boundary import BSS
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.correlation import CC, Embedding
 from distill_jax.methods.features import pool
 from distill_jax.methods.flow import FSP, KDSVD
-from distill_jax.methods.relations import CC, PKT, RKD, SP, Embedding
+from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs, Variables
 from distill_jax.models.basics import per_channel

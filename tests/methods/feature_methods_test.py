@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from distill_jax import methods
 from distill_jax.methods import AB, AT, CC, FSP, KDSVD, NST, PKT, RKD, SP, SRRL, VID, Shapes
-from distill_jax.methods.relations import Embedding
+from distill_jax.methods.correlation import Embedding
 
 B, C = 8, 3
 METHODS = {
