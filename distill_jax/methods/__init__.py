@@ -1,11 +1,16 @@
 """What travels along an edge of the graph: the terms of a student's loss, one file a family."""
 
+from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
+from distill_jax.methods.boundary import BSS
 from distill_jax.methods.ca_mkd import CAMKD
+from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.registry import (
@@ -18,29 +23,43 @@ from distill_jax.methods.registry import (
     names,
     register_method,
 )
+from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.scaling import NormKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
+from distill_jax.methods.variational import VID
 
 __all__ = [
+    "AB",
     "AEKD",
+    "AT",
     "AVER",
+    "BSS",
     "CAMKD",
+    "CC",
     "CTKD",
     "DIST",
     "DKD",
     "DML",
     "EBKD",
     "ELSEWHERE",
-    "METHODS",
+    "FSP",
     "KD",
+    "KDSVD",
+    "METHODS",
     "NKD",
+    "NST",
+    "PKT",
+    "RKD",
+    "SP",
+    "SRRL",
     "TESKD",
+    "VID",
     "WTTM",
     "Context",
-    "FitNet",
     "CrossEntropy",
+    "FitNet",
     "Hyper",
     "LabelSmoothing",
     "LossOptions",

@@ -88,6 +88,8 @@ class Context:
       head: feature (B, F) -> logits by the student's classifier, with gradient.
       teacher_heads: the same of each teacher, with its gradient where its outputs have theirs.
       teacher_apply: (k, inputs) -> outputs of teacher k for other inputs.
+      student_apply: inputs -> outputs of the student for other inputs, in training mode and with
+        gradient; what its layers keep of them is dropped.
     """
 
     student: Outputs
@@ -105,6 +107,7 @@ class Context:
     head: Callable[[Array], Array] | None = None
     teacher_heads: tuple[Callable[[Array], Array], ...] = ()
     teacher_apply: Callable[[int, Any], Outputs] | None = None
+    student_apply: Callable[[Any], Outputs] | None = None
 
     @property
     def teacher_logits(self) -> Array:

@@ -12,18 +12,25 @@ import jax
 from jax import Array
 
 from distill_jax.identity import changed_fields, check_new_name, describe
+from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
+from distill_jax.methods.boundary import BSS
 from distill_jax.methods.ca_mkd import CAMKD
+from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
 from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.scaling import NormKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
+from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs
 
 # (student, teacher, labels, hyper) -> (B,)
@@ -49,6 +56,18 @@ METHODS: dict[str, type[Method]] = {
     "ebkd": EBKD,
     "ae_kd": AEKD,
     "ca_mkd": CAMKD,
+    "pkt": PKT,
+    "at": AT,
+    "sp": SP,
+    "rkd": RKD,
+    "cc": CC,
+    "nst": NST,
+    "kdsvd": KDSVD,
+    "fsp": FSP,
+    "vid": VID,
+    "bss": BSS,
+    "ab": AB,
+    "srrl": SRRL,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

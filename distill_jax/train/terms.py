@@ -148,6 +148,7 @@ def student_terms(
             context,
             student=own.outputs,
             head=functools.partial(own.head, own.params),
+            student_apply=functools.partial(own.apply, own.params),
             teacher_mask=mask if len(places) == len(mask) else mask[np.asarray(places, int)],
             key=key_of(name),
             **_teachers_shown(student, method, frozen, live),

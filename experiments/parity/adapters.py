@@ -11,7 +11,7 @@ from distill_jax.models import Variables
 
 # First part of a state dict's name -> where ours stands among the variables.
 Places = Mapping[str, tuple[str, ...]]
-_PARAMETERS = {"weight", "bias"}
+_PARAMETERS = {"weight", "bias", "log_scale"}
 
 
 def variables_of(state: Mapping[str, Any], places: Places) -> Variables:
@@ -42,6 +42,7 @@ _OURS = {
     "bias": "bias",
     "running_mean": "mean",
     "running_var": "var",
+    "log_scale": "log_scale",
 }
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()} | {"kernel": "weight"}
 

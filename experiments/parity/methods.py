@@ -15,6 +15,7 @@ from distill_jax.methods import DML, Context, CrossEntropy, Hyper
 from distill_jax.methods.fitnet import FitNet
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
+from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.logits import LOGITS
 from experiments.parity.losses import outputs, terms_of
@@ -70,7 +71,7 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
 
 
 # A family's table names the method of each of its files; families are added up here.
-METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, **FEATURES, "fitnet": fitnet, "dml": dml}
 
 
 SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that they weigh
@@ -94,7 +95,9 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
         for kind, which in _BY.items():
             for key in _named(case, name, kind):
                 loss, by = key.split(":", 1)
-                yield _found(case, f"{name}:{kind}:{key}", gradients[loss][which][by], dtype)
+                undefined = computed.undefined.get(by)
+                gradient = gradients[loss][which][by]
+                yield _found(case, f"{name}:{kind}:{key}", gradient, dtype, undefined)
 
 
 _BY = {"grad": 0, "gparam": 1}  # by inputs, by adapters
@@ -118,7 +121,7 @@ def _everything(
     return computed, {name: pull({**zeros, name: jnp.ones_like(found[name])}) for name in losses}
 
 
-def _found(case: Case, key: str, ours: Any, dtype: str) -> Found:
+def _found(case: Case, key: str, ours: Any, dtype: str, undefined: Any = None) -> Found:
     """Float64 is held to 1e-6 of the noise of float32, at least 1e-9."""
     if case.meta["arrays"][key].get("zero"):  # zero but for rounding in the reference
         return Found(key, float(jnp.max(jnp.abs(ours))), case.bound(key))
@@ -126,7 +129,10 @@ def _found(case: Case, key: str, ours: Any, dtype: str) -> Found:
     bound = max(1e-9, 1e-6 * noise) if dtype == "float64" else 0.0
     if "tol" in case.meta["cases"][key.partition(":")[0]]:
         bound = SOLVER
-    return case.compare(key, ours, case.arrays[key], bound)
+    reference = case.arrays[key]
+    if undefined is not None:
+        ours, reference = ours[~undefined], reference[~undefined]
+    return case.compare(key, ours, reference, bound)
 
 
 def _named(case: Case, name: str, kind: str) -> list[str]:

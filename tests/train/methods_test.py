@@ -14,7 +14,7 @@ from flax import linen as nn
 from marks import slow
 
 from distill_jax import data, models, rng
-from distill_jax.methods import KD, TESKD, CrossEntropy, Hyper, LossOptions, Method, Term
+from distill_jax.methods import BSS, KD, TESKD, CrossEntropy, Hyper, LossOptions, Method, Term
 from distill_jax.methods.base import OUTPUTS, taps
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.registry import EdgeMethod, build
@@ -275,6 +275,15 @@ def test_heads_and_teachers_can_be_asked_on_every_topology(mode, devices, droppi
     want = asking_by_hand(tuple(tuple(map(bool, mask)) for mask in kept))
     chex.assert_trees_all_close(state.params["networks"]["student"], want, rtol=1e-4, atol=1e-5)
     assert min(sums.terms[name][0] for name in ("by_head", "by_apply", "own_head")) > 0.1
+
+
+def test_attacked_images_are_those_of_one_device():
+    methods = (("bss", BSS(steps=2, samples=3)),)
+    state, sums = same_training(methods, "jit", 2, dropping=Dropping("fixed", 1))
+    assert sums.terms["bss"][0] > 0.1
+    first = init_state(STUDENT, optim.OptimOptions(), jax.random.key(0)).params["networks"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params["networks"], first)
+    assert min(jax.tree.leaves(moved)) > 1e-4  # the student is asked with its gradient
 
 
 # ----------------------------------------------------------------------------- memory and adapters
