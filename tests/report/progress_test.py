@@ -56,7 +56,7 @@ def test_stages_that_were_finished_before_are_counted_first(tmp_path):
     stopped = []
 
     def stop():
-        return len(stopped) > 3
+        return len(stopped) > 1
 
     class Stopper(report.Reporter):
         def progress(self, step, examples_per_second):

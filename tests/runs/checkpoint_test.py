@@ -15,7 +15,6 @@ import pytest
 
 import distill_jax
 from distill_jax import data
-from distill_jax.runs import checkpoint
 from distill_jax.runs.checkpoint import CheckpointError, Checkpoints, Damaged, Mismatch
 from distill_jax.runs.workdir import WorkdirError
 
@@ -242,7 +241,10 @@ def test_the_weights_of_another_stage_are_refused(copied):
 
 
 CHANGES = [
-    ({"recipe": {**TINY["recipe"], "learning_rate": 0.01}}, ["recipe.learning_rate is None"]),
+    (
+        {"recipe": {**TINY["recipe"], "learning_rate": 0.02}},
+        ["learning_rates.plane4 is 0.01 there and 0.02 here"],
+    ),
     ({"recipe": {"epochs": 2, "batch_size": 24}}, ["recipe.epochs is 1 there and 2", "batch_size"]),
     ({"networks": ("plane6", "plane2")}, ["networks is ['plane4', 'plane2'] there"]),
     ({"dataset": {**TINY["dataset"], "split_seed": 1}}, ["dataset.split_seed is 0", "data is '"]),
@@ -326,7 +328,7 @@ def test_a_save_that_fails_leaves_the_one_of_that_name(tmp_path, monkeypatch):
     def full(*arguments, **named):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoints.save(2, arrays(2), {})
     assert checkpoints.steps() == [1] and checkpoints.restore(TEMPLATE)
