@@ -60,7 +60,8 @@ class Program:
 
     Args:
       function: pure; arguments and results are trees of arrays.
-      key: all that decides what it computes; kept is only what the library's own code makes.
+      key: all that decides what it computes; kept is only what the library's own code makes, and
+        nothing where it is None.
       donated: how many arguments, the first ones, are donated.
       options: of `jax.jit`.
     """
@@ -142,7 +143,7 @@ class Program:
 
     @functools.cached_property
     def _described(self) -> str | None:
-        return identity.describe_own(self._key)
+        return None if self._key is None else identity.describe_own(self._key)
 
 
 def remembered(digest: str, make: Callable[[], Any]) -> Any:

@@ -67,6 +67,12 @@ def test_what_one_process_traced_another_does_not(folder):
     assert add.new()(jnp.arange(4.0), np.float32(2))["sum"].shape == (4,) and add.times == 2
 
 
+def test_without_a_key_nothing_is_kept(folder):
+    one, other = (traced.Program(f, None) for f in (lambda x: x + 1, lambda x: x - 1))
+    assert one(x()).tolist() == [1, 2, 3] and other(x()).tolist() == [-1, 0, 1]
+    assert not list(folder.iterdir())
+
+
 def test_shapes_are_kept_too(folder):
     add = Traced()
     first, second = (add.new().shapes(x(), jax.random.key(0)[None].shape[0] * x()) for _ in "ab")

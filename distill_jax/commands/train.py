@@ -59,6 +59,7 @@ def train(given: SimpleNamespace) -> int:
         return 128 + signals.caught
     finally:
         reporter.close()
+        traced.keep_in(None)
     say(
         results.table(report.title(results.rows)),
         f"results.json, metrics.jsonl and config.json are in {workdir}",

@@ -24,7 +24,7 @@ from experiments.compiled import steps, targets
 
 PLATFORM = flags.DEFINE_enum("platform", None, list(targets.EXTRAS), "What to compile for.")
 NETWORKS = flags.DEFINE_enum("networks", "small", ["small", "published"], "Which chains.")
-ONLY = flags.DEFINE_list("only", [], "Names of steps; all where none is given.")
+STEPS = flags.DEFINE_list("steps", [], "Names of steps; all where none is given.")
 
 
 def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
@@ -96,9 +96,9 @@ def refusal(argv: list[str], every: dict[str, Case]) -> str:
         return refused
     if PLATFORM.value is None:
         return f"--platform is missing: expected one of {', '.join(targets.EXTRAS)}"
-    for name in ONLY.value:
+    for name in STEPS.value:
         if name not in every:
-            return f"--only={name!r}: expected of {', '.join(map(repr, every))}"
+            return f"--steps={name!r}: expected of {', '.join(map(repr, every))}"
     return targets.missing(PLATFORM.value)
 
 
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         return 1
     devices, found = targets.devices(PLATFORM.value), {}
     for name, case in every.items():
-        if not ONLY.value or name in ONLY.value:
+        if not STEPS.value or name in STEPS.value:
             options.say(f"compiling {name}")
             found[name] = examined(case, devices)
     options.console().print(table(devices[0].device_kind, found))

@@ -83,7 +83,7 @@ def test_a_program_without_a_loop_over_steps_is_an_error():
     ("arguments", "message"),
     [
         ([], "--platform is missing: expected one of h200, tpu"),
-        (["--platform=h200", "--only=plane"], "--only='plane': expected of 'plain', "),
+        (["--platform=h200", "--steps=plane"], "--steps='plane': expected of 'plain', "),
         (["--platform=h200", "more"], "unexpected argument 'more'"),
     ],
 )
