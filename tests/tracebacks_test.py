@@ -30,7 +30,7 @@ def test_a_refusal_shows_the_call_and_one_line(call, tmp_path):
         CALLS[call](tmp_path)
     frames = traceback.extract_tb(caught.value.__traceback__)[1:]  # the first is of this test
     assert [frame.filename.rsplit("/", 1)[-1] for frame in frames] == [
-        "refusals_test.py",
+        "tracebacks_test.py",
         "refusals.py",
     ]
     text = "".join(traceback.format_exception(caught.value))
