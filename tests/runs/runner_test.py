@@ -356,6 +356,8 @@ def interrupted(workdir, number, lines):
         env={**os.environ, "XLA_FLAGS": cli.flags()},
         stdout=subprocess.PIPE,
         text=True,
+        # Else the tests' own is inherited, which nohup has ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     metrics = workdir / "metrics.jsonl"
     while running.poll() is None:
