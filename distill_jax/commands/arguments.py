@@ -6,13 +6,13 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from distill_jax.runs.config import find_config, load_config
+from distill_jax.runs.config import FIELDS, SECTIONS, find_config, load_config
 
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 _CONFIG = re.compile(r"--?config(=|$)")
@@ -82,7 +82,7 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> SimpleNamespace:
             )
         if text is not None:
             source, config = str(find_config(text)), load_config(text)
-            _check_sections(config, given)
+            _check_sections(given)
     words = _parsed(values, config, given)
     if len(words) != len(command.words):
         expected = " ".join(command.words) or "values as --config.FIELD=VALUE"
@@ -131,28 +131,16 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return text, argv[:i] + argv[end:]
 
 
-def _check_sections(config: ml_collections.ConfigDict, argv: list[str]) -> None:
+def _check_sections(argv: list[str]) -> None:
     """Raises ArgumentsError where a section is given a value, which would replace its fields."""
     for argument in argv:
-        if not (found := _OVERRIDE.fullmatch(argument)):
-            continue
-        section: Any = config.to_dict()
-        for name in found[1].split("."):
-            section = section.get(name) if isinstance(section, dict) else None
-        if section and isinstance(section, dict) and not _is_open(found[1]):
-            field = next(iter(section))
+        found = _OVERRIDE.fullmatch(argument)
+        if found and found[1] in SECTIONS:
+            field = next(field for field in FIELDS if field.section == found[1])
             raise ArgumentsError(
                 f"config.{found[1]} is a section: give its fields, such as "
-                f"--config.{found[1]}.{field}=VALUE; got {found[2]!r}"
+                f"--config.{field.path}=VALUE; got {found[2]!r}"
             )
-
-
-def _is_open(path: str) -> bool:
-    """Whether a section's keys are the user's own, so that it may be given as a whole."""
-    return path.partition(".")[0] in _OPEN or path == "dataset.options"
-
-
-_OPEN = ("methods", "method_options", "overrides", "controls", "sweep")
 
 
 def _quoted(argument: str) -> str:

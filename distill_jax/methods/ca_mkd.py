@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from distill_jax.methods import adapters, features
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.methods.fitnet import Regressor
 from distill_jax.methods.losses import bounded_square, cross_entropy, kl_divergence
 from distill_jax.methods.ranges import above_zero, not_negative
 from distill_jax.methods.several import by_share, kept, weighted_sum
 from distill_jax.models import Outputs
-from distill_jax.models.basics import Mode, at_least_float32
+from distill_jax.models.basics import at_least_float32
 
 _FAR = -1e30
 
@@ -80,16 +81,14 @@ class CAMKD(Method):
         if not self.feature_weight:
             return {}
         pairs = jax.eval_shape(_pooled_pairs, shapes.student, shapes.teachers)
-        drawn = {
-            str(k): Regressor(theirs.shape[1:]).init(
-                jax.random.fold_in(key, k), jnp.zeros((1, *own.shape[1:])), Mode(train=True)
-            )
-            for k, (own, theirs) in enumerate(pairs)
-        }
-        return {
-            kind: {k: variables[kind] for k, variables in drawn.items()}
-            for kind in ("params", "batch_stats")
-        }
+        return adapters.by_kind(
+            {
+                str(k): adapters.drawn(
+                    jax.random.fold_in(key, k), Regressor(theirs.shape[1:]), own.shape[1:]
+                )
+                for k, (own, theirs) in enumerate(pairs)
+            }
+        )
 
     def terms(
         self, variables: dict[str, Any], context: Context
@@ -104,14 +103,11 @@ class CAMKD(Method):
         wrong, distances, stats = [], [], {}
         pairs = _pooled_pairs(context.student, context.teachers)
         for k, (own, target) in enumerate(pairs):
-            adapter = {kind: tree[str(k)] for kind, tree in variables.items()}
-            mode = Mode(True, context.axis_name, own.dtype)
+            adapter = adapters.of_module(variables, str(k))
             height, width, channels = target.shape[1:]
-            regressed, updated = Regressor((height, width, channels)).apply(
-                adapter, own, mode, mutable=["batch_stats"]
-            )
-            stats[str(k)] = updated["batch_stats"]
-            regressed, target = at_least_float32(regressed), at_least_float32(target)
+            module = Regressor((height, width, channels))
+            regressed, stats[str(k)] = adapters.applied(module, adapter, own, context)
+            target = at_least_float32(target)
             logits = context.teacher_heads[k](jnp.mean(regressed, (1, 2)))
             wrong.append(cross_entropy(logits, context.labels))
             distances.append(jnp.mean(bounded_square(regressed - target), (1, 2, 3)))
@@ -134,25 +130,6 @@ def _pooled_pairs(student: Outputs, teachers: tuple[Outputs, ...]) -> list[tuple
     own, pairs = student.stages[-1], []
     for teacher in teachers:
         theirs = teacher.stages[-1]
-        size = tuple(map(min, own.shape[1:3], theirs.shape[1:3]))
-        own = _pool(own, size)
-        pairs.append((own, _pool(theirs, size)))
+        own, theirs = features.pool_to_smaller(own, theirs)
+        pairs.append((own, theirs))
     return pairs
-
-
-def _pool(x: Array, size: tuple[int, ...]) -> Array:
-    """Averages (B, H, W, C) over `size` windows, number i from floor(i H/n) to ceil((i+1) H/n)."""
-    for axis, number in zip((1, 2), size, strict=True):
-        length = x.shape[axis]
-        if number != length:
-            parts = [
-                jnp.mean(
-                    jax.lax.slice_in_dim(
-                        x, i * length // number, -(-(i + 1) * length // number), axis=axis
-                    ),
-                    axis,
-                )
-                for i in range(number)
-            ]
-            x = jnp.stack(parts, axis)
-    return x

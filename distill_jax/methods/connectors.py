@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.methods import features, ranges
+from distill_jax.methods import adapters, features, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.models import Outputs
 from distill_jax.models.basics import Mode, at_least_float32
@@ -31,26 +31,6 @@ class Connector(nn.Module):
         y = Conv(self.features, 1, use_bias=self.use_bias, name="conv")(x, mode)
         y = BatchNorm(self.features, name="bn")(y, mode)
         return nn.relu(y) if self.relu else y
-
-
-def _drawn(key: Array, module: Connector, shape: tuple[int, ...]) -> Any:
-    return module.init(key, jnp.zeros((1, *shape)), Mode(train=True))
-
-
-def _applied(module: Connector, own: Any, x: Array, context: Context) -> tuple[Array, Any]:
-    """The output in float32 at least, and the statistics after it."""
-    mode = Mode(True, context.axis_name, x.dtype)
-    y, updated = module.apply(own, x, mode, mutable=["batch_stats"])
-    return at_least_float32(y), updated["batch_stats"]
-
-
-def _by_kind(drawn: dict[str, Any]) -> dict[str, Any]:
-    kinds = ("params", "batch_stats")
-    return {kind: {k: one[kind] for k, one in drawn.items()} for kind in kinds}
-
-
-def _own(variables: dict[str, Any], key: str) -> dict[str, Any]:
-    return {kind: tree[key] for kind, tree in variables.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +78,11 @@ class SRRL(Method):
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """{"params", "batch_stats"}, each {"0": of the largest teacher, "1": ...}."""
         shape = jax.eval_shape(self._connected, shapes.student).shape[1:]
-        return _by_kind(
+        return adapters.by_kind(
             {
-                str(k): _drawn(jax.random.fold_in(key, k), Connector(t.feature.shape[1]), shape)
+                str(k): adapters.drawn(
+                    jax.random.fold_in(key, k), Connector(t.feature.shape[1]), shape
+                )
                 for k, t in enumerate(shapes.teachers)
             }
         )
@@ -114,7 +96,9 @@ class SRRL(Method):
         def gap(k: int, teacher: Outputs) -> Array:
             target = jnp.mean(at_least_float32(self._connected(teacher)), (1, 2))
             module = Connector(target.shape[1])
-            y, stats[str(k)] = _applied(module, _own(variables, str(k)), x, context)
+            y, stats[str(k)] = adapters.applied(
+                module, adapters.of_module(variables, str(k)), x, context
+            )
             vector = jnp.mean(y, (1, 2))
             logits = context.teacher_heads[k](vector)
             by_logits = jnp.mean(jnp.square(logits - at_least_float32(teacher.logits)), -1)
@@ -179,8 +163,8 @@ class AB(Method):
             for i, (s, t) in enumerate(zip(shapes.student.preacts, teacher.preacts, strict=True)):
                 if s.shape[-1] != t.shape[-1]:
                     own = jax.random.fold_in(jax.random.fold_in(key, k), i)
-                    drawn[f"{i} of {k}"] = _drawn(own, _connector(t), s.shape[1:])
-        return _by_kind(drawn) if drawn else {}
+                    drawn[f"{i} of {k}"] = adapters.drawn(own, _connector(t), s.shape[1:])
+        return adapters.by_kind(drawn) if drawn else {}
 
     def terms(
         self, variables: dict[str, Any], context: Context
@@ -193,8 +177,8 @@ class AB(Method):
             if x.shape[-1] == other.shape[-1]:
                 x = at_least_float32(x)
             else:
-                given = _own(variables, place)
-                x, stats[place] = _applied(_connector(other), given, x, context)
+                given = adapters.of_module(variables, place)
+                x, stats[place] = adapters.applied(_connector(other), given, x, context)
             below = jnp.where((x > -self.margin) & (other <= 0), jnp.square(x + self.margin), 0.0)
             above = jnp.where((x <= self.margin) & (other > 0), jnp.square(x - self.margin), 0.0)
             return jnp.sum(below + above, (1, 2, 3))

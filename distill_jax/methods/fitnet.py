@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from distill_jax.methods import adapters
 from distill_jax.methods.base import Context, Method, Shapes, Term, taps
 from distill_jax.models import Outputs
 from distill_jax.models.basics import Mode, at_least_float32, per_channel
@@ -115,15 +116,13 @@ class FitNet(Method):
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """{"params", "batch_stats"}, each {"0": of the largest teacher, "1": ...}."""
-        x = jnp.zeros((1, *self._shape("student", shapes.student, self.hint_layer)))
-        drawn = {
-            str(k): module.init(jax.random.fold_in(key, k), x, Mode(train=True))
-            for k, module in enumerate(self.regressors(shapes))
-        }
-        return {
-            kind: {k: variables[kind] for k, variables in drawn.items()}
-            for kind in ("params", "batch_stats")
-        }
+        shape = self._shape("student", shapes.student, self.hint_layer)
+        return adapters.by_kind(
+            {
+                str(k): adapters.drawn(jax.random.fold_in(key, k), module, shape)
+                for k, module in enumerate(self.regressors(shapes))
+            }
+        )
 
     def terms(
         self, variables: dict[str, Any], context: Context
@@ -133,13 +132,10 @@ class FitNet(Method):
 
         def distance(k: int, teacher: Outputs) -> Array:
             target = at_least_float32(taps(teacher)[self._teacher_layer])
-            own = {kind: tree[str(k)] for kind, tree in variables.items()}
-            mode = Mode(True, context.axis_name, hint.dtype)
+            own = adapters.of_module(variables, str(k))
             regressor = Regressor(self._shape("teacher", teacher, self._teacher_layer))
-            regressed, updated = regressor.apply(own, hint, mode, mutable=["batch_stats"])
-            stats[str(k)] = updated["batch_stats"]
-            gap = jnp.square(at_least_float32(regressed) - target)
-            return jnp.mean(gap, (1, 2, 3))
+            regressed, stats[str(k)] = adapters.applied(regressor, own, hint, context)
+            return jnp.mean(jnp.square(regressed - target), (1, 2, 3))
 
         value = context.over_teachers(distance)
         return {"fitnet": Term(value)}, {**variables, "batch_stats": stats}

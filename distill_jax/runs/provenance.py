@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from distill_jax import report
 from distill_jax.runs.checkpoint import write_json
 from distill_jax.runs.config import RUN
 from distill_jax.runs.plan import Plan
@@ -66,10 +67,7 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
     guidance = guidance_of(plan)
     return [
         {
-            "stage": stage_id,
-            "network": stage.network.name,
-            "teachers": list(stage.taught_by),
-            "seed": stage.seed,
+            **report.stage_fields(stage),
             "epochs": 0 if stage.file else stage.recipe.epochs,
             "together": list(plan.together[stage_id]),
             "guidance": list(guidance[stage_id]),

@@ -5,7 +5,7 @@ data and turns it into an `Experiment`.
 """
 
 from distill_jax.runs.config.arguments import config_arguments
-from distill_jax.runs.config.defaults import FIELDS, Field, default_config
+from distill_jax.runs.config.defaults import FIELDS, SECTIONS, Field, default_config
 from distill_jax.runs.config.experiment import Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
 from distill_jax.runs.config.files import (
@@ -26,6 +26,7 @@ __all__ = [
     "RECORDED",
     "RESOLVED",
     "RUN",
+    "SECTIONS",
     "ConfigError",
     "ConfigSource",
     "Experiment",

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from distill_jax import data, graph, methods, models
-from distill_jax.runs.config.defaults import default_config
-from distill_jax.runs.config.fields import OPEN, ConfigError, merge, unknown
+from distill_jax.runs.config.defaults import SECTIONS, default_config
+from distill_jax.runs.config.fields import ConfigError, merge, unknown
 from distill_jax.train import optim
 
 RECORDED, RUN = "config.json", "run.json"  # in the folder of a run
@@ -176,19 +176,16 @@ def _run(source: ConfigSource) -> Any:
 def _filled(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The default config with these values in it."""
     config = default_config()
-    _fill(config, values, "config")
+    _fill(config, values)
     return config
 
 
-def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], where: str) -> None:
+def _fill(config: ml_collections.ConfigDict, values: Mapping[str, Any], section: str = "") -> None:
     for name, value in values.items():
+        path = f"{section}.{name}" if section else name
         if name not in config:
-            raise ConfigError(unknown(f"{where}.{name}", name, tuple(config)))
-        default = config[name]
-        place = f"{where}.{name}"
-        if isinstance(default, ml_collections.ConfigDict) and len(default) and place not in OPEN:
-            _fill(default, value, place)
-        elif isinstance(default, tuple):
-            config[name] = tuple(value)
+            raise ConfigError(unknown(f"config.{path}", name, tuple(config)))
+        if path in SECTIONS:
+            _fill(config[name], value, path)
         else:
-            config[name] = value
+            config[name] = tuple(value) if isinstance(config[name], tuple) else value
