@@ -111,25 +111,30 @@ class Program:
             return None
 
         def call(*leaves):
-            return exported.call(*leaves)
+            results = exported.call(*map(_raw, leaves))
+            return list(map(_restored, results, jax.tree.leaves(places)))
 
         call.__name__ = self.name  # what logs and profiles call it
         given_up = range(len(jax.tree.leaves(arguments[: self.donated])))
         return jax.jit(call, donate_argnums=given_up, **self.options), jax.tree.structure(places)
 
     def _exported(self, arguments: Any) -> tuple[bytes, Any]:
-        """The serialised function of leaves, and its results with numbers for arrays."""
+        """The serialised function of leaves, and its results with the name of each for an array.
+
+        Keys cross as their numbers: JAX before 0.10.2 constrains one over devices by a wrong rank.
+        """
         leaves, tree = jax.tree.flatten(arguments)
+        names = list(map(_random, leaves))
         results: list[Any] = []
 
         def flat(*leaves):
-            found, structure = jax.tree.flatten(self.function(*jax.tree.unflatten(tree, leaves)))
-            results.append(structure)
-            return found
+            given = jax.tree.unflatten(tree, map(_restored, leaves, names))
+            found = self.function(*given)
+            results.append(jax.tree.map(_random, found))
+            return list(map(_raw, jax.tree.leaves(found)))
 
-        kept = export.export(jax.jit(flat, **self.options))(*leaves).serialize()
-        structure = results[-1]
-        return bytes(kept), jax.tree.unflatten(structure, range(structure.num_leaves))
+        kept = export.export(jax.jit(flat, **self.options))(*map(_raw, leaves)).serialize()
+        return bytes(kept), results[-1]
 
     def _digest(self, what: str, kind: Any) -> str | None:
         """The name of an entry; None where none is to be made."""
@@ -182,6 +187,22 @@ def _write(path: Path, digest: str, content: bytes) -> None:
 def _seal(digest: str, content: bytes) -> bytes:
     """What an entry begins with; that of another name or with other bytes does not."""
     return hashlib.sha256(digest.encode() + content).digest()
+
+
+def _random(leaf: Any) -> str:
+    """The random number generator that an array's keys are of; empty of one without keys."""
+    keys = jax.dtypes.issubdtype(jax.typeof(leaf).dtype, jax.dtypes.prng_key)
+    return str(jax.random.key_impl(leaf)) if keys else ""
+
+
+def _raw(leaf: Any) -> Any:
+    """The numbers of an array of keys; any other as it is."""
+    return jax.random.key_data(leaf) if _random(leaf) else leaf
+
+
+def _restored(leaf: Any, random: str) -> Any:
+    """The array whose numbers `_raw` gave."""
+    return jax.random.wrap_key_data(leaf, impl=random) if random else leaf
 
 
 def _kind(leaf: Any) -> Any:

@@ -80,6 +80,27 @@ def test_shapes_are_kept_too(folder):
     assert second["sum"] == jax.ShapeDtypeStruct((3,), jnp.float32)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_keys_over_devices_stay_keys(folder, devices):
+    mesh = jax.make_mesh((devices,), ("devices",))
+    given = jax.random.key(3), jnp.arange(4.0)
+    rows = jax.NamedSharding(mesh, jax.P("devices"))
+    given = jax.device_put(given, (jax.NamedSharding(mesh, jax.P()), rows))
+    times = []
+
+    def drawn(key, x):
+        times.append(key)
+        return jax.random.fold_in(key, 1), x + jax.random.normal(key, x.shape)
+
+    first, second = (traced.Program(drawn, "drawn")(*given) for _ in range(2))
+    assert len(times) == 1
+    expected = jax.jit(drawn)(*given)
+    for key, noisy in (first, second):
+        assert key.dtype == expected[0].dtype and noisy.sharding == rows
+        assert jax.random.key_data(key).tolist() == jax.random.key_data(expected[0]).tolist()
+        assert noisy.tolist() == expected[1].tolist()
+
+
 def test_what_is_donated_is_given_up(folder):
     add = Traced(donated=1)
     for _ in range(2):
