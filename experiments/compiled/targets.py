@@ -26,6 +26,7 @@ PACKAGES = {
 }
 EXTRAS = {"h200": "aot-gpu", "tpu": "tpu"}
 DEVICES = 4
+TPU_CLOCK, TPU_PEAK = 1.5e9, 197e12  # cycles, and operations in bfloat16, a second of a TPU v5e
 
 
 @dataclasses.dataclass(frozen=True)
