@@ -1,7 +1,7 @@
 """What a training step is on a GPU or TPU, by the program alone: no such device is needed.
 
   python -m experiments.compiled --platform=h200 --json=compiled.json   # pip install '.[aot-gpu]'
-  python -m experiments.compiled --platform=tpu --networks=published    # pip install '.[tpu]'
+  python -m experiments.compiled --platform=tpu --networks=published    # pip install '.[aot-tpu]'
 
 Compiles the library's train loops for an H200 or for a TPU v5e of four chips and counts what one
 step consists of. These are estimates: no time is measured, XLA's tuning of kernels is off, and what
