@@ -37,12 +37,12 @@ def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
 
     return {
         "plain": case("plain", "recomputing"),
-        "plain, 4 devices": case("plain", "recomputing", devices=targets.DEVICES),
+        "plain on 4 devices": case("plain", "recomputing", devices=targets.DEVICES),
         "table": case("plain", "table"),
-        "table, 4 members": case("plain", "table", members=4),
+        "table of 4 members": case("plain", "table", members=4),
         "resnet": case("resnet", "recomputing"),
         "evolving": case("teskd", "alone"),
-        "evolving, 4 devices": case("teskd", "alone", devices=targets.DEVICES),
+        "evolving on 4 devices": case("teskd", "alone", devices=targets.DEVICES),
     }
 
 
