@@ -163,7 +163,8 @@ def evaluate_pretrained(
     _, scored = score(alone, (), variables, variables, dataset, topology)
     metrics = {}
     if len(dataset.valid.labels):
-        metrics = programs.evaluate(alone.network, variables, dataset.valid, dataset, topology)
+        pairs = [(alone.network, variables)]
+        (metrics,) = programs.evaluate(pairs, dataset.valid, dataset, topology)
     record = {
         **scored,
         **valid_metrics({f"valid_{name}": value for name, value in metrics.items()}, dataset),

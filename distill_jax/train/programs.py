@@ -202,15 +202,21 @@ def outputs_on_split(
       topology: the devices that share the images.
       names: fields of `Outputs`, or `EXITS`.
     """
-    programs = [
-        _outputs_program(network, names, dataset.preprocessing, topology) for network, _ in pairs
+    runs = [
+        (_outputs_program(network, len(places), names, dataset.preprocessing, topology), places)
+        for network, places in _run_at_once([network for network, _ in pairs], topology)
     ]
     placed = [topology.device_put(variables) for _, variables in pairs]
+    given = [tuple(placed[place] for place in places) for _, places in runs]
     dispatched: list[list[Any]] = [[] for _ in pairs]
     for images, parts in split.parts if isinstance(split, DeviceSplit) else _parts(split, topology):
-        for program, variables, outputs in zip(programs, placed, dispatched, strict=True):
-            fetched = jax.device_get(program(variables, images, np.int32(parts)))
-            outputs.append(jax.tree.map(lambda x, parts=parts: x[:parts], fetched))
+        outputs = [
+            program(variables, images, np.int32(parts))
+            for (program, _), variables in zip(runs, given, strict=True)
+        ]
+        for (_, places), of_each in zip(runs, outputs, strict=True):
+            for place, own in zip(places, jax.device_get(of_each), strict=True):
+                dispatched[place].append(jax.tree.map(lambda x, parts=parts: x[:parts], own))
     n = len(split.labels)
 
     # (P, B, ...) of each dispatch -> (N, ...); what filled up the last part is cut off.
@@ -218,6 +224,21 @@ def outputs_on_split(
         return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in dispatches])[:n]
 
     return [jax.tree.map(join, *outputs) for outputs in dispatched]
+
+
+def _run_at_once(
+    networks: Sequence[Network], topology: sharding.Topology
+) -> list[tuple[Network, list[int]]]:
+    """Networks, each with the places that one program runs: of the like on a GPU or TPU all.
+
+    On a CPU each runs by itself, as `vmap` makes grouped convolutions there.
+    """
+    if topology.backend == "cpu":
+        return [(network, [place]) for place, network in enumerate(networks)]
+    places: dict[Network, list[int]] = {}
+    for place, network in enumerate(networks):
+        places.setdefault(network, []).append(place)
+    return list(places.items())
 
 
 def predict_logits(
@@ -274,32 +295,42 @@ def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any
 
 
 @functools.lru_cache(maxsize=32)
-def _outputs_program(network, names, preprocessing, topology):
+def _outputs_program(network, count, names, preprocessing, topology):
+    """Of `count` networks that are alike: a tuple of their variables -> one of their outputs."""
+
     def select(outputs):
         exits = tuple(exit.logits for exit in (outputs, *outputs.branches))
         return {name: exits if name == EXITS else getattr(outputs, name) for name in names}
 
     def freeze(variables):
-        return network.freeze(variables)
+        frozen = tuple(map(network.freeze, variables))
+        return frozen[0] if count == 1 else jax.tree.map(lambda *x: jnp.stack(x), *frozen)
 
     def forward(frozen, inputs):
-        return frozen_forward(network, frozen, preprocessing.evaluate(inputs), select)
+        def run(one):
+            return frozen_forward(network, one, preprocessing.evaluate(inputs), select)
 
-    key = ("outputs", network, names, preprocessing, topology)
+        if count == 1:
+            return (run(frozen),)
+        stacked = jax.vmap(run)(frozen)
+        return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
+
+    key = ("outputs", network, count, names, preprocessing, topology)
     return sharding.forward_loop(freeze, forward, topology, key)
 
 
 def evaluate(
-    network: Network,
-    variables: Variables,
+    pairs: Sequence[tuple[Network, Variables]],
     split: data.Split | DeviceSplit,
     dataset: data.Dataset,
     topology: sharding.Topology = sharding.Topology(),
-) -> dict[str, float]:
-    """Accuracies, the branches' too, cross-entropy and the data set's metrics, over a split."""
-    (logits,) = predict_logits([(network, variables)], split, dataset, topology)
-    own = measure(dataset.metrics, logits[0], split.labels)
-    return classification_metrics(logits, split.labels) | own
+) -> list[dict[str, float]]:
+    """Of each network over a split accuracies, the branches' too, cross-entropy, and metrics."""
+    return [
+        classification_metrics(logits, split.labels)
+        | measure(dataset.metrics, logits[0], split.labels)
+        for logits in predict_logits(pairs, split, dataset, topology)
+    ]
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -24,7 +24,7 @@ from distill_jax import traced
 from distill_jax.models import run_once
 from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
-from distill_jax.train.state import Batch, DeviceDataset
+from distill_jax.train.state import Batch, DeviceDataset, Rows, examples_of
 from distill_jax.train.step import TrainStep
 
 AXIS = "devices"
@@ -124,6 +124,12 @@ class Topology:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
         return jax.device_put(tree, self.replicated)
 
+    def hold(self, data: DeviceDataset) -> DeviceDataset:
+        """The data as these devices take it at each dispatch: on a TPU inputs are rows."""
+        if self.backend != "tpu":
+            return data
+        return data._replace(inputs=jax.tree.map(Rows.of, data.inputs))
+
     def compile(
         self, function: Callable, arguments: int, donated: int, key: Any = None
     ) -> Callable:
@@ -175,6 +181,7 @@ class Topology:
                 lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, positions)
             )
         inputs, labels, teachers, index = jax.tree.map(lambda x: x[rows], data)
+        inputs = examples_of(inputs)
         return Batch(inputs, labels, rows if index is None else index, positions, teachers)
 
 

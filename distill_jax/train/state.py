@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from flax import struct
 from jax import Array
 
@@ -88,11 +89,46 @@ def split_variables(variables: dict[str, Variables]) -> tuple[dict[str, Any], di
     return params, others
 
 
+@struct.dataclass
+class Rows:
+    """Arrays (N, ...) as rows (N, numbers of an example).
+
+    A TPU pads the last axis of an array to 128 and the one before it to 8 or more: images with
+    three channels are laid out anew at every dispatch, and take several times their size there.
+
+    Args:
+      values: (N, numbers).
+      shape: of an example.
+    """
+
+    values: Array
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, x: Any) -> Rows:
+        """The rows of an array (N, ...)."""
+        return cls(x.reshape(len(x), -1), x.shape[1:])
+
+    @property
+    def examples(self) -> Array:
+        """The array (N, ...) again."""
+        return self.values.reshape(-1, *self.shape)
+
+
+def examples_of(inputs: Any) -> Any:
+    """Inputs with the arrays of what is held as rows."""
+
+    def is_rows(x):
+        return isinstance(x, Rows)
+
+    return jax.tree.map(lambda x: x.examples if is_rows(x) else x, inputs, is_leaf=is_rows)
+
+
 class DeviceDataset(NamedTuple):
     """A training split as the loops hold it on the device.
 
     Args:
-      inputs: (N, H, W, channels) uint8, or arrays (N, ...) of another task.
+      inputs: (N, H, W, channels) uint8, or arrays (N, ...) of another task; on a TPU as `Rows`.
       labels: (N,) int32.
       teachers: what the frozen teachers give for each example, cached; None where the step is to
         compute it.

@@ -100,9 +100,13 @@ class Trainer:
         """The training images in place, beside the teachers' outputs where these are cached."""
         caches = [r.teacher_cache(self.topology) if self.cached else None for r in self.replicas]
         if self.recipe.train_limit and not self.alone:  # to each its own images
-            pairs = zip(self.replicas, caches, strict=True)
-            return self._together([DeviceDataset(*r.dataset.train, cache) for r, cache in pairs])
-        images = self.topology.device_put(DeviceDataset(*self.replicas[0].dataset.train))
+            each = [
+                self.topology.hold(DeviceDataset(*replica.dataset.train, cache))
+                for replica, cache in zip(self.replicas, caches, strict=True)
+            ]
+            return self._together(each)
+        held = self.topology.hold(DeviceDataset(*self.replicas[0].dataset.train))
+        images = self.topology.device_put(held)
         return images._replace(teachers=self._together(caches))
 
     def _frozen_variables(self) -> Any:
@@ -263,9 +267,8 @@ class Trainer:
         if self.streamed:
             split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
             for chunk in data.chunks(split, orders[0], skip=skip):
-                placed = self.topology.device_put(
-                    DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
-                )
+                part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
+                placed = self.topology.device_put(self.topology.hold(part))
                 yield _Chunk(chunk.start, chunk.steps, placed, chunk.order)
         elif self.data is not None and skip < orders.shape[1]:
             yield _Chunk(0, orders.shape[1], self.data, orders[0] if self.alone else orders)
@@ -319,32 +322,52 @@ class Trainer:
 
     def _end_epoch(self, images_per_second: float) -> None:
         """Evaluates the epoch just trained; keeps the weights that are the best so far."""
+        begun, each = time.perf_counter(), range(len(self.replicas))
+        variables = [
+            {progress.name: self._variables(i, progress.name) for progress in replica.networks}
+            for i, replica in enumerate(self.replicas)
+        ]
+        evaluated = self._evaluated(variables)
+        sums = [self._of(i, self.sums) for i in each]
         for i, replica in enumerate(self.replicas):
-            begun, sums = time.perf_counter(), self._of(i, self.sums)
             for progress in replica.networks:
-                record = self._measured(i, progress, sums[progress.name])
+                name = progress.name
+                record = self._measured(progress, sums[i][name], evaluated[i][name])
+                if self._is_best(progress, record):
+                    progress.best_epoch = len(progress.history)
+                    self.best[i][name] = variables[i][name]
                 progress.history.append(
                     {**record, "images_per_second": round(images_per_second, 1)}
                 )
                 self.options.reporter.epoch_ended(progress.stage, progress.history[-1])
+        for replica in self.replicas:
             replica.seconds += time.perf_counter() - begun
         self.sums = self._together([self.zeros for _ in self.replicas])
 
-    def _measured(self, i: int, progress: Progress, sums: metrics.StepMetrics) -> dict[str, Any]:
-        """The record of a network's epoch; its weights are kept where they are the best so far."""
+    def _evaluated(
+        self, variables: list[dict[str, Variables]]
+    ) -> list[dict[str, dict[str, float]]]:
+        """What each network of each replica gives on the split that is watched, of all at once."""
+        if not len(self.split.labels):
+            return [dict.fromkeys(own, {}) for own in variables]
+        pairs = [
+            (progress.stage.network, own[progress.name])
+            for replica, own in zip(self.replicas, variables, strict=True)
+            for progress in replica.networks
+        ]
+        found = iter(programs.evaluate(pairs, self.split, self.dataset, self.topology))
+        return [{p.name: next(found) for p in replica.networks} for replica in self.replicas]
+
+    def _measured(
+        self, progress: Progress, sums: metrics.StepMetrics, evaluated: dict[str, float]
+    ) -> dict[str, Any]:
+        """The record of a network's epoch."""
         epoch, recipe = len(progress.history), progress.stage.recipe
         rate = optim.schedule(recipe.optim, recipe.epochs, self.steps)(self.step - 1)
         record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
         record |= {f"train_{name}": value for name, value in metrics.record(sums).items()}
-        variables = self._variables(i, progress.name)
-        if len(self.split.labels):
-            evaluated = programs.evaluate(
-                progress.stage.network, variables, self.split, self.dataset, self.topology
-            )
-            record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
+        record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
         self._warn_of_first(progress, record)
-        if self._is_best(progress, record):
-            progress.best_epoch, self.best[i][progress.name] = epoch, variables
         return record
 
     def _warn_of_first(self, progress: Progress, record: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
         frozen = ()
     else:
         frozen = programs.freeze_teachers(teachers, frozen, topology)
-    dataset = topology.device_put(DeviceDataset(images, labels, cached))
+    dataset = topology.device_put(topology.hold(DeviceDataset(images, labels, cached)))
     state, key, hyper = topology.device_put((state, key, {network.name: stage.hyper}))
     sums = programs.zero_sums(
         program.body,

@@ -37,6 +37,12 @@ class Instruction(NamedTuple):
         return self.op == "convolution" or "__cudnn$conv" in self.line
 
     @property
+    def cycles(self) -> int:
+        """What libtpu estimates; 0 where it does not, or where that is out of all bounds."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
+        return int(found[1]) if found and int(found[1]) < 1e12 else 0
+
+    @property
     def size(self) -> int:
         """Bytes of its output."""
         found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", self.shape)
@@ -56,6 +62,7 @@ class Counted:
       convolutions: among the kernels, those of fusions too.
       collectives: among the kernels.
       written: bytes, by all kernels.
+      cycles: of a TPU, as its compiler estimates; what it has no estimate of counts nothing.
       names: of the kernels.
     """
 
@@ -64,13 +71,14 @@ class Counted:
     convolutions: int = 0
     collectives: int = 0
     written: int = 0
+    cycles: int = 0
     names: list[str] = dataclasses.field(default_factory=list)
     _row: int = 0  # captured kernels in a row, not yet submitted
 
     def add(self, other: Counted, times: int = 1) -> None:
         """Another part, so many times."""
         self.end_row()
-        for field in ("kernels", "submitted", "convolutions", "collectives", "written"):
+        for field in SUMS:
             setattr(self, field, getattr(self, field) + times * getattr(other, field))
         self.names += times * other.names
 
@@ -80,6 +88,7 @@ class Counted:
         self._row = 0
 
 
+SUMS = ("kernels", "submitted", "convolutions", "collectives", "written", "cycles")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\(")
 START = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 
@@ -111,6 +120,11 @@ class Program:
             raise ValueError("the program has no loop over steps")
         counted = [self._loop(x) for x in loops]
         return max(counted, key=lambda one: one.kernels)
+
+    @property
+    def dispatch_cycles(self) -> int:
+        """What a dispatch costs beside its steps."""
+        return self.count(self.entry).cycles - self.step.cycles
 
     def _loop(self, loop: Instruction) -> Counted:
         counted = self.count(_called(loop, "body"))
@@ -144,6 +158,7 @@ class Program:
         else:
             counted.kernels += 1
             counted.written += one.size
+            counted.cycles += one.cycles
             counted.names.append(one.name)
             inside = self.computations[_called(one, "calls")] if one.op == "fusion" else [one]
             counted.convolutions += sum(x.is_convolution for x in inside)

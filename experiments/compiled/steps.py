@@ -61,7 +61,8 @@ def lowered(case: Case, devices: tuple[Any, ...]) -> jax.stages.Lowered:
         where=None,
     )
     images = Shape((examples, *cases.IMAGE_SHAPE), jnp.uint8)
-    dataset = DeviceDataset(images, Shape((examples,), jnp.int32), cached)
+    dataset = jax.eval_shape(topology.hold, DeviceDataset(images, None))
+    dataset = dataset._replace(labels=Shape((examples,), jnp.int32), teachers=cached)
     order, at = Shape((STEPS, case.batch), jnp.int32), Shape((), jnp.int32)
     arguments = (state, sums, frozen, dataset, order, at, at, hyper, key)
     return program.loop.lower(*_placed(arguments, case.members, topology))

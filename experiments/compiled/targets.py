@@ -1,6 +1,6 @@
 """Devices that are not here, to compile for: an H200, a slice of a TPU v5e.
 
-The compilers come with packages that need no hardware, the extras `aot-gpu` and `tpu`.
+The compilers come with packages that need no hardware, the extras `aot-gpu` and `aot-tpu`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ PACKAGES = {
     "h200": ("jax_plugins.xla_cuda13", "nvidia.cu13"),
     "tpu": ("libtpu",),
 }
-EXTRAS = {"h200": "aot-gpu", "tpu": "tpu"}
+EXTRAS = {"h200": "aot-gpu", "tpu": "aot-tpu"}
 DEVICES = 4
+TPU_CLOCK, TPU_PEAK = 1.5e9, 197e12  # cycles, and operations in bfloat16, a second of a TPU v5e
 
 
 @dataclasses.dataclass(frozen=True)

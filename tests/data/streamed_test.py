@@ -260,7 +260,7 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     (expected,) = programs.predict_logits(pairs[:1], resident, dataset)[0]
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     got, whole = (
-        programs.evaluate(network, variables, s, dataset) for s in (dataset.test, resident)
+        programs.evaluate([(network, variables)], s, dataset)[0] for s in (dataset.test, resident)
     )
     assert got["accuracy"] == whole["accuracy"]
     assert got["accuracy"] == np.mean(np.argmax(expected, -1) == resident.labels)

@@ -98,8 +98,9 @@ def test_elsewhere_than_on_a_cpu_a_convolution_is_one(kernel, stride, padding):
         assert written_out not in text
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])
-def test_max_pool_gives_its_gradient_to_the_first_of_equals(size):
+def test_max_pool_gives_its_gradient_to_the_first_of_equals(size, platform):
     x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float64)
     g = draw(2, size[0] // 2, size[1] // 2, 3)
     expected, dx = np.zeros_like(g), np.zeros_like(x)
@@ -108,14 +109,16 @@ def test_max_pool_gives_its_gradient_to_the_first_of_equals(size):
         row, column = np.unravel_index(np.argmax(window), (2, 2))  # of equals the first
         expected[b, i, j, c] = window.max()
         dx[b, 2 * i + row, 2 * j + column, c] = g[b, i, j, c]
-    pooled, pull = jax.vjp(max_pool, jnp.asarray(x, jnp.float32))
+    pooled, pull = jax.vjp(traced_for(platform, max_pool), jnp.asarray(x, jnp.float32))
     np.testing.assert_array_equal(pooled, expected)
     np.testing.assert_array_equal(pull(jnp.asarray(g, jnp.float32))[0], dx.astype(np.float32))
 
 
-def test_max_pool_passes_nan_on():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_max_pool_passes_nan_on(platform):
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(jnp.nan)
-    np.testing.assert_array_equal(jnp.isnan(max_pool(x))[0, :, :, 0], [[False, True], [False] * 2])
+    pooled = traced_for(platform, max_pool)(x)
+    np.testing.assert_array_equal(jnp.isnan(pooled)[0, :, :, 0], [[False, True], [False] * 2])
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -90,7 +90,7 @@ def test_a_run_without_workdir_gives_rows_networks_and_histories(whole, tmp_path
     assert by["dense"]["teachers"] == ["plane6", "plane4"] and by["none"]["teachers"] == []
     network, variables = whole.networks["dense", "plane2", 0]
     dataset = data.load(**TINY["dataset"])
-    metrics = programs.evaluate(network, variables, dataset.test, dataset)
+    (metrics,) = programs.evaluate([(network, variables)], dataset.test, dataset)
     assert metrics["accuracy"] == by["dense"]["test_accuracy"]
     history = whole.histories["dense", "plane2", 0]
     assert [record["epoch"] for record in history] == [1, 2]

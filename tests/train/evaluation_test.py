@@ -1,5 +1,7 @@
 """Evaluation counts every example once: the same integers for every batch size and device count."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -57,6 +59,36 @@ def test_counts_are_the_same_for_every_batch_size(case, mode, devices, every, mo
         np.testing.assert_allclose(shown.logits[:, 0], expected, rtol=1e-5, atol=1e-6)
         placed = programs.device_put(dataset.test, topology)
         for split in (dataset.test, placed):
-            found = programs.evaluate(network, variables, split, dataset, topology)
+            found = programs.evaluate(pairs, split, dataset, topology)[0]
             assert found["accuracy"] == right / N
             assert found["loss"] == pytest.approx(losses.sum() / N, rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class AsOnGPU(sharding.Topology):
+    """Chooses what a GPU is given."""
+
+    backend = "gpu"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_networks_that_are_alike_run_at_once_on_a_gpu(case, devices, monkeypatch):
+    network, variables, dataset, *_ = case
+    other = dataclasses.replace(network, name="other")
+    monkeypatch.setattr(programs, "DISPATCH_BYTES", 64 * 64)
+    changed = jax.tree.map(lambda x: 1 - x, variables)
+    pairs = [(network, variables), (other, variables), (network, changed)]
+    called = []
+    outputs_program = programs._outputs_program
+    monkeypatch.setattr(
+        programs,
+        "_outputs_program",
+        lambda *a: called.append(a[:2]) or outputs_program(*a),
+    )
+    found = programs.evaluate(pairs, dataset.test, dataset, AsOnGPU(devices=devices))
+    assert called == [(network, 2), (other, 1)]
+    one_by_one = [programs.evaluate([pair], dataset.test, dataset)[0] for pair in pairs]
+    assert found[0]["accuracy"] != found[2]["accuracy"]
+    for own, expected in zip(found, one_by_one, strict=True):
+        assert own["accuracy"] == expected["accuracy"]
+        assert own["loss"] == pytest.approx(expected["loss"], rel=1e-5)

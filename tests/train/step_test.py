@@ -1,5 +1,6 @@
 """The step body and its loops: frozen teachers, devices that agree, numbers that never retrace."""
 
+import dataclasses
 import functools
 
 import chex
@@ -12,7 +13,7 @@ from distill_jax import models, rng
 from distill_jax.methods import KD, CrossEntropy, Hyper, LossOptions, losses
 from distill_jax.train import metrics, optim, sharding
 from distill_jax.train.dropping import Dropping, keep_mask
-from distill_jax.train.state import Batch, DeviceDataset
+from distill_jax.train.state import Batch, DeviceDataset, Rows
 from distill_jax.train.step import draw_from, init_state, make_train_step
 from distill_jax.train.teachers import FrozenTeachers
 from distill_jax.train.terms import Student
@@ -82,12 +83,29 @@ def train(topology=sharding.Topology(), cuts=(0, STEPS), hyper=HYPER, **options)
     order = np.random.default_rng(1).permutation(48).astype(np.int32).reshape(STEPS, BATCH)
     frozen = topology.replicate(teachers())
     key = topology.replicate(jax.random.key(0))
-    data = topology.replicate(DeviceDataset(*examples()))
+    data = topology.replicate(topology.hold(DeviceDataset(*examples())))
     for first, last in zip(cuts, cuts[1:], strict=False):
         bounds = np.int32(first), np.int32(last)
         numbers = {"plane2": hyper}
         state, sums = loop(state, sums, frozen, data, order, *bounds, numbers, key)
     return jax.device_get((state, sums["plane2"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldAsRows(sharding.Topology):
+    """Holds inputs as a TPU does."""
+
+    def hold(self, data):
+        images = Rows.of(data.inputs)
+        assert images.values.ndim == 2 and images.shape == (8, 8, 3), images
+        return data._replace(inputs=images)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_held_as_rows_train_to_the_same_bytes(devices):
+    chex.assert_trees_all_equal(
+        train(HeldAsRows(devices=devices)), train(sharding.Topology(devices=devices))
+    )
 
 
 def test_teachers_are_bitwise_what_they_were():

@@ -10,15 +10,25 @@ import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import at_least_float32
 
 
-@jax.custom_vjp
 def max_pool(x: Array) -> Array:
     """2×2 max pool with stride 2, odd edges dropped, (B, H, W, C) -> (B, H/2, W/2, C).
 
-    Of equal pixels the first takes the gradient, as in PyTorch. What is kept for the backward pass
-    is which of the four was largest; the gradient of a reshape's maximum compares and counts.
+    Of equal pixels the first takes the gradient, as in PyTorch.
+    """
+    if backend() == "tpu":  # which has an operation for the gradient
+        return nn.max_pool(x, (2, 2), (2, 2))
+    return _max_pool_with_places(x)
+
+
+@jax.custom_vjp
+def _max_pool_with_places(x: Array) -> Array:
+    """What is kept for the backward pass is which of the four was largest.
+
+    The gradient of a reshape's maximum compares and counts.
     """
     return _max_pool(x)[0]
 
@@ -48,7 +58,7 @@ def _max_pool_backward(residuals, g):
     return (jnp.pad(dx.reshape(b, 2 * h, 2 * w, c), dropped),)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool_with_places.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool_overlapping(x: Array) -> Array:
