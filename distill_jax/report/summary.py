@@ -65,7 +65,7 @@ def _line(group: list[Row], alone: dict[int, float]) -> Row:
         "last_accuracy": mean("last_test_accuracy"),
         "valid_accuracy": statistics.fmean(validated) if len(validated) == len(group) else None,
         "gain": statistics.fmean(gains) if gains else None,
-        "gain_interval": _half_width(gains),
+        "gain_interval": half_width(gains),
         "gain_seeds": len(gains),
         "branches": [mean(name) for name in branches],
         "metrics": {name.removeprefix("test_"): mean(name) for name in own},
@@ -80,7 +80,7 @@ def _nothing(row: Row) -> Row:
     return {**about, **unknown, "seeds": 0, "gain_seeds": 0, "branches": [], "metrics": {}}
 
 
-def _half_width(differences: list[float]) -> float | None:
+def half_width(differences: list[float]) -> float | None:
     """Half of the interval of their mean, by Student's t; None of fewer than two."""
     n = len(differences)
     if n < 2:

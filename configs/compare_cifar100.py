@@ -1,0 +1,37 @@
+"""CIFAR-100 as the literature compares methods on it: one teacher, one student, the field's recipe.
+
+  distill_jax train --config=compare_cifar100:resnet56:resnet20 --config.dataset.data_dir=DIR
+
+Any two networks make a pair, the teacher first. The student is trained alone and by KD;
+`python -m experiments.compare` trains it by other methods too, with their published settings.
+All training images are used and the last epoch's weights are taken, so that nothing is chosen on
+the test set. The codes' last batch of an epoch has 16 images; here it is dropped.
+"""
+
+from distill_jax import ConfigError, config_arguments, default_config, smoke
+
+PAIR = "resnet56:resnet20"
+SLOWER = ("mobilenet", "shufflenet")  # students that the codes train at a fifth of the rate
+
+
+def get_config(arguments: str = ""):
+    """The config of a pair TEACHER:STUDENT; `,smoke` cuts it down to seconds."""
+    words = arguments.split(",")
+    pairs = [word for word in words if ":" in word] or [PAIR]
+    given = config_arguments(",".join(word for word in words if ":" not in word))
+    teacher, _, student = pairs[0].partition(":")
+    if len(pairs) > 1 or not (teacher and student):
+        raise ConfigError(f"a pair is TEACHER:STUDENT, got {arguments!r}")
+    config = default_config()
+    config.name = f"compare_cifar100_{teacher}_{student}"
+    config.dataset.update(name="cifar100", valid_fraction=0.0)
+    config.networks = (teacher, student)
+    config.guidance = ("none", "direct")
+    config.selection = "last"
+    # One teacher for all seeds of the student.
+    config.overrides = {teacher: {"seed": 0}}
+    rate = 0.01 if student.startswith(SLOWER) else 0.05
+    config.recipe.update(epochs=240, batch_size=64, learning_rate=rate, weight_decay=5e-4)
+    config.recipe.update(schedule="piecewise", milestones=(150 / 240, 180 / 240, 210 / 240))
+    config.recipe.update(augment="crop_flip", temperature=4.0, kd_weight=0.9)
+    return smoke(config, networks=(teacher, student)) if given.smoke else config

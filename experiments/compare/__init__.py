@@ -1,0 +1,1 @@
+"""Methods compared on one pair of networks; see `__main__`."""

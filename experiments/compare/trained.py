@@ -1,0 +1,112 @@
+"""The config of each method, and what its training gave."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+import distill_jax
+from distill_jax.runs.config import resolve
+from distill_jax.runs.prepare import prepare
+from distill_jax.train.stage_methods import method_shapes
+from experiments.compare.settings import PLAIN, SETTINGS
+
+CONFIG = Path(__file__).parents[2] / "configs" / "compare_cifar100.py"
+EPOCHS = 240  # that phases are of
+
+
+def config_of(method: str, given: argparse.Namespace) -> ml_collections.ConfigDict:
+    """The config that trains the student of a pair by one method.
+
+    Raises:
+      ValueError: no such pair, or fields that the config refuses.
+    """
+    config = distill_jax.load_config(f"{CONFIG}:{given.pair}")
+    setting = SETTINGS[method].of_pair(given.pair)
+    config.name = f"{config.name}_{method}"
+    config.dataset.update(name=given.dataset, data_dir=given.data_dir)
+    config.seeds = tuple(range(given.seeds))
+    config.recipe.update(epochs=given.epochs, batch_size=given.batch_size)
+    config.recipe.train_limit = given.train_limit
+    if given.devices:
+        config.devices = given.devices
+    if method == PLAIN:
+        config.guidance, config.students = (PLAIN,), config.networks
+        return config
+    config.guidance = ("direct",)
+    config.methods, config.method_options = dict(setting.methods), dict(setting.options)
+    config.recipe.update(setting.recipe)
+    config.loss.update(setting.loss)
+    config.phases = tuple(
+        {**phase, "epochs": max(1, round(phase["epochs"] * given.epochs / EPOCHS))}
+        for phase in setting.phases
+    )
+    return config
+
+
+def adapter_parameters(config: ml_collections.ConfigDict) -> int:
+    """How many parameters the student's methods train beside it, all phases together.
+
+    Everything is checked on the way, and nothing compiled.
+
+    Raises:
+      ValueError: the networks cannot be trained so.
+    """
+    prepared = prepare(resolve(config))
+    seed = config.seeds[0]
+    own = [
+        stage
+        for stage in prepared.plan.stages.values()
+        if stage.teachers and stage.seed == seed and stage.network.name == config.networks[-1]
+    ]
+    examples = len(prepared.dataset.train.labels)
+    shapes = [x for stage in own for x in method_shapes(stage, examples).values()]
+    params = jax.tree.leaves([variables.get("params", {}) for variables in shapes])
+    return sum(leaf.size for leaf in params)
+
+
+class Trained(NamedTuple):
+    """What training by one method gave.
+
+    Args:
+      method: its name.
+      pair: TEACHER:STUDENT.
+      accuracies: of the student on the test set, by seed.
+      images_per_second: of its training, the median over epochs and seeds.
+      adapters: parameters that are trained beside the student.
+      teacher_accuracy: where it was asked for.
+    """
+
+    method: str
+    pair: str
+    accuracies: dict[int, float]
+    images_per_second: float
+    adapters: int
+    teacher_accuracy: float | None
+
+    @classmethod
+    def of(cls, method: str, pair: str, results: distill_jax.Results, adapters: int) -> Trained:
+        """Of the results of a run."""
+        teacher, _, student = pair.partition(":")
+        rows = {
+            name: [r for r in results.rows if r["network"] == name] for name in (teacher, student)
+        }
+        speeds = [
+            epoch["images_per_second"]
+            for key, history in results.histories.items()
+            if key[1] == student
+            for epoch in history
+        ]
+        return cls(
+            method=method,
+            pair=pair,
+            accuracies={row["seed"]: row["test_accuracy"] for row in rows[student]},
+            images_per_second=statistics.median(speeds),
+            adapters=adapters,
+            teacher_accuracy=rows[teacher][0]["test_accuracy"] if rows[teacher] else None,
+        )

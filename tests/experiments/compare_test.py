@@ -1,0 +1,97 @@
+"""Methods compared on a pair: paired differences by hand, published figures, one that goes on."""
+
+import json
+
+import pytest
+
+from distill_jax import methods, resolve
+from distill_jax.report.summary import half_width
+from experiments.compare import __main__ as command
+from experiments.compare import lines, trained
+from experiments.compare.settings import PAIRS, SETTINGS
+
+SMALL = ("--pair=plane4:plane2", "--dataset=synthetic:8x8x3:4:64:32", "--epochs=1")
+
+
+def gave(method, accuracies, speed=100.0):
+    return trained.Trained(method, "resnet56:resnet20", accuracies, speed, 7, None)
+
+
+def test_differences_are_of_the_same_seed():
+    plain = gave("none", {0: 0.5, 1: 0.6, 2: 0.7}, 200.0)
+    kd = gave("kd", {0: 0.6, 1: 0.65, 2: 0.7})
+    at = gave("at", {0: 0.62, 1: 0.67}, 50.0)  # a seed is missing
+    none, own, other = lines.lines_of([plain, kd, at])
+    assert (none.over_plain, own.over_kd, none.published) == (None, None, 69.06)
+    mean, half = own.over_plain
+    assert mean == pytest.approx(5.0)
+    assert half == pytest.approx(4.302653 * 5 / 3**0.5)  # t of 2 degrees of freedom, deviation 5
+    assert other.over_kd == pytest.approx((2.0, 0.0))
+    assert (none.step, other.step, other.seeds, other.adapters) == (0.5, 2.0, 2, 7)
+    assert lines.cells(own)[1:5] == ("70.66", "65.00 ± 5.00", "-", "+5.00 ± 12.42")
+    assert half_width([1.0]) is None and lines.lines_of([gave("none", {0: 0.5}), kd])[1].seeds == 3
+
+
+def test_a_pair_has_its_own_numbers():
+    dkd = SETTINGS["dkd"]
+    assert dkd.of_pair("resnet56:resnet20").options == {"dkd": {"beta": 2.0}}
+    assert dkd.of_pair("resnet20:resnet8").options == {"dkd": {"beta": 8.0}}
+    assert SETTINGS["reviewkd"].of_pair("resnet110:resnet32").methods["reviewkd"] == 1.0
+    assert dkd.figure("vgg13:vgg8") == 74.68 and dkd.figure("resnet20:resnet8") is None
+    assert SETTINGS["ctkd"].figure("vgg13:vgg8") is None
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_setting_is_a_config_with_the_fields_recipe(pair):
+    given = command.arguments([f"--pair={pair}", f"--methods={','.join(SETTINGS)}"])
+    for name in given.methods:
+        known = {*methods.registry.METHODS}
+        if not {*SETTINGS[name].methods} <= known:
+            continue
+        experiment = resolve(trained.config_of(name, given))
+        recipe = experiment.recipe_of(pair.split(":")[1])
+        assert (recipe.epochs, recipe.batch_size, recipe.augment) == (240, 64, "crop_flip")
+        assert recipe.optim.milestones == (150 / 240, 180 / 240, 210 / 240)
+        assert (recipe.optim.learning_rate, recipe.optim.weight_decay) == (0.05, 5e-4)
+        assert recipe.selection == "last" and experiment.seed_of(pair.split(":")[0], 4) == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--methods=kd,xd", "--methods: 'xd' is none of none, kd, dkd"),
+        ("--seeds=0", "--seeds is at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(argument, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([argument])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", ["plane4", "plane4:", "plane4:plane3x"])
+def test_wrong_pairs_are_refused(pair, capsys, tmp_path):
+    assert command.main([f"--pair={pair}", f"--workdir={tmp_path / 'run'}", *SMALL[1:]]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_the_teacher_once_and_goes_on(tmp_path, capsys):
+    arguments = [*SMALL, f"--workdir={tmp_path}", "--batch_size=16"]
+    assert command.main([*arguments, "--methods=kd", "--seeds=1"]) == 0
+    first = json.loads((tmp_path / "compare.json").read_text())
+    stages = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+    assert len(stages) == 3  # the teacher, the student alone, the student by KD
+    capsys.readouterr()
+    assert command.main([*arguments, "--methods=fitnet", "--seeds=2"]) == 0
+    printed = capsys.readouterr().out
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
+    assert len(again) == 3 + 2 + 2 and stages.items() <= again.items()
+    found = json.loads((tmp_path / "compare.json").read_text())
+    for method, by_seed in first["accuracies"].items():
+        assert found["accuracies"][method]["0"] == by_seed["0"]
+    adapters = {line["method"]: line["adapters"] for line in found["lines"]}
+    assert adapters["kd"] == 0 and adapters["fitnet"] > 0
+    assert "plane2 taught by plane4" in printed and "fitnet" in printed
+    assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
+    assert (tmp_path / "compare.md").read_text().count("\n") == 2 + 3
