@@ -96,10 +96,21 @@ class CAMKD(Method):
         """{"ca_mkd"} and, where they have a weight, {"ca_mkd_feature"}."""
         theirs = context.teacher_logits
         kl = kl_divergence(theirs, context.student.logits, self.temperature)
-        value = _trusted(context, cross_entropy(theirs, context.labels), kl)
+        weights = confidence(context, cross_entropy(theirs, context.labels))
+        value = weighted_sum(context, weights, kl) / kept(context)
         terms = {"ca_mkd": Term(value, self.temperature**2)}
         if not self.feature_weight:
             return terms, variables
+        wrong, distances, stats = self.compared(variables, context)
+        value = weighted_sum(context, confidence(context, wrong), distances) / kept(context)
+        weight = jnp.where(context.epoch >= self.feature_from, self.feature_weight, 0.0)
+        terms["ca_mkd_feature"] = Term(value, weight)
+        return terms, {**variables, "batch_stats": stats}
+
+    def compared(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[Array, Array, dict[str, Any]]:
+        """(K, B) CE of z_k's logits, (K, B) mean (z_k - f_k)², and the statistics after it."""
         wrong, distances, stats = [], [], {}
         pairs = _pooled_pairs(context.student, context.teachers)
         for k, (own, target) in enumerate(pairs):
@@ -111,18 +122,13 @@ class CAMKD(Method):
             logits = context.teacher_heads[k](jnp.mean(regressed, (1, 2)))
             wrong.append(cross_entropy(logits, context.labels))
             distances.append(jnp.mean(bounded_square(regressed - target), (1, 2, 3)))
-        value = _trusted(context, jnp.stack(wrong), jnp.stack(distances))
-        weight = jnp.where(context.epoch >= self.feature_from, self.feature_weight, 0.0)
-        terms["ca_mkd_feature"] = Term(value, weight)
-        return terms, {**variables, "batch_stats": stats}
+        return jnp.stack(wrong), jnp.stack(distances), stats
 
 
-def _trusted(context: Context, wrong: Array, values: Array) -> Array:
-    """(B,) the mean over the kept teachers of (K, B) values, more of those less wrong."""
+def confidence(context: Context, wrong: Array) -> Array:
+    """(K, B) the weights of teachers whose cross-entropies are `wrong`, (K, B)."""
     shares = jax.nn.softmax(jnp.where(context.teacher_mask[:, None], wrong, _FAR), 0)
-    number = kept(context)
-    weights = by_share(context, shares) / jnp.maximum(number - 1, 1.0)
-    return weighted_sum(context, weights, values) / number
+    return by_share(context, shares) / jnp.maximum(kept(context) - 1, 1.0)
 
 
 def _pooled_pairs(student: Outputs, teachers: tuple[Outputs, ...]) -> list[tuple[Array, Array]]:
