@@ -64,16 +64,16 @@ class CAMKD(Method):
         """Raises ValueError where a map of a teacher's size is none for its classifier."""
         if not self.feature_weight:
             return
-        if not shapes.student.stages:
-            raise ValueError("ca_mkd compares the last stage's maps, and the student has no stages")
+        features.check_stages("ca_mkd", shapes)
         for teacher in shapes.teachers:
-            channels = teacher.stages[-1].shape[-1] if teacher.stages else 0
-            width = 0 if teacher.feature is None else teacher.feature.shape[-1]
-            if not channels or channels != width:
+            features.check_maps("ca_mkd", shapes.student.stages[-1:], teacher.stages[-1:])
+            last = teacher.stages[-1].shape[1:]
+            taken = () if teacher.feature is None else teacher.feature.shape[1:]
+            if taken != last[-1:]:
                 raise ValueError(
-                    "ca_mkd puts the mean of a map into each teacher's classifier: a teacher's "
-                    f"last stage has {channels} channels, its classifier takes {width} numbers; "
-                    "feature_weight 0 leaves it out"
+                    "ca_mkd puts the mean of a map into a teacher's classifier: the teacher's last "
+                    f"map is {last}, its classifier takes {taken or 'no vector'}, expected "
+                    f"{last[-1:]}; feature_weight 0 leaves it out"
                 )
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:

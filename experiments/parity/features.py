@@ -113,7 +113,7 @@ def cc(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     module = Embedding(len(state["embed.linear.bias"]), normalised=True)
     embedded = module.apply(variables_of(state, {"embed": ()}), inputs["student_feature"])
     loss = jnp.sum(jnp.square(embedded[:, 0]))
-    return Computed({"first_column": loss}, results={"embedded": embedded})
+    return Computed({"first_column": loss}, out={"embedded": embedded})
 
 
 def nst(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -170,7 +170,7 @@ def bss(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     teacher, student = network("teacher"), network("student")
     moved = method.attack(teacher, inputs["images"], inputs["attack_class"])
     loss = jnp.mean(method.divergence(teacher(moved), student(moved)))
-    return Computed({"bss": loss}, results={"adversarial": moved})
+    return Computed({"bss": loss}, out={"adversarial": moved})
 
 
 def ab(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -230,7 +230,7 @@ def srrl(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     return Computed(
         {"srrl": total, "feature": alone, "stat": alone, "logits": logits_only},
         {f"{start}{k}": x for k, x in torch.items()},
-        results={"pred": head(jnp.mean(y, (1, 2)))},
+        out={"pred": head(jnp.mean(y, (1, 2)))},
     )
 
 

@@ -22,13 +22,13 @@ class Computed(NamedTuple):
       after: the state dict of its buffers after the call.
       undefined: by the name of an input, (B,) which of its examples have no gradient by the
         equations; what the reference has there is not compared.
-      results: intermediate ones, by their name in the case.
+      out: intermediate results, by their name in the case.
     """
 
     losses: dict[str, jax.Array]
     after: dict[str, Any] = {}
     undefined: dict[str, jax.Array] = {}
-    results: dict[str, Any] = {}
+    out: dict[str, Any] = {}
 
 
 # (numbers of the case, with its name as "case" and the shapes of its results as "shapes"; inputs;

@@ -62,7 +62,7 @@ def logit_standardisation(numbers: Numbers, inputs: Arrays, state: Arrays) -> Co
     found = _kd(numbers["T"], inputs, standardise=True)
     total = numbers["ce_weight"] * found["ce"] + numbers["kd_weight"] * found["kl"]
     results = {"student_standardised": standardise(inputs["student_logits"])}
-    return Computed({"kd": found["kl"], "total": total}, results=results)
+    return Computed({"kd": found["kl"], "total": total}, out=results)
 
 
 def normkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -100,7 +100,7 @@ def ctkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
         "temp": method.temperature(p, context.epoch),
         "schedule": method.factor(jnp.arange(epochs, dtype=p.dtype)),
     }
-    return Computed({"kd": weighted(terms)["ctkd"]}, results=results)
+    return Computed({"kd": weighted(terms)["ctkd"]}, out=results)
 
 
 def mse_logits(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:

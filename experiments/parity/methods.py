@@ -42,7 +42,7 @@ def fitnet(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
     return Computed(
         {"hint": jnp.mean(terms["fitnet"].value)},
         to_torch({"batch_stats": after["batch_stats"]}, places),
-        results={"regressed": regressed},
+        out={"regressed": regressed},
     )
 
 
@@ -103,7 +103,7 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
         for kind, ours in (
             ("loss", computed.losses),
             ("bufafter", computed.after),
-            ("out", computed.results),
+            ("out", computed.out),
         ):
             for key in _named(case, name, kind):
                 if key in ours:

@@ -53,7 +53,7 @@ def ae_kd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
         "teacher_losses": temperature**2 * jnp.mean(kl, 1),
     }
     computed = on_labels(lambda _: method)(numbers, inputs, state)
-    return computed._replace(results=results)
+    return computed._replace(out=results)
 
 
 def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -87,7 +87,7 @@ def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     return Computed(
         {"ce": found["ce"], "feature": found["ca_mkd_feature"], "total": total},
         {key: buffers[_short(key)] for key in state if _short(key) in buffers},
-        results={
+        out={
             "weights_logits": confidence(
                 context, cross_entropy(context.teacher_logits, context.labels)
             ),
