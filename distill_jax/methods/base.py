@@ -56,12 +56,14 @@ class Shapes(NamedTuple):
       teachers: of those that the method hears, in the order of `Context.teachers`.
       classes: C.
       examples: N of the training split.
+      inputs: what the networks take.
     """
 
     student: Outputs
     teachers: tuple[Outputs, ...]
     classes: int
     examples: int
+    inputs: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from distill_jax import rng
 from distill_jax.methods import features, ranges
-from distill_jax.methods.base import Context, Method, Term
+from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.methods.losses import soften, widen
 from distill_jax.models import Outputs
 
@@ -62,6 +62,16 @@ class BSS(Method):
         )
         features.check_counts("bss", steps=self.steps, samples=self.samples)
 
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError where inputs are nothing that can be moved."""
+        taken = jax.tree.leaves(shapes.inputs)
+        if len(taken) != 1 or not jnp.issubdtype(taken[0].dtype, jnp.floating):
+            said = ", ".join(f"{x.dtype} of {x.shape[1:]}" for x in taken)
+            raise ValueError(
+                f"bss moves images: the networks take {said}, expected one array of floating "
+                "numbers"
+            )
+
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
@@ -69,8 +79,6 @@ class BSS(Method):
         inputs, root = context.inputs, context.key
         apply, student_apply = context.teacher_apply, context.student_apply
         assert apply is not None and student_apply is not None and root is not None
-        if not jnp.issubdtype(getattr(inputs, "dtype", bool), jnp.floating):
-            raise ValueError("bss moves images: expected one array of inputs of floating numbers")
 
         def divergence(k: int, teacher: Outputs) -> Array:
             taken, share = self._taken(context, teacher.logits)

@@ -64,16 +64,16 @@ class CAMKD(Method):
         """Raises ValueError where a map of a teacher's size is none for its classifier."""
         if not self.feature_weight:
             return
-        if not shapes.student.stages:
-            raise ValueError("ca_mkd compares the last stage's maps, and the student has no stages")
+        features.check_stages("ca_mkd", shapes)
         for teacher in shapes.teachers:
-            channels = teacher.stages[-1].shape[-1] if teacher.stages else 0
-            width = 0 if teacher.feature is None else teacher.feature.shape[-1]
-            if not channels or channels != width:
+            features.check_maps("ca_mkd", shapes.student.stages[-1:], teacher.stages[-1:])
+            last = teacher.stages[-1].shape[1:]
+            taken = () if teacher.feature is None else teacher.feature.shape[1:]
+            if taken != last[-1:]:
                 raise ValueError(
-                    "ca_mkd puts the mean of a map into each teacher's classifier: a teacher's "
-                    f"last stage has {channels} channels, its classifier takes {width} numbers; "
-                    "feature_weight 0 leaves it out"
+                    "ca_mkd puts the mean of a map into a teacher's classifier: the teacher's last "
+                    f"map is {last}, its classifier takes {taken or 'no vector'}, expected "
+                    f"{last[-1:]}; feature_weight 0 leaves it out"
                 )
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
@@ -96,10 +96,21 @@ class CAMKD(Method):
         """{"ca_mkd"} and, where they have a weight, {"ca_mkd_feature"}."""
         theirs = context.teacher_logits
         kl = kl_divergence(theirs, context.student.logits, self.temperature)
-        value = _trusted(context, cross_entropy(theirs, context.labels), kl)
+        weights = confidence(context, cross_entropy(theirs, context.labels))
+        value = weighted_sum(context, weights, kl) / kept(context)
         terms = {"ca_mkd": Term(value, self.temperature**2)}
         if not self.feature_weight:
             return terms, variables
+        wrong, distances, stats = self.compared(variables, context)
+        value = weighted_sum(context, confidence(context, wrong), distances) / kept(context)
+        weight = jnp.where(context.epoch >= self.feature_from, self.feature_weight, 0.0)
+        terms["ca_mkd_feature"] = Term(value, weight)
+        return terms, {**variables, "batch_stats": stats}
+
+    def compared(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[Array, Array, dict[str, Any]]:
+        """(K, B) CE of z_k's logits, (K, B) mean (z_k - f_k)², and the statistics after it."""
         wrong, distances, stats = [], [], {}
         pairs = _pooled_pairs(context.student, context.teachers)
         for k, (own, target) in enumerate(pairs):
@@ -111,18 +122,13 @@ class CAMKD(Method):
             logits = context.teacher_heads[k](jnp.mean(regressed, (1, 2)))
             wrong.append(cross_entropy(logits, context.labels))
             distances.append(jnp.mean(bounded_square(regressed - target), (1, 2, 3)))
-        value = _trusted(context, jnp.stack(wrong), jnp.stack(distances))
-        weight = jnp.where(context.epoch >= self.feature_from, self.feature_weight, 0.0)
-        terms["ca_mkd_feature"] = Term(value, weight)
-        return terms, {**variables, "batch_stats": stats}
+        return jnp.stack(wrong), jnp.stack(distances), stats
 
 
-def _trusted(context: Context, wrong: Array, values: Array) -> Array:
-    """(B,) the mean over the kept teachers of (K, B) values, more of those less wrong."""
+def confidence(context: Context, wrong: Array) -> Array:
+    """(K, B) the weights of teachers whose cross-entropies are `wrong`, (K, B)."""
     shares = jax.nn.softmax(jnp.where(context.teacher_mask[:, None], wrong, _FAR), 0)
-    number = kept(context)
-    weights = by_share(context, shares) / jnp.maximum(number - 1, 1.0)
-    return weighted_sum(context, weights, values) / number
+    return by_share(context, shares) / jnp.maximum(kept(context) - 1, 1.0)
 
 
 def _pooled_pairs(student: Outputs, teachers: tuple[Outputs, ...]) -> list[tuple[Array, Array]]:

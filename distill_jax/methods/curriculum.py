@@ -53,14 +53,21 @@ class CTKD(Method):
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"ctkd"}: T² is in its value, as p has a gradient through it."""
-        p = variables["params"]["temperature"]
-        passed = jnp.minimum(jnp.floor(context.epoch) + 1, self.epochs) / self.epochs
-        scale = (jnp.cos(jnp.pi * passed) - 1) / 2
-        fixed = lax.stop_gradient(p)
-        temperature = self.start + self.span * jax.nn.sigmoid(fixed + scale * (p - fixed))[0]
+        temperature = self.temperature(variables["params"]["temperature"], context.epoch)[0]
 
         def divergence(k: int, teacher: Outputs) -> Array:
             return kl_divergence(teacher.logits, context.student.logits, temperature)
 
         value = temperature**2 * context.over_teachers(divergence)
         return {"ctkd": Term(value)}, variables
+
+    def temperature(self, p: Array, epoch: Array | float) -> Array:
+        """T of the number p, with the gradient of an epoch; the shape of p."""
+        fixed = lax.stop_gradient(p)
+        factor = self.factor(epoch)
+        return self.start + self.span * jax.nn.sigmoid(fixed + factor * (p - fixed))
+
+    def factor(self, epoch: Array | float) -> Array:
+        """What the gradient of p is multiplied by, from 0 to -1; `epoch` counts from 0."""
+        passed = jnp.minimum(jnp.floor(epoch) + 1, self.epochs) / self.epochs
+        return (jnp.cos(jnp.pi * passed) - 1) / 2

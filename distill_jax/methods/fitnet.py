@@ -91,9 +91,9 @@ class FitNet(Method):
             ways = {_way(own, other) for own, other in zip(ours[:2], theirs[:2], strict=True)}
             if len(ways) > 1 or None in ways:
                 raise ValueError(
-                    f"fitnet leads from maps of {ours[:2]} to the same size, a half, the double or "
-                    "one as much smaller in height as in width, the teacher's layer "
-                    f"{self._teacher_layer} has {theirs[:2]}"
+                    f"fitnet: the student's layer {self.hint_layer} is {ours[:2]}, the teacher's "
+                    f"{self._teacher_layer} {theirs[:2]}: expected the same size, a half, the "
+                    "double or one as much smaller in height as in width"
                 )
 
     @property
@@ -107,7 +107,13 @@ class FitNet(Method):
             raise ValueError(
                 f"fitnet: the {whose} has feature maps 0 to {len(maps) - 1}, got layer {layer}"
             )
-        height, width, channels = maps[layer].shape[1:]
+        shape = maps[layer].shape[1:]
+        if len(shape) != 3:
+            raise ValueError(
+                f"fitnet: layer {layer} of the {whose} has the shape {shape} an example, expected "
+                "height, width and channels"
+            )
+        height, width, channels = shape
         return height, width, channels
 
     def regressors(self, shapes: Shapes) -> list[Regressor]:

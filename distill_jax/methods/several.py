@@ -149,20 +149,27 @@ class AEKD(Method):
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"ae_kd"}."""
         own, theirs = context.student.logits, context.teacher_logits
+        weights = self.weights(self.gradients(context), context.teacher_mask)[:, None]
+        value = weighted_sum(context, weights, kl_divergence(theirs, own, self.temperature))
+        return {"ae_kd": Term(value, self.temperature**2)}, variables
+
+    def gradients(self, context: Context) -> Array:
+        """(K, C) the gradient of T KL of each teacher by the logits, the mean over the batch."""
+        own, theirs = context.student.logits, context.teacher_logits
         gaps = jax.nn.softmax(soften(own[None], self.temperature)) - jax.nn.softmax(
             soften(theirs, self.temperature)
         )
         # The devices' shares are equally large.
         means = context.whole_batch(jnp.mean(gaps, 1)[None])
-        gradients = lax.stop_gradient(jnp.mean(means, 0))
+        return lax.stop_gradient(jnp.mean(means, 0))
+
+    def weights(self, gradients: Array, mask: Array) -> Array:
+        """(K,) w of gradients (K, C) of the teachers in the mask (K,)."""
         length = jnp.ones(())
         if self.normalise:
             length = jnp.maximum(jnp.linalg.norm(gradients, axis=-1, keepdims=True), 1e-12)
-        weights = smallest_sum(gradients / length, context.teacher_mask, self.limit)[:, None]
-        weights = weights / length
-        weights = weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
-        value = weighted_sum(context, weights, kl_divergence(theirs, own, self.temperature))
-        return {"ae_kd": Term(value, self.temperature**2)}, variables
+        weights = smallest_sum(gradients / length, mask, self.limit) / length.reshape(-1)
+        return weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
 
 
 def smallest_sum(vectors: Array, mask: Array, limit: float) -> Array:

@@ -87,15 +87,20 @@ def teacher_quality(
     return teachers
 
 
-def gradient_norm(loss: Callable[[Outputs], Array], outputs: Outputs) -> Array:
-    """The norm of a loss's gradient by the network's logits, those of its branches too."""
-    gradient = jax.grad(loss)(outputs)
-    logits = [gradient.logits, *(branch.logits for branch in gradient.branches)]
-    return optax.tree.norm([at_least_float32(x) for x in logits])
+def gradient_norm(loss: Callable[..., Array], *outputs: Outputs) -> Array:
+    """The norm of a loss's gradient by the network's logits, those of its branches too.
+
+    Args:
+      loss: from the outputs.
+      *outputs: of the network, on the batch and on other inputs.
+    """
+    gradients = jax.grad(loss, tuple(range(len(outputs))))(*outputs)
+    exits = [exit for own in gradients for exit in (own, *own.branches)]
+    return optax.tree.norm([at_least_float32(exit.logits) for exit in exits])
 
 
 def term_gradients(
-    terms_of: Callable[[Outputs], dict[str, Term]], outputs: Outputs
+    terms_of: Callable[..., dict[str, Term]], *outputs: Outputs
 ) -> dict[str, tuple[Array, Array]]:
     """Value and gradient norm of each term of the loss, times its weight.
 
@@ -104,18 +109,18 @@ def term_gradients(
 
     Args:
       terms_of: the terms from the outputs, all teachers kept.
-      outputs: of the network.
+      *outputs: of the network, on the batch and on other inputs.
     """
 
-    def weighted(seen: Outputs) -> dict[str, Array]:
-        return {k: term.weight * jnp.mean(term.value) for k, term in terms_of(seen).items()}
+    def weighted(*seen: Outputs) -> dict[str, Array]:
+        return {k: term.weight * jnp.mean(term.value) for k, term in terms_of(*seen).items()}
 
-    values, pullback = jax.vjp(weighted, outputs)
+    values, pullback = jax.vjp(weighted, *outputs)
     sizes = {}
     for name, value in values.items():
         chosen = {k: jnp.asarray(float(k == name), v.dtype) for k, v in values.items()}
-        (gradient,) = pullback(chosen)
-        sizes[name] = value, optax.tree.norm(jax.tree.map(at_least_float32, gradient))
+        gradients = pullback(chosen)
+        sizes[name] = value, optax.tree.norm(jax.tree.map(at_least_float32, gradients))
     return sizes
 
 

@@ -380,7 +380,7 @@ def _terms_program(stages, preprocessing, platform):
 
     def first_terms(state, teacher_variables, raw, labels, taught, hyper):
         inputs, key = preprocessing.evaluate(raw), jax.random.key(0)
-        shown = frozen_shown(frozen, taught, teacher_variables, methods)
+        taught_by = frozen_shown(frozen, taught, teacher_variables, methods)
         places = jnp.arange(len(labels), dtype=jnp.int32)
         context = Context(
             student=None,  # filled in by `student_terms`
@@ -410,25 +410,49 @@ def _terms_program(stages, preprocessing, platform):
         live = {student.name: live_of(student) for student in students}
 
         def sizes_of(student):
-            def terms_of(outputs):
+            own = live[student.name]
+
+            def terms_by(shown):
                 return student_terms(
                     student,
                     state.method_variables(student.name),
                     dataclasses.replace(context, hyper=hyper[student.name]),
-                    shown,
-                    {**live, student.name: live[student.name]._replace(outputs=outputs)},
+                    taught_by,
+                    {**live, student.name: shown},
                     None,
                     lambda method: rng.stream(key, f"method {method}"),
                 )[0]
 
-            outputs = live[student.name].outputs
-            whole = preflight.gradient_norm(lambda x: total(terms_of(x)), outputs)
+            def terms_of(outputs, *others):
+                # What methods ask on other inputs is moved by zeros, by which there is a gradient.
+                moves = iter(others)
+
+                def apply(params, inputs):
+                    return jax.tree.map(jnp.add, own.apply(params, inputs), next(moves))
+
+                return terms_by(own._replace(outputs=outputs, apply=apply))
+
+            outputs = own.outputs, *_zeros_of_asked(terms_by, own)
+            whole = preflight.gradient_norm(lambda *x: total(terms_of(*x)), *outputs)
             labels_alone = preflight.gradient_norm(
-                lambda x: jnp.mean(cross_entropy(x.logits, labels)), outputs
+                lambda x: jnp.mean(cross_entropy(x.logits, labels)), own.outputs
             )
-            return preflight.term_gradients(terms_of, outputs), whole / labels_alone
+            return preflight.term_gradients(terms_of, *outputs), whole / labels_alone
 
         return {student.name: sizes_of(student) for student in students}
 
     key = ("terms", stages, preprocessing, platform)
     return traced.Program(first_terms, key, compiler_options=run_once(platform))
+
+
+def _zeros_of_asked(terms_by: Callable[[Live], Any], own: Live) -> list[Any]:
+    """Zeros like the outputs that methods ask of a network on other inputs, in their order."""
+    asked: list[Any] = []
+
+    def noted(params, inputs):
+        shown = own.apply(params, inputs)
+        asked.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shown))
+        return shown
+
+    jax.eval_shape(lambda: terms_by(own._replace(apply=noted)))
+    return [metrics.zeros_like(shapes) for shapes in asked]

@@ -24,6 +24,7 @@ def shapes_of(stage: Stage, examples: int) -> Shapes:
         tuple(_of_batch(x.output_shapes, size) for x in (*stage.teachers, *stage.live)),
         stage.network.classes,
         examples,
+        stage.network.inputs,
     )
 
 

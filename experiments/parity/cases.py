@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from experiments import golden
 
 RUNNING_STATISTICS = 1e-4
 EXACT = 1e-5
+_GIVEN = ("in", "param", "buf")  # kinds of a method's arrays: all others are results
+_LOGITS = ("student", "teachers", "logits", "features")  # what a file of losses begins with
+_NUMBERS = ("T", "lam", "mask", "fea_weight")  # of a case of such a file
 
 
 class Found(NamedTuple):
@@ -25,6 +30,15 @@ class Found(NamedTuple):
     what: str
     error: float
     bound: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the error is within its bound; NaN is within none."""
+        return self.error <= self.bound
+
+    def excess(self) -> float:
+        """The error over its bound, by which errors are ordered."""
+        return math.inf if math.isnan(self.error) else self.error / self.bound
 
 
 class Case(NamedTuple):
@@ -36,17 +50,25 @@ class Case(NamedTuple):
 
     def bound(self, what: str) -> float:
         """Thirty times the authors' own float32 noise, at least 1e-5."""
-        return max(EXACT, 30 * self.meta.get("noise", {}).get(what, 0.0))
+        noise = self.meta.get("noise", {}).get(what, 0.0)
+        if (column := self._column(what)) is not None:
+            columns = self.meta.get("noise_columns")
+            noise = columns[column] if columns else self.meta["noise"]["losses"]
+        return max(EXACT, 30 * noise)
 
     def compare(self, what: str, ours: Any, reference: Any = None, bound: float = 0.0) -> Found:
         """Compares with the array `what` of the case, or with `reference`.
 
-        An array that is computed in float64 is compared with "f64_" of it, where there is one.
+        "losses kd" is the column kd of the array losses. What is computed in float64 is compared
+        with "f64_" of the array, where there is one.
         """
         ours = np.asarray(ours)
         if reference is None:
-            double = self.arrays.get(f"f64_{what}") if ours.dtype == np.float64 else None
-            reference = self.arrays[what] if double is None else double
+            column = self._column(what)
+            name = what if column is None else "losses"
+            double = self.arrays.get(f"f64_{name}") if ours.dtype == np.float64 else None
+            reference = self.arrays[name] if double is None else double
+            reference = reference if column is None else reference[:, column]
         ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
         if ours.shape != reference.shape:
             raise ValueError(f"{what}: shape {ours.shape}, expected {reference.shape}")
@@ -54,22 +76,52 @@ class Case(NamedTuple):
         gap = np.max(np.abs(ours - reference))
         return Found(what, float(gap / size if size else gap), bound or self.bound(what))
 
+    def results(self) -> list[str]:
+        """The names of all that a file holds to compare with, as `Found.what` has them."""
+        meta = self.meta
+        if isinstance(meta.get("cases"), dict):  # a method's arrays are case:kind:name
+            return [key for key in self.arrays if key.split(":")[1] not in _GIVEN]
+        inputs = _LOGITS if "cases" in meta else ()
+        names = []
+        for name, array in self.arrays.items():
+            if name == "losses" and "columns" in meta:
+                names += [f"losses {column}" for column in meta["columns"]]
+            elif not name.startswith("f64_") and name not in inputs and array.dtype.kind == "f":
+                names.append(name)
+        for i, numbers in enumerate(meta.get("cases", [])):
+            names += [f"{name} {i}" for name in numbers if name not in _NUMBERS]
+        return [*names, *meta.get("bn_after", {}), *(["params"] if "params" in meta else [])]
 
-def read_cases(folder: Path) -> list[Case]:
-    """The cases of a folder and of those in it, by name.
+    def _column(self, what: str) -> int | None:
+        array, _, column = what.partition(" ")
+        columns = self.meta.get("columns", [])
+        return columns.index(column) if array == "losses" and column in columns else None
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of cases of a folder and of those in it, by name.
 
     Raises:
       ValueError: no folder, or no case in it.
     """
-    files = sorted(folder.rglob("*.npz"))
-    if not files:
+    found = sorted(folder.rglob("*.npz"))
+    if not found:
         raise ValueError(f"no golden case (*.npz) in {folder}")
-    cases = []
-    for file in files:
+    return found
+
+
+def read_case(file: Path) -> Case:
+    """The case of a file.
+
+    Raises:
+      ValueError: not the file of a case.
+    """
+    try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        cases.append(Case(file.stem, json.loads(str(arrays.pop("meta"))), arrays))
-    return cases
+        return Case(file.stem, json.loads(str(arrays.pop("meta"))), arrays)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file.name} is not the file of a case: {error}") from None
 
 
 def network_name(name: str, classes: int = 100) -> str:

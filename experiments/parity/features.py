@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from distill_jax.methods import Context, Hyper, Method
+from distill_jax.methods import Context, Hyper, Method, adapters
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.boundary import BSS
-from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.connectors import AB, SRRL, Connector
 from distill_jax.methods.correlation import CC, Embedding
 from distill_jax.methods.features import pool
 from distill_jax.methods.flow import FSP, KDSVD
@@ -112,7 +112,8 @@ def cc(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
         return Computed({"cc": vectors(method, inputs, variables_of(state, places))})
     module = Embedding(len(state["embed.linear.bias"]), normalised=True)
     embedded = module.apply(variables_of(state, {"embed": ()}), inputs["student_feature"])
-    return Computed({"first_column": jnp.sum(jnp.square(embedded[:, 0]))})
+    loss = jnp.sum(jnp.square(embedded[:, 0]))
+    return Computed({"first_column": loss}, out={"embedded": embedded})
 
 
 def nst(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -123,7 +124,8 @@ def nst(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
 def kdsvd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     """Singular vectors over the channels where there are as many of both, else over the width."""
     pairs = zip(*maps(inputs), strict=True)
-    along = "channels" if all(s.shape[-1] == t.shape[-1] for s, t in pairs) else "width"
+    equal = all(s.shape[-1] == t.shape[-1] for s, t in pairs)
+    along = "channels" if equal and "width" not in numbers.get("note", "") else "width"
     return by_stages("kdsvd", KDSVD(rank=numbers["k"], along=along), inputs, together=2)
 
 
@@ -167,7 +169,8 @@ def bss(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     )
     teacher, student = network("teacher"), network("student")
     moved = method.attack(teacher, inputs["images"], inputs["attack_class"])
-    return Computed({"bss": jnp.mean(method.divergence(teacher(moved), student(moved)))})
+    loss = jnp.mean(method.divergence(teacher(moved), student(moved)))
+    return Computed({"bss": loss}, out={"adversarial": moved})
 
 
 def ab(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -221,9 +224,13 @@ def srrl(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     (total, after), (alone, _) = loss(numbers.get("weight", 1.0)), loss(0.0)
     logits_only = (total - alone) / numbers.get("weight", 1.0)
     torch = to_torch({"batch_stats": after["batch_stats"]}, places)
+    given = inputs["student_feature"] if by_map else inputs["student_feature"][:, None, None]
+    own = adapters.of_module(variables, "0")
+    y, _ = adapters.applied(Connector(weight.shape[1]), own, given, context)
     return Computed(
         {"srrl": total, "feature": alone, "stat": alone, "logits": logits_only},
         {f"{start}{k}": x for k, x in torch.items()},
+        out={"pred": head(jnp.mean(y, (1, 2)))},
     )
 
 

@@ -22,15 +22,17 @@ class Computed(NamedTuple):
       after: the state dict of its buffers after the call.
       undefined: by the name of an input, (B,) which of its examples have no gradient by the
         equations; what the reference has there is not compared.
+      out: intermediate results, by their name in the case.
     """
 
     losses: dict[str, jax.Array]
     after: dict[str, Any] = {}
     undefined: dict[str, jax.Array] = {}
+    out: dict[str, Any] = {}
 
 
-# (numbers of the case and, as "case", its name; inputs; state dict of its adapters) -> what our
-# method gives.
+# (numbers of the case, with its name as "case" and the shapes of its results as "shapes"; inputs;
+# state dict of its adapters) -> what our method gives.
 Compute = Callable[[dict[str, Any], Arrays, Arrays], Computed]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from distill_jax.methods import (
     CTKD,
     DIST,
@@ -18,6 +20,7 @@ from distill_jax.methods import (
     TfKDReg,
     TfKDSelf,
 )
+from distill_jax.methods.scaling import standardise
 from experiments.parity.given import Arrays, Compute, Computed, on_logits, sums, weighted
 
 Numbers = dict[str, Any]
@@ -58,7 +61,8 @@ def logit_standardisation(numbers: Numbers, inputs: Arrays, state: Arrays) -> Co
         return Computed(_dkd(numbers, inputs, scaling="standardise"))
     found = _kd(numbers["T"], inputs, standardise=True)
     total = numbers["ce_weight"] * found["ce"] + numbers["kd_weight"] * found["kl"]
-    return Computed({"kd": found["kl"], "total": total})
+    results = {"student_standardised": standardise(inputs["student_logits"])}
+    return Computed({"kd": found["kl"], "total": total}, out=results)
 
 
 def normkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
@@ -91,7 +95,12 @@ def ctkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     method = CTKD(start=numbers["t_start"], span=numbers["t_end"])
     context = on_logits(inputs, epoch=numbers["epoch"] - 1.0)
     terms, _ = method.terms({"params": {"temperature": inputs["T_param"]}}, context)
-    return Computed({"kd": weighted(terms)["ctkd"]})
+    p, (epochs,) = inputs["T_param"], numbers["shapes"]["schedule"]
+    results = {
+        "temp": method.temperature(p, context.epoch),
+        "schedule": method.factor(jnp.arange(epochs, dtype=p.dtype)),
+    }
+    return Computed({"kd": weighted(terms)["ctkd"]}, out=results)
 
 
 def mse_logits(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:

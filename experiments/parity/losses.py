@@ -18,6 +18,7 @@ from distill_jax.methods import (
     Term,
     total,
 )
+from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 from experiments.parity.cases import Case, Found
 
@@ -54,7 +55,9 @@ def check_multi_teacher(case: Case, dtype: str) -> Iterator[Found]:
         return total(terms_of([CrossEntropy(options), KD(options)], context))
 
     both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    ce = jnp.mean(cross_entropy(student, case.arrays["labels"]))
     for i, one in enumerate(case.meta["cases"]):
+        yield case.compare(f"ce {i}", ce, one["ce"])
         mask, gradients = jnp.asarray(one["mask"], bool), []
         for name, options in LOSSES.items():
             value, gradient = both(student, options, mask, one["T"], one["lam"])

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from distill_jax import models
-from distill_jax.methods import DML, Context, CrossEntropy, Hyper
-from distill_jax.methods.fitnet import FitNet
+from distill_jax.methods import DML, Context, CrossEntropy, Hyper, adapters
+from distill_jax.methods.fitnet import FitNet, Regressor
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
 from experiments.parity.features import FEATURES
@@ -33,16 +33,27 @@ def fitnet(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
         labels=jnp.zeros(len(student), jnp.int32),
         hyper=Hyper(),
     )
-    terms, after = FitNet(hint_layer=0).terms(variables_of(state, places), context)
-    loss = jnp.mean(terms["fitnet"].value)
-    return Computed({"hint": loss}, to_torch({"batch_stats": after["batch_stats"]}, places))
+    variables = variables_of(state, places)
+    terms, after = FitNet(hint_layer=0).terms(variables, context)
+    height, width, channels = teacher.shape[1:]
+    regressor = Regressor((height, width, channels))
+    own = adapters.of_module(variables, "0")
+    regressed, _ = adapters.applied(regressor, own, student, context)
+    return Computed(
+        {"hint": jnp.mean(terms["fitnet"].value)},
+        to_torch({"batch_stats": after["batch_stats"]}, places),
+        out={"regressed": regressed},
+    )
 
 
 def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
     """Two networks with a loss each, or several with one loss for all."""
-    pair = "logits1" in inputs
+    together = "logits" in inputs
+    count = sum(name.startswith("logits") for name in inputs)
     logits = (
-        [inputs["logits1"], inputs["logits2"]] if pair else jnp.moveaxis(inputs["logits"], 2, 0)
+        [*jnp.moveaxis(inputs["logits"], 2, 0)]
+        if together
+        else [inputs[f"logits{i + 1}"] for i in range(count)]
     )
     each = numbers.get("pairwise", True)
     method = DML(
@@ -78,26 +89,32 @@ SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that
 
 
 def check_method(case: Case, dtype: str) -> Iterator[Found]:
-    """Losses, gradients by inputs and adapters, and buffers, of each case of a method's file."""
+    """Of each case of a method's file, all that the method gives of what is stored."""
     for name, given in case.meta["cases"].items():
         inputs = _some(case, name, "in", dtype)
         state = _some(case, name, "param", dtype) | _some(case, name, "buf", dtype)
         losses = [key.split(":")[0] for kind in _BY for key in _named(case, name, kind)]
-        numbers = {**given, "case": name}
+        shapes = {key: case.arrays[f"{name}:out:{key}"].shape for key in _named(case, name, "out")}
+        numbers = {**given, "case": name, "shapes": shapes}
         compute = functools.partial(METHODS[case.meta["method"]], numbers)
         run = functools.partial(_everything, compute, tuple(dict.fromkeys(losses)))
         options = models.run_once(jax.default_backend())
         computed, gradients = jax.jit(run, compiler_options=options)(inputs, state)
-        for loss in _named(case, name, "loss"):
-            yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
-        for buffer in _named(case, name, "bufafter"):
-            yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
+        for kind, ours in (
+            ("loss", computed.losses),
+            ("bufafter", computed.after),
+            ("out", computed.out),
+        ):
+            for key in _named(case, name, kind):
+                if key in ours:
+                    yield _found(case, f"{name}:{kind}:{key}", ours[key], dtype)
         for kind, which in _BY.items():
             for key in _named(case, name, kind):
                 loss, by = key.split(":", 1)
-                undefined = computed.undefined.get(by)
-                gradient = gradients[loss][which][by]
-                yield _found(case, f"{name}:{kind}:{key}", gradient, dtype, undefined)
+                if loss in gradients and by in gradients[loss][which]:
+                    undefined = computed.undefined.get(by)
+                    gradient = gradients[loss][which][by]
+                    yield _found(case, f"{name}:{kind}:{key}", gradient, dtype, undefined)
 
 
 _BY = {"grad": 0, "gparam": 1}  # by inputs, by adapters
@@ -114,16 +131,16 @@ def _everything(
 
     def values(floats: Arrays, state: Arrays) -> tuple[Arrays, Computed]:
         computed = compute({**inputs, **floats}, state)
-        return {name: computed.losses[name] for name in losses}, computed
+        return {name: computed.losses[name] for name in losses if name in computed.losses}, computed
 
     found, pull, computed = jax.vjp(values, floats, state, has_aux=True)
     zeros = jax.tree.map(jnp.zeros_like, found)
-    return computed, {name: pull({**zeros, name: jnp.ones_like(found[name])}) for name in losses}
+    return computed, {name: pull({**zeros, name: jnp.ones_like(x)}) for name, x in found.items()}
 
 
 def _found(case: Case, key: str, ours: Any, dtype: str, undefined: Any = None) -> Found:
     """Float64 is held to 1e-6 of the noise of float32, at least 1e-9."""
-    if case.meta["arrays"][key].get("zero"):  # zero but for rounding in the reference
+    if case.meta["arrays"].get(key, {}).get("zero"):  # zero but for rounding in the reference
         return Found(key, float(jnp.max(jnp.abs(ours))), case.bound(key))
     noise = case.meta["noise"].get(key, 0.0)
     bound = max(1e-9, 1e-6 * noise) if dtype == "float64" else 0.0

@@ -6,7 +6,11 @@ import dataclasses
 import re
 from typing import Any
 
+import jax.numpy as jnp
+
 from distill_jax.methods import AEKD, AVER, CAMKD, EBKD, KD, CrossEntropy, Hyper, LossOptions
+from distill_jax.methods.ca_mkd import confidence
+from distill_jax.methods.losses import cross_entropy, kl_divergence
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.given import Arrays, Compute, Computed, on_logits, sums, weighted
 from experiments.parity.losses import outputs
@@ -36,6 +40,22 @@ def on_labels(method: Any) -> Compute:
     return compute
 
 
+def ae_kd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
+    """The weights of the teachers, and what they follow from."""
+    temperature, size = numbers["T"], len(inputs["labels"])
+    context = on_logits(inputs)
+    method = AEKD(temperature=temperature, limit=numbers["C"], normalise=numbers["svm_norm"])
+    gradients = method.gradients(context)
+    kl = kl_divergence(context.teacher_logits, context.student.logits, temperature)
+    results = {
+        "weights": method.weights(gradients, context.teacher_mask),
+        "mean_gradients": gradients * temperature / size,  # theirs is averaged over it twice
+        "teacher_losses": temperature**2 * jnp.mean(kl, 1),
+    }
+    computed = on_labels(lambda _: method)(numbers, inputs, state)
+    return computed._replace(out=results)
+
+
 def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     """With features: adapters of the student's map, each teacher's own classifier on them."""
     count = len(inputs["teacher_logits"])
@@ -52,8 +72,11 @@ def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
         ),
         teacher_heads=tuple(lambda x, w=w, b=b: x @ w.T + b[None] for w, b in heads),
     )
-    method = CAMKD(temperature=numbers["T"], feature_weight=1.0)
-    terms, after = method.terms(variables_of(renamed, places), context)
+    method, variables = (
+        CAMKD(temperature=numbers["T"], feature_weight=1.0),
+        variables_of(renamed, places),
+    )
+    terms, after = method.terms(variables, context)
     found = {**weighted(terms), **sums([CrossEntropy()], context)}
     total = (
         numbers["gamma"] * found["ce"]
@@ -64,6 +87,12 @@ def ca_mkd(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     return Computed(
         {"ce": found["ce"], "feature": found["ca_mkd_feature"], "total": total},
         {key: buffers[_short(key)] for key in state if _short(key) in buffers},
+        out={
+            "weights_logits": confidence(
+                context, cross_entropy(context.teacher_logits, context.labels)
+            ),
+            "weights_feature": confidence(context, method.compared(variables, context)[0]),
+        },
     )
 
 
@@ -80,7 +109,7 @@ METHODS: dict[str, Compute] = {
     "average": average,
     "aver": average,
     "ebkd": on_labels(lambda n: EBKD(temperature=n["T"])),
-    "aekd": on_labels(lambda n: AEKD(temperature=n["T"], limit=n["C"], normalise=n["svm_norm"])),
+    "aekd": ae_kd,
     "camkd_logits": on_labels(lambda n: CAMKD(temperature=n["T"], feature_weight=0.0)),
     "camkd": ca_mkd,
 }
@@ -88,8 +117,10 @@ METHODS: dict[str, Compute] = {
 
 def multi_teacher(numbers: Numbers, inputs: Arrays, state: Arrays) -> Computed:
     """The method that a case is named after, the longest that fits: aekd_large is aekd."""
-    name = max((name for name in METHODS if numbers["case"].startswith(name)), key=len)
-    return METHODS[name](numbers, inputs, state)
+    names = [name for name in METHODS if numbers["case"].startswith(name)]
+    if not names:
+        raise ValueError(f"case {numbers['case']!r} is named after none of {', '.join(METHODS)}")
+    return METHODS[max(names, key=len)](numbers, inputs, state)
 
 
 SEVERAL: dict[str, Compute] = {"multi_teacher": multi_teacher}

@@ -196,7 +196,9 @@ def test_maps_to_which_no_regressor_leads_are_refused(own, theirs):
     def shapes():
         return Shapes(seen(jnp.zeros((B, *own, 2))), (seen(jnp.zeros((B, *theirs, 2))),), C, 8)
 
-    with pytest.raises(ValueError, match="fitnet leads from maps of .* the teacher's layer 1 has"):
+    with pytest.raises(
+        ValueError, match="the student's layer 1 is .*, the teacher's 1 .* expected the"
+    ):
         FitNet(1).check(jax.eval_shape(shapes))
 
 

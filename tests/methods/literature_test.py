@@ -241,12 +241,12 @@ FLAT = jax.eval_shape(lambda: outputs_of(DRAWN[0], jnp.zeros((B, 48)), stages=(M
         (
             "ca_mkd",
             SHAPES._replace(teachers=(SHAPES.teachers[0], FLAT)),
-            "a teacher's last stage has 3 channels, its classifier takes 48 numbers",
+            r"last map is \(., ., 3\), its classifier takes \(48,\), expected \(3,\); feature_w",
         ),
         (
             "ca_mkd",
             SHAPES._replace(student=outputs_of(SHAPES.student.logits)),
-            "ca_mkd compares the last stage's maps, and the student has no stages",
+            "ca_mkd compares feature maps at the end of stages: the student has none",
         ),
     ],
 )

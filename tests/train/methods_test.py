@@ -20,7 +20,7 @@ from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.registry import EdgeMethod, build
 from distill_jax.models import Outputs
 from distill_jax.models.zoo.heads import one_layer
-from distill_jax.train import fit, metrics, optim, sharding
+from distill_jax.train import fit, metrics, optim, programs, sharding
 from distill_jax.train.checks import check
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.evaluation import StageResult
@@ -29,6 +29,7 @@ from distill_jax.train.stage import Recipe, Stage, needs_of
 from distill_jax.train.stage_methods import init_methods, method_shapes, with_needs
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import draw_from, init_state, make_train_step
+from distill_jax.train.teachers import TeacherOutputs
 from distill_jax.train.terms import Student, teacher_needs
 from distill_jax.train.trainer import Trainer
 
@@ -284,6 +285,35 @@ def test_attacked_images_are_those_of_one_device():
     first = init_state(STUDENT, optim.OptimOptions(), jax.random.key(0)).params["networks"]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params["networks"], first)
     assert min(jax.tree.leaves(moved)) > 1e-4  # the student is asked with its gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirrored(Method):
+    """Reads the student on other images alone."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    taught: ClassVar[bool] = False
+
+    def terms(self, variables, context):
+        """The squares of its logits."""
+        logits = context.student_apply(-context.inputs).logits
+        return {"mirrored": Term(jnp.square(logits).sum(-1), 0.5)}, variables
+
+
+def test_what_the_student_is_asked_on_other_images_has_its_gradient_before_the_first_step():
+    stage = stage_of((("ce", CrossEntropy()), ("mirrored", Mirrored())), teachers=())
+    state = init_state(STUDENT, optim.OptimOptions(), jax.random.key(0))
+    pixels, labels = examples()
+    split = data.Split(pixels[:BATCH], labels[:BATCH])
+    nobody = TeacherOutputs(np.zeros((BATCH, 0, CLASSES), np.float32))
+    sizes, step = programs.first_terms([stage], state, (), split, nobody, dataset())["student"]
+    inputs = dataset().preprocessing.evaluate(pixels[:BATCH])
+    logits = STUDENT.apply(state.variables("student"), -inputs, train=True)[0].logits
+    value, gradient = sizes["mirrored"]
+    assert value == pytest.approx(0.5 * float(jnp.square(logits).sum()) / BATCH, rel=1e-5)
+    assert gradient == pytest.approx(float(jnp.linalg.norm(logits)) / BATCH, rel=1e-5)
+    own = sizes["ce"][1]
+    assert step == pytest.approx(float(np.hypot(own, gradient) / own), rel=1e-5)
 
 
 # ----------------------------------------------------------------------------- memory and adapters

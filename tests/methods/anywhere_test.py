@@ -1,0 +1,192 @@
+"""Every method on any number of devices, with teachers dropped, in half precision, and resumed.
+
+All methods that take the same networks teach one student at once, each with its own terms and
+variables, so that few programs serve all. A new one is with the first of them, unless its networks
+are told below.
+"""
+
+import functools
+import math
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from random_variables import random_variables
+
+import distill_jax
+from distill_jax import models
+from distill_jax.interop.files import save_variables
+from distill_jax.methods import METHODS
+from distill_jax.train import trainer
+from distill_jax.train.reporter import Reporter
+
+SHAPE, CLASSES = (8, 8, 3), 4
+# The networks of methods, largest first, and who teaches whom.
+ANY = (("plane6", "plane4", "plane2"), "dense+drop")
+ALIKE = (("plane2#3", "plane2#2", "plane2"), "dense+drop")
+POOLED = (("resnet8#2", "resnet8", "plane2"), "dense+drop")
+BRANCHED = (("plane6", "plane4", "evolving:plane2"), "dense+drop")
+MUTUAL = (("plane4", "plane2"), "mutual")
+PLACES = {
+    **dict.fromkeys(("at", "nst", "vid", "fsp", "kdsvd", "ab"), ALIKE),
+    "ca_mkd": POOLED,
+    "teskd": BRANCHED,
+    "dml": MUTUAL,
+}
+QUICK = ("kd", "fitnet", "rkd", "ctkd", "srrl")  # with variables, and with the whole batch
+GROUPS = {
+    place: tuple(name for name in METHODS if PLACES.get(name, ANY) == place)
+    for place in (ANY, ALIKE, POOLED, BRANCHED, MUTUAL)
+}
+CASES = [(ANY, QUICK), *GROUPS.items()]
+SETTINGS = {
+    "two devices": {"devices": 2},
+    "four devices": {"devices": 4},
+    "pmap": {"devices": 2, "parallel": "pmap"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+WEIGHT = 0.01  # of each method: together they are not to run away with the student
+BASE = {
+    "dataset": {"name": "synthetic:8x8x3:4:64:16", "valid_fraction": 0.25},
+    "recipe": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "kd_weight": 0.5},
+    "dropping": {"number": 1},
+    "selection": "last",
+}
+
+
+class Killed(BaseException):
+    """What ends a run at once."""
+
+
+class Steps(Reporter):
+    """Ends the run after some steps."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def progress(self, step, examples_per_second):
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
+@functools.cache
+def weights_of(name):
+    """A file of a teacher's weights."""
+    file = Path(tempfile.mkdtemp()) / "weights.npz"
+    shapes = models.build(name.partition("#")[0], CLASSES, SHAPE).shapes
+    save_variables(file, random_variables(shapes, sum(map(ord, name))))
+    return file
+
+
+def run(place, methods, reporter=None, workdir=None, **changes):
+    (*teachers, _), guidance = place
+    config = {**BASE, "networks": place[0], "guidance": (guidance,), **changes}
+    # The labels count in the place of those that methods bring, and TESKD is there by itself.
+    weights = {name: WEIGHT for name in methods if name != "teskd"} | {"ce": 1.0}
+    if guidance != "mutual" and "teacher_weights" not in changes:
+        files = {name: weights_of(name) for name in teachers}
+        config["teacher_weights"] = ",".join(f"{name}={file}" for name, file in files.items())
+    return distill_jax.run({**config, "methods": weights}, reporter=reporter, workdir=workdir)
+
+
+@functools.cache
+def whole(place, methods):
+    """A run on one device."""
+    return run(place, methods)
+
+
+def curves(results):
+    """{(network, seed): {name: its value in each epoch}} of what was trained."""
+    return {
+        key[1:]: {name: [epoch[name] for epoch in history] for name in history[0]}
+        for key, history in results.histories.items()
+        if history
+    }
+
+
+def assert_close(results, expected, rtol, atol):
+    """Asserts that every term, loss and statistic is that of another run."""
+    given, wanted = curves(results), curves(expected)
+    assert given.keys() == wanted.keys() and given
+    for key, names in wanted.items():
+        for name in sorted(names.keys() - {"images_per_second"}):
+            if "accuracy" not in name:
+                np.testing.assert_allclose(
+                    given[key][name], names[name], rtol, atol, err_msg=f"{key} {name}"
+                )
+
+
+def digests(results):
+    return {(row["network"], row["seed"]): row["state_digest"] for row in results.rows}
+
+
+def parameters(*cases, quick=()):
+    """Cases with what they are called; all are slow but those of a few methods, `quick` of them."""
+    return [
+        pytest.param(
+            *case,
+            marks=() if case[1] == QUICK and set(case[2:]) <= set(quick) else pytest.mark.slow,
+            id=" ".join([*case[1], *case[2:]]),
+        )
+        for case in cases
+    ]
+
+
+def test_every_method_has_its_place():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(METHODS)
+    assert set(PLACES) <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("place", "methods", "setting"),
+    parameters(*((*x, setting) for x in CASES for setting in SETTINGS), quick=["two devices"]),
+)
+def test_methods_teach_the_same_on_other_devices_and_nearly_in_half_precision(
+    place, methods, setting
+):
+    results, expected = run(place, methods, **SETTINGS[setting]), whole(place, methods)
+    half = setting == "bfloat16"
+    assert_close(results, expected, *((0.3, 0.05) if half else (5e-4, 1e-5)))
+    for key, (_, variables) in expected.networks.items():
+        mine = results.networks[key][1]
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(variables), strict=True):
+            assert a.dtype == b.dtype and np.isfinite(a).all()
+            np.testing.assert_allclose(a, b, *((0.1, 0.05) if half else (1e-3, 2e-5)))
+
+
+@pytest.mark.parametrize(("place", "methods"), parameters(*CASES))
+def test_a_run_with_methods_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
+    place, methods, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, "DISPATCH_SECONDS", 0.0)  # one step a dispatch
+    for steps in (2, 3):
+        with pytest.raises(Killed):
+            run(place, methods, Steps(steps), tmp_path, checkpoint_every="1 steps")
+    results = run(place, methods, None, tmp_path, checkpoint_every="1 steps")
+    assert digests(results) == digests(whole(place, methods))
+    for key, names in curves(whole(place, methods)).items():
+        found = curves(results)[key]
+        assert {**found, "images_per_second": 0} == {**names, "images_per_second": 0}
+
+
+@pytest.mark.parametrize(("place", "methods"), parameters(*GROUPS.items()))
+def test_seeds_that_train_at_once_are_what_they_are_alone(place, methods):
+    alone = digests(whole(place, methods)) | digests(run(place, methods, seeds=(1,)))
+    assert digests(run(place, methods, seeds=(0, 1), population=2, devices=2)) == alone
+
+
+@pytest.mark.parametrize(("place", "methods"), parameters(*GROUPS.items()))
+def test_what_a_method_taught_teaches_the_next_of_a_chain(place, methods):
+    (first, *_), guidance = place
+    if guidance == "mutual":
+        pytest.skip("no chain: they teach each other")
+    chain = run(place, methods, guidance=("chain",), teacher_weights=f"{first}={weights_of(first)}")
+    trained = curves(chain)
+    assert [name for name, _ in trained] == list(place[0][1:])
+    terms = {name for name in curves(whole(place, methods))[place[0][-1], 0] if "train" in name}
+    for names in trained.values():
+        assert terms - {"train_kept"} <= set(names)
+        assert all(math.isfinite(x) for values in names.values() for x in values)

@@ -1,0 +1,124 @@
+"""Of any pair of networks a method says in words why it cannot teach it, or it teaches it."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from contexts import context_of, outputs_of
+
+from distill_jax import methods
+from distill_jax.methods import METHODS, Shapes
+
+B, C = 6, 4
+
+
+def shown(*maps, feature=(5,), size=B, stem=(8, 8, 3)):
+    """Outputs of which maps have these shapes, the stem among them, and the vector this one."""
+
+    def some(*shape):
+        return jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+
+    stages = tuple(some(*shape) for shape in maps)
+    vector = None if feature is None else some(*feature)
+    stem = None if stem is None else some(*stem)
+    return outputs_of(some(C), vector, stages=stages, preacts=stages, stem=stem)
+
+
+THIN, WIDE = shown((8, 8, 3), (4, 4, 5)), shown((8, 8, 7), (4, 4, 11), feature=(11,))
+PAIRS = {
+    "equal": (THIN, THIN),
+    "other channels": (THIN, WIDE),
+    "a half": (THIN, shown((4, 4, 3), (2, 2, 5))),
+    "the double": (shown((4, 4, 3), (2, 2, 5)), THIN),
+    "odd sizes": (THIN, shown((7, 7, 3), (5, 5, 5), feature=(9,))),
+    "higher and less wide": (shown((8, 2, 3), (8, 2, 5)), shown((4, 6, 7), (4, 6, 11))),
+    "one stage more": (THIN, shown((8, 8, 7), (4, 4, 11), (2, 2, 13), feature=(13,))),
+    "one stage": (shown((8, 8, 3)), shown((8, 8, 7))),
+    "growing maps": (shown((4, 9, 3), (6, 8, 5)), shown((4, 9, 3), (6, 8, 5))),
+    "no stages": (shown(stem=None), WIDE),
+    "no stages of the teacher": (THIN, shown(stem=None, feature=(11,))),
+    "no vector": (shown((8, 8, 3), (4, 4, 5), feature=None), WIDE),
+    "no vector of the teacher": (THIN, shown((8, 8, 7), (4, 4, 11), feature=None)),
+    "a map for a vector": (THIN, shown((8, 8, 7), (4, 4, 11), feature=(2, 11))),
+    "rows of words": (shown((9, 3), (9, 5), stem=None), shown((9, 7), (9, 11), stem=None)),
+    "a batch of one": (shown((8, 8, 3), (4, 4, 5), size=1), shown((8, 8, 7), size=1)),
+}
+BRANCHED = (THIN._replace(branches=(THIN,)), THIN)
+
+
+def taught(method, shapes):
+    """Traces what a step does with a method."""
+
+    def head(outputs):
+        return lambda feature: feature @ jnp.zeros((outputs.feature.shape[-1], C))
+
+    def step(key, student, teachers):
+        variables = method.init(key, shapes)
+        context = dataclasses.replace(
+            context_of(student, teachers),
+            inputs=jnp.zeros((len(student.logits), 8, 8, 3)),
+            index=jnp.arange(len(student.logits)),
+            position=jnp.arange(len(student.logits)),
+            key=key,
+            head=head(student),
+            teacher_heads=tuple(map(head, teachers)),
+            teacher_apply=lambda k, inputs: teachers[k],
+            student_apply=lambda inputs: student,
+        )
+        terms, _ = method.terms(variables, context)
+        return sum(term.weight * jnp.mean(term.value) for term in terms.values())
+
+    key = jax.random.key(0)
+    return jax.eval_shape(jax.value_and_grad(step, 1), key, shapes.student, shapes.teachers)
+
+
+def refused(name, pair):
+    """Why a method cannot teach a pair; None where it was seen to."""
+    shapes = Shapes(pair[0], (pair[1],), C, 20, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    method = methods.build(name).for_shapes(shapes)
+    try:
+        method.check(shapes)
+    except ValueError as error:
+        return str(error)
+    taught(method, shapes)
+    return None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_teaches_a_pair_or_says_why_not(name):
+    if name == "teskd":
+        assert "needs a network with branches, such as" in refused(name, PAIRS["equal"])
+        assert refused(name, BRANCHED) is None
+        return
+    for pair, outputs in PAIRS.items():
+        reason = refused(name, outputs)
+        if reason is not None:
+            assert reason.startswith(name) and "\n" not in reason, (pair, reason)
+            assert re.search(r"expected|has none|feature maps 0 to", reason), (pair, reason)
+            assert re.search("student|teacher|batch|a map of", reason), (pair, reason)
+
+
+SIZES = {"at", "nst", "vid", "kdsvd", "fsp", "ab", "fitnet"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_maps_of_sizes_that_do_not_fit_are_named_of_both_with_what_would(name):
+    reason = refused(name, PAIRS["higher and less wide"])
+    assert name not in SIZES or reason is not None
+    if reason is not None and name not in ("teskd", "ca_mkd"):
+        assert re.search(r"8.{1,2}2\D.*4.{1,2}6\D.*expected", reason), reason
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (jax.ShapeDtypeStruct((1, 9), jnp.int32), r"int32 of \(9,\)"),
+        ({"a": PAIRS["equal"][0].feature, "b": PAIRS["equal"][0].feature}, "float32 of .*, float"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused_by_what_moves_it(inputs, said):
+    shapes = Shapes(THIN, (WIDE,), C, 20, inputs)
+    with pytest.raises(ValueError, match=f"bss moves images: the networks take {said}.*expected"):
+        methods.build("bss").check(shapes)
