@@ -14,7 +14,7 @@ from distill_jax.models.adapters import inputs_text
 from distill_jax.models.adapters.nnx_module import batch_norms_seen
 from distill_jax.train import optim, sharding
 from distill_jax.train.stage import Stage, steps_per_epoch
-from distill_jax.train.stage_methods import check_methods
+from distill_jax.train.stage_methods import check_methods, method_shapes
 
 # What networks that are trained together have in common: they see one batch.
 SHARED = (
@@ -56,7 +56,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
                 f"{one.name} takes {inputs_text(one.inputs)} of {one.classes} classes, "
                 f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
-    _check_moving(stage)
+    _check_moving(stage, examples)
     _check_statistics(stage, examples, topology)
     check_methods(stage, examples)
 
@@ -133,8 +133,11 @@ def _normalised(module, x=None, use_running_average=None, *_, **__):
     return x
 
 
-def _check_moving(stage: Stage) -> None:
-    """Raises ValueError where `trainable` and `frozen` leave no parameter to train."""
+def _check_moving(stage: Stage, examples: int) -> None:
+    """Raises ValueError where `trainable` and `frozen` leave no parameter to train.
+
+    A phase may train what its methods bring alone.
+    """
     options = stage.recipe.optim
     if not (options.trainable or options.frozen):
         return
@@ -145,7 +148,10 @@ def _check_moving(stage: Stage) -> None:
                 f"{stage.network.name} has no parameter that matches {pattern!r}; there are "
                 f"{', '.join(paths[:6])} ..."
             )
-    if not any(optim.moves(options, path) for path in paths):
+    adapters = stage.phase and any(
+        "params" in own for own in method_shapes(stage, examples).values()
+    )
+    if not adapters and not any(optim.moves(options, path) for path in paths):
         raise ValueError(
             f"trainable {options.trainable} and frozen {options.frozen} leave nothing to train in "
             f"{stage.network.name}"

@@ -201,6 +201,8 @@ def make_train_step(
         params, opt_state, causes = {"networks": {}, "methods": {}}, {}, {}
         for student in students:
             name = student.name
+            if not _moves(student, state):
+                collections[name] = state.collections["networks"][name]
             held, opt_state[name] = _update(student, hyper[name], state, grads)
             params["networks"][name], params["methods"][name] = held["network"], held["methods"]
             if drawn[name] is not None:  # the same on every device, so counted once
@@ -227,6 +229,12 @@ def make_train_step(
 def _trained(params: Any, name: str) -> dict[str, Any]:
     """What one optimizer holds: a network's parameters and those of its methods."""
     return {"network": params["networks"][name], "methods": params["methods"][name]}
+
+
+def _moves(student: Student, state: TrainState) -> bool:
+    """Whether a network is trained; one of which nothing moves keeps its statistics too."""
+    paths = optim.parameter_paths(state.params["networks"][student.name])
+    return any(optim.moves(student.optimizer, path) for path in paths)
 
 
 def _kept_by_any(
