@@ -9,12 +9,13 @@ import jax
 from flax import linen as nn
 
 from distill_jax import data
+from distill_jax.methods import Method
 from distill_jax.models import Network
 from distill_jax.models.adapters import inputs_text
 from distill_jax.models.adapters.nnx_module import batch_norms_seen
 from distill_jax.train import optim, sharding
 from distill_jax.train.stage import Stage, steps_per_epoch
-from distill_jax.train.stage_methods import check_methods, method_shapes
+from distill_jax.train.stage_methods import check_methods
 
 # What networks that are trained together have in common: they see one batch.
 SHARED = (
@@ -56,7 +57,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
                 f"{one.name} takes {inputs_text(one.inputs)} of {one.classes} classes, "
                 f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
-    _check_moving(stage, examples)
+    _check_moving(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, examples)
 
@@ -133,7 +134,7 @@ def _normalised(module, x=None, use_running_average=None, *_, **__):
     return x
 
 
-def _check_moving(stage: Stage, examples: int) -> None:
+def _check_moving(stage: Stage) -> None:
     """Raises ValueError where `trainable` and `frozen` leave no parameter to train.
 
     A phase may train what its methods bring alone.
@@ -148,10 +149,12 @@ def _check_moving(stage: Stage, examples: int) -> None:
                 f"{stage.network.name} has no parameter that matches {pattern!r}; there are "
                 f"{', '.join(paths[:6])} ..."
             )
-    adapters = stage.phase and any(
-        "params" in own for own in method_shapes(stage, examples).values()
-    )
-    if not adapters and not any(optim.moves(options, path) for path in paths):
+    adapters = [
+        name
+        for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
+        if weight and type(method).init is not Method.init
+    ]
+    if not (stage.phase and adapters) and not any(optim.moves(options, path) for path in paths):
         raise ValueError(
             f"trainable {options.trainable} and frozen {options.frozen} leave nothing to train in "
             f"{stage.network.name}"

@@ -36,15 +36,20 @@ def as_phase(stage: Stage, examples: int) -> Stage:
         pair for pair, weight in zip(stage.methods, stage.weights, strict=True) if weight
     )
     bare = dataclasses.replace(stage.structure, methods=weighted)
+    leaves, tree = jax.tree.flatten(method_shapes(bare, examples))
     options = stage.recipe.optim
-    options = dataclasses.replace(options, frozen=(*options.frozen, *_unreached(bare, examples)))
+    frozen = (*options.frozen, *_unreached(bare, tree, *leaves))
+    options = dataclasses.replace(options, frozen=frozen)
     recipe = dataclasses.replace(stage.recipe, optim=options)
     return dataclasses.replace(stage, recipe=recipe, phase=True)
 
 
 @functools.lru_cache(maxsize=128)
-def _unreached(stage: Stage, examples: int) -> tuple[str, ...]:
-    """Patterns of the parameters of the stage's network that its terms do not depend on."""
+def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
+    """Patterns of the parameters of the stage's network that its terms do not depend on.
+
+    The shapes of its methods' variables come flat, to be part of the cache's key.
+    """
     size, shapes = stage.recipe.batch_size, stage.network.shapes
     paths = optim.parameter_paths(shapes["params"])
 
@@ -54,7 +59,7 @@ def _unreached(stage: Stage, examples: int) -> tuple[str, ...]:
     traced = jax.make_jaxpr(functools.partial(_values, stage))(
         shapes["params"],
         {network.name: network.shapes for network in (stage.network, *stage.live)},
-        method_shapes(stage, examples),
+        jax.tree.unflatten(tree, leaves),
         tuple(teacher.shapes for teacher in stage.teachers),
         jax.tree.map(of_batch, stage.network.inputs),
         jax.ShapeDtypeStruct((size,), jnp.int32),
