@@ -181,7 +181,9 @@ class Method:
           drawn: what `init` drew.
           left: what the phase left, taken where names, shapes and types are those of `drawn`.
         """
-        shapes, others = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (drawn, left))
+        shapes, others = (
+            jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (drawn, left)
+        )
         return left if shapes == others else drawn
 
     def terms(

@@ -132,7 +132,9 @@ class FT(Method):
         if "paraphraser" in left:
             return super().begin(drawn, left)
         encoders = {k: own["encoder"] for k, own in left["params"].items()}
-        ours, theirs = (jax.tree.map(lambda leaf: leaf.shape, x) for x in (drawn["paraphraser"], encoders))
+        ours, theirs = (
+            jax.tree.map(lambda leaf: leaf.shape, x) for x in (drawn["paraphraser"], encoders)
+        )
         if ours != theirs:
             factors = [
                 [own["conv2"]["bias"][0] for own in shapes.values()] for shapes in (theirs, ours)

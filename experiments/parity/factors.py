@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-
 import jax
 from flax import linen as nn
 
@@ -17,7 +16,9 @@ from experiments.parity.features import context_of, loss_of
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.losses import outputs
 
-TRANSLATOR: Places = {f"{kind}{i}": ("0", f"{kind}{i}") for kind in ("conv", "bn") for i in range(3)}
+TRANSLATOR: Places = {
+    f"{kind}{i}": ("0", f"{kind}{i}") for kind in ("conv", "bn") for i in range(3)
+}
 PARAPHRASER: Places = {
     **{f"conv{i}": ("0", "encoder", f"conv{i}") for i in range(3)},
     **{f"deconv{i}": ("0", f"deconv{i}") for i in range(3)},

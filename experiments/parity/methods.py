@@ -72,7 +72,14 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
 
 
 # A family's table names the method of each of its files; families are added up here.
-METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, **FEATURES, **FACTORS, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {
+    **LOGITS,
+    **SEVERAL,
+    **FEATURES,
+    **FACTORS,
+    "fitnet": fitnet,
+    "dml": dml,
+}
 
 
 SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that they weigh

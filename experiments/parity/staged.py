@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from distill_jax.interop import torch_weights
 from distill_jax.methods import AB, FSP, FT, KD, CrossEntropy, Hyper, Method
-from distill_jax.models import Network, Variables
+from distill_jax.models import Variables
 from distill_jax.train.metrics import StepMetrics
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.reach import as_phase
@@ -125,7 +125,9 @@ def check(case: Case, dtype: str) -> Iterator[Found]:
     preparation = kind.method.preparation() or kind.method
     phase = given(((kind.name, preparation),), meta["stage1"]["lr"], Hyper())
     phase = phase._replace(stage=as_phase(phase.stage, meta["batch"]))
-    before, sums = phase.follow(first, {kind.name: prepared} if prepared else {}, meta["stage1"]["steps"])
+    before, sums = phase.follow(
+        first, {kind.name: prepared} if prepared else {}, meta["stage1"]["steps"]
+    )
     start, left = before.variables(network.name), before.method_variables(network.name)
     left = left.get(kind.name, {})
     yield case.compare("stage1_loss", column(sums, "loss", meta["batch"]))
@@ -227,7 +229,9 @@ def _factor(meta: dict[str, Any]) -> Kind:
         """Those of the paraphraser from the phase, those of the translator from the training."""
         own = {kind: tree for kind, tree in variables.items() if kind != "paraphraser"}
         whole = "deconv0" in own.get("params", {}).get("0", {})
-        which = ("paraphraser", factors.PARAPHRASER) if whole else ("translator", factors.TRANSLATOR)
+        which = (
+            ("paraphraser", factors.PARAPHRASER) if whole else ("translator", factors.TRANSLATOR)
+        )
         return factors.state_of(own, names, *which)
 
     return Kind("ft", FT(rate=factor / channels), True, variables, state)

@@ -267,7 +267,11 @@ def test_maps_of_which_none_covers_the_other_are_refused(name):
         ),
         (AB(stage_weights=(1.0,)), MAPS, "networks have 2 stages, stage_weights are .1.0,."),
         (SRRL(form="map"), MAPS, r"last map \(2, 2, 5\) is not what its classifier takes, .* of 6"),
-        (FT(), [(1, 3, 5)], "student's maps are 2×2×5, the teacher's 1×3×5: expected a map at least"),
+        (
+            FT(),
+            [(1, 3, 5)],
+            "student's maps are 2×2×5, the teacher's 1×3×5: expected a map at least",
+        ),
         (FT(rate=0.1), MAPS, r"rate 0.1 of the channels of the teacher's map \(2, 2, 5\) leaves"),
         (KDSVD(rank=4), MAPS, r"rank is at most 3 for maps \(4, 4, 3\), got 4"),
     ],
