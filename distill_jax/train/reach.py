@@ -46,7 +46,7 @@ def as_phase(stage: Stage, examples: int) -> Stage:
 
 @functools.lru_cache(maxsize=128)
 def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
-    """Patterns of the parameters of the stage's network that its terms do not depend on.
+    """Patterns of the network's parameters that would move and that its terms do not depend on.
 
     The shapes of its methods' variables come flat, to be part of the cache's key.
     """
@@ -69,8 +69,10 @@ def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
         if needed.intersection(map(id, equation.outvars)):
             needed.update(map(id, equation.invars))
     own = zip(paths, traced.invars[: len(paths)], strict=True)
-    unreached = tuple(re.escape(path) for path, x in own if id(x) not in needed)
-    return (ALL,) if len(unreached) == len(paths) else unreached
+    unreached = [path for path, x in own if id(x) not in needed]
+    if len(unreached) == len(paths):
+        return (ALL,)
+    return tuple(re.escape(path) for path in unreached if optim.moves(stage.recipe.optim, path))
 
 
 def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) -> Any:

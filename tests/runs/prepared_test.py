@@ -36,6 +36,7 @@ TINY = {
 }
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+BLOCKS += [text.replace("fsp", "ab") for text in BLOCKS if "fsp" in text]
 
 
 def plan_of(**changes):
@@ -220,7 +221,7 @@ def test_two_devices_train_what_one_does(whole):
 
 
 # -------------------------------------------------------------------------------------- the page
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda text: text.split('"')[1])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda text: text.split('"')[5])
 def test_the_configs_of_the_page_run(block):
     config = distill_jax.default_config()
     exec(block, {"config": config})
