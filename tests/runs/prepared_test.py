@@ -132,9 +132,10 @@ def recorded(config, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(rows, (inputs, result) of the phase and of the training after it) of an untouched run."""
-    rows, [*_, phase, main] = recorded(TINY, workdir=tmp_path_factory.mktemp("whole"))
-    return rows, phase, main
+    """(rows, (inputs, result) of the phase and of the training after it, folder) of a run."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows, [*_, phase, main] = recorded(TINY, workdir=folder)
+    return rows, phase, main, folder
 
 
 def timeless(rows):
@@ -151,7 +152,7 @@ def first_state(inputs):
 
 
 def test_the_phase_trains_paraphrasers_and_leaves_the_student_as_it_was_drawn(whole):
-    _, (phase, prepared), _ = whole
+    _, (phase, prepared), *_ = whole
     drawn = first_state(phase)
     assert same(drawn.variables("plane2"), prepared.whole["network"])
     before = drawn.method_variables("plane2")["ft"]["params"]
@@ -164,7 +165,7 @@ def test_the_phase_trains_paraphrasers_and_leaves_the_student_as_it_was_drawn(wh
 
 
 def test_the_training_takes_the_encoders_and_does_not_move_them(whole):
-    _, (_, prepared), (main, result) = whole
+    _, (_, prepared), (main, result), _ = whole
     encoders = {k: x["encoder"] for k, x in prepared.whole["methods"]["ft"]["params"].items()}
     state = first_state(main)
     assert same(state.method_variables("plane2")["ft"]["paraphraser"], encoders)
@@ -198,17 +199,17 @@ def test_a_run_stopped_in_the_phase_or_after_it_ends_with_the_same_bytes(
 
 
 def test_the_training_goes_on_from_a_finished_phase_on_disk(whole, tmp_path):
-    rows, *_ = whole
-    distill_jax.run(TINY, workdir=tmp_path, progress=False)
-    shutil.rmtree(tmp_path / "stages" / f"plane2-{rows[0]['stage']}")
+    rows, *_, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages" / f"plane2-{rows[0]['stage']}")
     reporter = Stopper()
-    again = distill_jax.run(TINY, workdir=tmp_path, reporter=reporter).rows
+    again = distill_jax.run(TINY, workdir=tmp_path / "run", reporter=reporter).rows
     assert timeless(again) == timeless(rows)
     assert reporter.started == [("plane2", False, 0)]
 
 
 def test_two_devices_train_what_one_does(whole):
-    _, (_, prepared), (_, result) = whole
+    _, (_, prepared), (_, result), _ = whole
     _, [*_, (phase, one), (_, other)] = recorded({**TINY, "devices": 2})
     assert same(first_state(phase).variables("plane2"), one.whole["network"])
     for mine, theirs in ((one, prepared), (other, result)):
