@@ -9,6 +9,7 @@ from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
+from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
@@ -45,6 +46,7 @@ __all__ = [
     "EBKD",
     "ELSEWHERE",
     "FSP",
+    "FT",
     "KD",
     "KDSVD",
     "METHODS",

@@ -21,15 +21,19 @@ def drawn(key: Array, module: nn.Module, shape: tuple[int, ...]) -> Any:
 
 
 def applied(module: nn.Module, own: Any, x: Array, context: Context) -> tuple[Array, Any]:
-    """The output in float32 at least, and the statistics after it."""
+    """The output in float32 at least, and the statistics after it, {} where it has none."""
     mode = Mode(True, context.axis_name, x.dtype)
     y, updated = module.apply(own, x, mode, mutable=["batch_stats"])
-    return at_least_float32(y), updated["batch_stats"]
+    return at_least_float32(y), updated.get("batch_stats", {})
 
 
 def by_kind(modules: Mapping[str, Any]) -> dict[str, Any]:
     """{module: variables} as a method's: {"params": {module: ...}, "batch_stats": ...}."""
-    return {kind: {name: own[kind] for name, own in modules.items()} for kind in _KINDS}
+    return {
+        kind: {name: own[kind] for name, own in modules.items()}
+        for kind in _KINDS
+        if all(kind in own for own in modules.values())
+    }
 
 
 def of_module(variables: Mapping[str, Any], name: str) -> dict[str, Any]:

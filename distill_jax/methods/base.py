@@ -169,6 +169,25 @@ class Method:
         """Draws the method's variables; most have none."""
         return {}
 
+    def preparation(self) -> Method | None:
+        """What stands in its place in the first phase that names it; None of most.
+
+        A method that has one teaches only after such a phase, whose variables `begin` is given.
+        """
+        return None
+
+    def begin(self, drawn: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+        """The variables before the first step, by those that the phase before left of the method.
+
+        Args:
+          drawn: what `init` drew.
+          left: what the phase left, taken where names, shapes and types are those of `drawn`.
+        """
+        shapes, others = (
+            jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (drawn, left)
+        )
+        return left if shapes == others else drawn
+
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:

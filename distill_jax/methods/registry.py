@@ -21,6 +21,7 @@ from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
 from distill_jax.methods.dml import DML
+from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
@@ -68,6 +69,7 @@ METHODS: dict[str, type[Method]] = {
     "bss": BSS,
     "ab": AB,
     "srrl": SRRL,
+    "ft": FT,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

@@ -23,8 +23,9 @@ from distill_jax.runs.config import Comparison, Experiment
 from distill_jax.runs.given import digest_of_given
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
+from distill_jax.train.reach import as_phase
 from distill_jax.train.stage import Recipe, Stage
-from distill_jax.train.stage_methods import with_needs
+from distill_jax.train.stage_methods import check_begin, check_methods, with_needs
 
 FORMAT = 2  # of the ids: raised when the same values come to mean another training
 
@@ -168,15 +169,15 @@ def _phases(
     changes = dict(comparison.changes) if wanted else {}
     file = experiment.teacher_weights.get(component.networks[0], "")
     phases = experiment.phases if any(component.teachers) and not file else ()
-    planned = []
-    for i, phase in enumerate((*phases, {})):
+    planned: list[list[Stage]] = []
+    for phase in (*phases, {}):
         stages = []
-        for name in component.networks:
+        for i, name in enumerate(component.networks):
             own = dict(changes)
             if comparison.stochastic and name == experiment.networks[-1]:
                 own["dropping"] = experiment.dropping
-            stage = _stage(experiment, dataset, component, name, seed, own, phase)
-            stages.append(dataclasses.replace(stage, phase=i < len(phases)))
+            before = [earlier[i] for earlier in planned]
+            stages.append(_stage(experiment, dataset, component, name, seed, own, phase, before))
         check_together(stages)
         planned.append(stages)
     return planned
@@ -190,8 +191,12 @@ def _stage(
     seed: int,
     changes: dict[str, Any],
     phase: dict[str, Any],
+    before: list[Stage],
 ) -> Stage:
-    """One network of a component in one phase of its training; the last phase is {}."""
+    """One network of a component in one phase of its training; the last phase is {}.
+
+    It follows the phases `before`.
+    """
 
     def build(name):
         return build_network(experiment, dataset, name)
@@ -205,7 +210,9 @@ def _stage(
     swept = {k: v for k, v in changes.items() if "methods" in phase and _is_weight(k)}
     values = {k: v for k, v in {**changes, **phase, **selection}.items() if k not in swept}
     live = component.live(name)
-    chosen = experiment.methods_of(network, component.frozen(name), live, values)
+    met = {name for earlier in before for name, _ in earlier.methods}
+    frozen = component.frozen(name)
+    chosen = experiment.methods_of(network, frozen, live, values, met, phase=bool(phase))
     stage = Stage(
         network=network,
         teachers=teachers,
@@ -217,7 +224,14 @@ def _stage(
         live=tuple(build(x) for x in live),
     )
     examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-    return with_needs(stage, examples)
+    stage = with_needs(stage, examples)
+    if phase or before:  # what follows traces the methods
+        check_methods(stage, examples)
+    if phase:
+        stage = as_phase(stage, examples)
+    if before:
+        check_begin(before[-1], stage, examples)
+    return stage
 
 
 @functools.lru_cache(maxsize=128)  # networks from outside are equal to themselves alone

@@ -9,6 +9,7 @@ import jax
 from flax import linen as nn
 
 from distill_jax import data
+from distill_jax.methods import Method
 from distill_jax.models import Network
 from distill_jax.models.adapters import inputs_text
 from distill_jax.models.adapters.nnx_module import batch_norms_seen
@@ -134,7 +135,10 @@ def _normalised(module, x=None, use_running_average=None, *_, **__):
 
 
 def _check_moving(stage: Stage) -> None:
-    """Raises ValueError where `trainable` and `frozen` leave no parameter to train."""
+    """Raises ValueError where `trainable` and `frozen` leave no parameter to train.
+
+    A phase may train what its methods bring alone.
+    """
     options = stage.recipe.optim
     if not (options.trainable or options.frozen):
         return
@@ -145,7 +149,12 @@ def _check_moving(stage: Stage) -> None:
                 f"{stage.network.name} has no parameter that matches {pattern!r}; there are "
                 f"{', '.join(paths[:6])} ..."
             )
-    if not any(optim.moves(options, path) for path in paths):
+    adapters = [
+        name
+        for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
+        if weight and type(method).init is not Method.init
+    ]
+    if not (stage.phase and adapters) and not any(optim.moves(options, path) for path in paths):
         raise ValueError(
             f"trainable {options.trainable} and frozen {options.frozen} leave nothing to train in "
             f"{stage.network.name}"

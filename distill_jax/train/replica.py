@@ -12,7 +12,7 @@ from distill_jax.train import programs, sharding
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs
 from distill_jax.train.stage import frozen_teachers, needs_of
-from distill_jax.train.stage_methods import init_methods
+from distill_jax.train.stage_methods import begin_methods, init_methods
 from distill_jax.train.state import TrainState
 from distill_jax.train.step import init_state
 from distill_jax.train.teachers import TeacherOutputs
@@ -31,9 +31,8 @@ class Progress:
     def first_state(self, examples: int) -> TrainState:
         """The state before the first step: fresh, or what the phase before it left."""
         stage, key = self.stage, jax.random.key(self.stage.seed)
-        own = init_methods(stage, examples, key)
-        kept = self.start.get("methods", {})
-        own |= {name: kept[name] for name in own if _alike(own[name], kept.get(name))}
+        drawn = init_methods(stage, examples, key)
+        own = begin_methods(stage, drawn, self.start.get("methods", {}))
         return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
 
 
@@ -108,8 +107,3 @@ class Replica:
 
 
 _KEPT = ("history", "best_epoch", "preflight")  # of the progress of a network, with its checkpoints
-
-
-def _alike(ours: Variables, theirs: Variables | None) -> bool:
-    """Whether two trees have the same names, shapes and types."""
-    return theirs is not None and jax.eval_shape(lambda: ours) == jax.eval_shape(lambda: theirs)

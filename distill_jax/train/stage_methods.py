@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax import Array
@@ -78,6 +79,19 @@ def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables
         }
 
     return {name: variables for name, variables in jax.jit(draw)(key).items() if variables}
+
+
+def begin_methods(stage: Stage, drawn: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+    """The variables of the stage's methods, drawn ones, by what the phase before `left` of them."""
+    named = dict(stage.methods)
+    begun = {name: named[name].begin(drawn[name], left[name]) for name in drawn if name in left}
+    return drawn | begun
+
+
+def check_begin(before: Stage, stage: Stage, examples: int) -> None:
+    """Raises ValueError where a method cannot go on from what it is in the phase before."""
+    drawn, left = (method_shapes(x, examples) for x in (stage, before))
+    begin_methods(stage, drawn, left)
 
 
 def method_shapes(stage: Stage, examples: int) -> dict[str, Variables]:

@@ -105,7 +105,8 @@ def make_train_step(
     Teachers' outputs, the students' forward and backward passes and their updates are one graph. A
     teacher that no student keeps for a mini-batch is not run for it, and none is where the batch
     brings their outputs from a cache. Several students see one batch and teach each other by their
-    outputs on it; each has an optimizer of its own.
+    outputs on it; each has an optimizer of its own. A network of which nothing moves keeps its
+    statistics too.
 
     A step at which a term of a loss, a teacher's output, a gradient or a collection is not finite
     changes nothing. `max_nonfinite_steps` of them are passed over; after one more the state stays
@@ -127,6 +128,7 @@ def make_train_step(
     networks = {student.name: student.network for student in students}
     methods = tuple(pair for student in students for pair in student.methods)
     frozen = FrozenTeachers(teachers, teacher_needs(methods))
+    heard = any(method.needs for _, method in methods)
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
@@ -192,7 +194,9 @@ def make_train_step(
         grads, (forwards, terms, kept) = jax.grad(loss_of, has_aux=True)(state.params)
         counted = {name: _count(forwards[name][0], batch.labels, terms[name]) for name in networks}
         collections = {name: forwards[name][1] for name in networks}
-        spoilt = nonfinite_counts(taught, len(teachers))
+        spoilt = jnp.zeros(len(teachers), jnp.int32)
+        if heard:  # else they would be computed for this alone
+            spoilt = nonfinite_counts(taught, len(teachers))
         if axis_name is not None:
             grads = lax.pmean(grads, axis_name)
             counted, spoilt = lax.psum((counted, spoilt), axis_name)
@@ -201,6 +205,8 @@ def make_train_step(
         params, opt_state, causes = {"networks": {}, "methods": {}}, {}, {}
         for student in students:
             name = student.name
+            if not _moves(student, state):
+                collections[name] = state.collections["networks"][name]
             held, opt_state[name] = _update(student, hyper[name], state, grads)
             params["networks"][name], params["methods"][name] = held["network"], held["methods"]
             if drawn[name] is not None:  # the same on every device, so counted once
@@ -227,6 +233,12 @@ def make_train_step(
 def _trained(params: Any, name: str) -> dict[str, Any]:
     """What one optimizer holds: a network's parameters and those of its methods."""
     return {"network": params["networks"][name], "methods": params["methods"][name]}
+
+
+def _moves(student: Student, state: TrainState) -> bool:
+    """Whether any parameter of a network is trained."""
+    paths = optim.parameter_paths(state.params["networks"][student.name])
+    return any(optim.moves(student.optimizer, path) for path in paths)
 
 
 def _kept_by_any(

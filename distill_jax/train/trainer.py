@@ -371,6 +371,8 @@ class Trainer:
         return record
 
     def _warn_of_first(self, progress: Progress, record: dict[str, Any]) -> None:
+        if progress.stage.phase:  # the labels may count for nothing in it
+            return
         loss = record.get(f"{self.eval_split}_loss", record.get("train_ce", 0.0))
         rate = progress.stage.recipe.optim.learning_rate
         warning = preflight.first_epoch_warning(loss, self.dataset.classes, rate)

@@ -15,6 +15,7 @@ from distill_jax.methods import DML, Context, CrossEntropy, Hyper, adapters
 from distill_jax.methods.fitnet import FitNet, Regressor
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
+from experiments.parity.factors import FACTORS
 from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.logits import LOGITS
@@ -82,7 +83,14 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
 
 
 # A family's table names the method of each of its files; families are added up here.
-METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, **FEATURES, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {
+    **LOGITS,
+    **SEVERAL,
+    **FEATURES,
+    **FACTORS,
+    "fitnet": fitnet,
+    "dml": dml,
+}
 
 
 SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that they weigh

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case.name: case for case in map(read_case, files(GOLDEN))}
 
 
-LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint")
+LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint", "factor")
 SLOW = [name for name in CASES if any(part in name for part in LARGE)]
 
 

@@ -128,6 +128,16 @@ def test_teachers_are_bitwise_what_they_were():
     chex.assert_trees_all_equal(jax.device_get(frozen), before)
 
 
+def test_a_teacher_that_nobody_hears_is_not_looked_at():
+    student = Student(build(), METHODS[:1], SGD, optim.schedule(SGD, 2, STEPS), (0,))
+    teacher = build("plane4")
+    step = make_train_step(students=(student,), teachers=(teacher,), preprocess=preprocess)
+    spoilt = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), teachers(1))
+    state = init_state(build(), SGD, jax.random.key(0))
+    after, _ = jax.jit(step)(state, spoilt, batch_of(), {"plane2": HYPER}, jax.random.key(0))
+    assert (int(after.step), int(after.skipped)) == (1, 0)
+
+
 def test_no_gradient_reaches_a_teacher():
     frozen = FrozenTeachers((build("plane4"),))
     images = jnp.asarray(examples(4)[0], jnp.float32) / 255

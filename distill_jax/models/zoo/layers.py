@@ -37,7 +37,8 @@ HE_VGG = Init(
 )
 
 
-def _bias_uniform(fan_in: int) -> nn.initializers.Initializer:
+def bias_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(±1/√fan_in), PyTorch's of a bias."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -101,7 +102,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         if not self.use_bias:
             return kernel, None
-        bias_init = self.bias_init or _bias_uniform(math.prod(shape[:-1]))
+        bias_init = self.bias_init or bias_uniform(math.prod(shape[:-1]))
         return kernel, self.param("bias", bias_init, shape[-1:])
 
     def _no_output(self, x: Array, padding: int) -> Array:
@@ -150,7 +151,7 @@ class Linear(nn.Module):
 
         def weights():
             kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-            bias_init = self.bias_init or _bias_uniform(x.shape[-1])
+            bias_init = self.bias_init or bias_uniform(x.shape[-1])
             return kernel, self.param("bias", bias_init, (self.features,))
 
         kernel, bias = weights() if mode.train else frozen(self, weights)

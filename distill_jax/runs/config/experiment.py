@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from distill_jax import graph, methods
@@ -102,6 +102,8 @@ class Experiment:
         frozen: Sequence[str],
         live: Sequence[str],
         changes: Mapping[str, Any],
+        before: Collection[str] = (),
+        phase: bool = False,
     ) -> list[tuple[str, Method, float]]:
         """The methods of one network with their weights, the cross-entropy first.
 
@@ -111,9 +113,11 @@ class Experiment:
           live: those of its live ones.
           changes: what differs from the experiment's: "methods", "method_options" and, as
             "methods.NAME", other weights of methods that it has.
+          before: the names of those that earlier phases have.
+          phase: whether they are a phase's, in which those that are new may be prepared.
 
         Raises:
-          ValueError: a teacher that none of the methods hears.
+          ValueError: a teacher that none of the methods hears, or a method that is not prepared.
         """
         values = {**self.overrides.get(network.name, {}), **changes}
         weights = dict(values.get("methods", self.methods))
@@ -130,12 +134,19 @@ class Experiment:
             named.append(("teskd", self.evolve, weights.pop("teskd", 1.0)))
         for name, weight in weights.items():
             method = KD(self.loss) if name == "kd" else methods.build(name, options.get(name))
-            named.append((name, method, weight))
+            prepared = method.preparation() if phase and name not in before else None
+            named.append((name, prepared or method, weight))
         every, own = [method for _, method, _ in named], network.name
         heard = [methods.heard(method, every, own, len(frozen), live) for method in every]
         chosen = [
             one for one, places in zip(named, heard, strict=True) if places or not one[1].taught
         ]
+        for name, method, _ in chosen:
+            if not phase and name not in before and method.preparation() is not None:
+                raise ValueError(
+                    f"method {name!r} for {own} teaches after a phase that prepares it: expected "
+                    f"one in config.phases, such as {{'methods': {{{name!r}: 1}}, 'epochs': 30}}"
+                )
         if any(method.taught for method in every):
             for place, teacher in enumerate((*frozen, *live)):
                 if not any(place in places for places in heard):

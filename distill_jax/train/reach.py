@@ -1,0 +1,123 @@
+"""What a phase leaves as it is: the parameters that none of its terms depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import rng
+from distill_jax.methods import Context, Hyper
+from distill_jax.models import Network
+from distill_jax.train import optim
+from distill_jax.train.stage import Stage
+from distill_jax.train.stage_methods import method_shapes
+from distill_jax.train.teachers import FrozenTeachers
+from distill_jax.train.terms import Live, Student, frozen_shown, student_terms, teacher_needs
+
+ALL = ".*"  # in `OptimOptions.frozen`: nothing moves
+
+
+def as_phase(stage: Stage, examples: int) -> Stage:
+    """The stage as a phase, which does not move what no term of its loss depends on.
+
+    Weight decay would move it, as it would the classifier where only feature maps are compared.
+    Terms of methods of weight 0 are none.
+
+    Args:
+      stage: what the phase trains.
+      examples: N of the training split.
+    """
+    weighted = tuple(
+        pair for pair, weight in zip(stage.methods, stage.weights, strict=True) if weight
+    )
+    bare = dataclasses.replace(stage.structure, methods=weighted)
+    leaves, tree = jax.tree.flatten(method_shapes(bare, examples))
+    options = stage.recipe.optim
+    frozen = (*options.frozen, *_unreached(bare, tree, *leaves))
+    options = dataclasses.replace(options, frozen=frozen)
+    recipe = dataclasses.replace(stage.recipe, optim=options)
+    return dataclasses.replace(stage, recipe=recipe, phase=True)
+
+
+@functools.lru_cache(maxsize=128)
+def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
+    """Patterns of the network's parameters that would move and that its terms do not depend on.
+
+    The shapes of its methods' variables come flat, to be part of the cache's key.
+    """
+    size, shapes = stage.recipe.batch_size, stage.network.shapes
+    paths = optim.parameter_paths(shapes["params"])
+
+    def of_batch(x: Any) -> Any:
+        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+
+    traced = jax.make_jaxpr(functools.partial(_values, stage))(
+        shapes["params"],
+        {network.name: network.shapes for network in (stage.network, *stage.live)},
+        jax.tree.unflatten(tree, leaves),
+        tuple(teacher.shapes for teacher in stage.teachers),
+        jax.tree.map(of_batch, stage.network.inputs),
+        jax.ShapeDtypeStruct((size,), jnp.int32),
+    ).jaxpr
+    needed = set(map(id, traced.outvars))
+    for equation in reversed(traced.eqns):
+        if needed.intersection(map(id, equation.outvars)):
+            needed.update(map(id, equation.invars))
+    own = zip(paths, traced.invars[: len(paths)], strict=True)
+    unreached = [path for path, x in own if id(x) not in needed]
+    if len(unreached) == len(paths):
+        return (ALL,)
+    return tuple(re.escape(path) for path in unreached if optim.moves(stage.recipe.optim, path))
+
+
+def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) -> Any:
+    """The values of the terms of a stage's loss, by the parameters of its network."""
+    key, networks = jax.random.key(0), {x.name: x for x in (stage.network, *stage.live)}
+    student = Student(
+        network=stage.network,
+        methods=stage.methods,
+        optimizer=stage.recipe.optim,
+        schedule=jnp.asarray,
+        frozen=tuple(range(len(stage.teachers))),
+        live=tuple(peer.name for peer in stage.live),
+    )
+    frozen = FrozenTeachers(stage.teachers, teacher_needs(stage.methods))
+    taught = frozen.outputs(teachers, inputs, None)
+
+    def live_of(network: Network, params: Any) -> Live:
+        def apply(params, inputs):
+            given = {**variables[network.name], "params": params}
+            return network.apply(given, inputs, train=True, rngs=rng.stream(key, "network"))[0]
+
+        def head(params, feature):
+            return network.head({"params": params}, feature)
+
+        return Live(apply(params, inputs), params, head, apply)
+
+    own = {name: given["params"] for name, given in variables.items()} | {student.name: params}
+    context = Context(
+        student=None,  # type: ignore[arg-type]  # filled in by `student_terms`, as its teachers are
+        teachers=(),
+        teacher_mask=jnp.ones(0, bool),
+        labels=labels,
+        hyper=Hyper(),
+        inputs=inputs,
+        index=labels,
+        position=labels,
+        batch_size=len(labels),
+    )
+    terms, _ = student_terms(
+        student,
+        methods,
+        context,
+        frozen_shown(frozen, taught, teachers, stage.methods),
+        {name: live_of(network, own[name]) for name, network in networks.items()},
+        None,
+        lambda name: rng.stream(key, f"method {name}"),
+    )
+    return [term.value for term in terms.values()]
