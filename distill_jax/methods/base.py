@@ -56,12 +56,14 @@ class Shapes(NamedTuple):
       teachers: of those that the method hears, in the order of `Context.teachers`.
       classes: C.
       examples: N of the training split.
+      labels: (N,) of the training split, by `Context.index`; integers, known now.
     """
 
     student: Outputs
     teachers: tuple[Outputs, ...]
     classes: int
     examples: int
+    labels: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,10 @@ class Method:
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where the method cannot teach networks of these outputs."""
+
+    def warnings(self, shapes: Shapes) -> list[str]:
+        """What of its numbers does not apply as it is asked for, a line each."""
+        return []
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """Draws the method's variables; most have none."""

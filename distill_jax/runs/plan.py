@@ -216,8 +216,7 @@ def _stage(
         file=experiment.teacher_weights.get(name, ""),
         live=tuple(build(x) for x in live),
     )
-    examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-    return with_needs(stage, examples)
+    return with_needs(stage, dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
 
 
 @functools.lru_cache(maxsize=128)  # networks from outside are equal to themselves alone

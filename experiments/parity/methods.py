@@ -15,6 +15,7 @@ from distill_jax.methods import DML, Context, CrossEntropy, Hyper
 from distill_jax.methods.fitnet import FitNet
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
+from experiments.parity.contrasted import crd
 from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.logits import LOGITS
@@ -71,7 +72,14 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
 
 
 # A family's table names the method of each of its files; families are added up here.
-METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, **FEATURES, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {
+    **LOGITS,
+    **SEVERAL,
+    **FEATURES,
+    "fitnet": fitnet,
+    "dml": dml,
+    "crd": crd,
+}
 
 
 SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that they weigh
@@ -92,6 +100,8 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
             yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
         for buffer in _named(case, name, "bufafter"):
             yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
+        for out, ours in computed.out.items():
+            yield _found(case, f"{name}:out:{out}", ours, dtype)
         for kind, which in _BY.items():
             for key in _named(case, name, kind):
                 loss, by = key.split(":", 1)
