@@ -5,6 +5,7 @@ from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard
 from distill_jax.methods.boundary import BSS
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.contrastive import CRD
 from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
@@ -39,6 +40,7 @@ __all__ = [
     "BSS",
     "CAMKD",
     "CC",
+    "CRD",
     "CTKD",
     "DIST",
     "DKD",

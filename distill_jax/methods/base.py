@@ -57,6 +57,7 @@ class Shapes(NamedTuple):
       classes: C.
       examples: N of the training split.
       inputs: what the networks take.
+      labels: (N,) of the training split, by `Context.index`; integers, known now.
     """
 
     student: Outputs
@@ -64,6 +65,7 @@ class Shapes(NamedTuple):
     classes: int
     examples: int
     inputs: Any = None
+    labels: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,10 @@ class Method:
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where the method cannot teach networks of these outputs."""
+
+    def warnings(self, shapes: Shapes) -> list[str]:
+        """What of its numbers does not apply as it is asked for, a line each."""
+        return []
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """Draws the method's variables; most have none."""

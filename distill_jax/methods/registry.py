@@ -17,6 +17,7 @@ from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Te
 from distill_jax.methods.boundary import BSS
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.contrastive import CRD
 from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
@@ -62,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
     "sp": SP,
     "rkd": RKD,
     "cc": CC,
+    "crd": CRD,
     "nst": NST,
     "kdsvd": KDSVD,
     "fsp": FSP,

@@ -223,14 +223,14 @@ def _stage(
         file=experiment.teacher_weights.get(name, ""),
         live=tuple(build(x) for x in live),
     )
-    examples = len(dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-    stage = with_needs(stage, examples)
+    labels = dataset.limited(stage.recipe.train_limit, stage.seed).train.labels
+    stage = with_needs(stage, labels)
     if phase or before:  # what follows traces the methods
-        check_methods(stage, examples)
+        check_methods(stage, labels)
     if phase:
-        stage = as_phase(stage, examples)
+        stage = as_phase(stage, labels)
     if before:
-        check_begin(before[-1], stage, examples)
+        check_begin(before[-1], stage, labels)
     return stage
 
 

@@ -86,8 +86,8 @@ class StageFolder:
         stage = self.plan.stages[stage_id]
         template: Any = stage.network.backbone.shapes
         if stage.phase:
-            examples = len(self.dataset.limited(stage.recipe.train_limit, stage.seed).train.labels)
-            template = {"network": stage.network.shapes, "methods": method_shapes(stage, examples)}
+            labels = self.dataset.limited(stage.recipe.train_limit, stage.seed).train.labels
+            template = {"network": stage.network.shapes, "methods": method_shapes(stage, labels)}
         try:
             arrays, found = restore(place / WEIGHTS, template, self.plan.specs[stage_id])
             whole = arrays if stage.phase else {}

@@ -32,7 +32,8 @@ SHARED = (
 def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> None:
     """Raises ValueError where the stage cannot be trained; nothing is compiled yet."""
     recipe, network = stage.recipe, stage.network
-    examples = len(dataset.limited(recipe.train_limit, stage.seed).train.labels)
+    labels = dataset.limited(recipe.train_limit, stage.seed).train.labels
+    examples = len(labels)
     steps_per_epoch(examples, recipe)
     topology.check_batch(recipe.batch_size)
     if recipe.last_batch == "keep":
@@ -59,7 +60,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
             )
     _check_moving(stage)
     _check_statistics(stage, examples, topology)
-    check_methods(stage, examples)
+    check_methods(stage, labels)
 
 
 def check_together(stages: Sequence[Stage]) -> None:

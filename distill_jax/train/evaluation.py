@@ -17,6 +17,7 @@ from distill_jax.models import Network, Variables
 from distill_jax.train import preflight, programs, sharding
 from distill_jax.train.metrics import accuracy_names
 from distill_jax.train.stage import Stage, frozen_teachers, needs_of
+from distill_jax.train.stage_methods import method_warnings
 from distill_jax.train.state import TrainState
 
 PREFLIGHT_IMAGES = 64  # of the batch on which the terms of the loss are computed
@@ -110,7 +111,8 @@ def run_preflight(
         own_terms, ratio = sizes[stage.network.name]
         terms, step = preflight.term_sizes(own_terms), float(ratio)
         rate = stage.recipe.optim.learning_rate
-        warnings = preflight.warnings(quality, terms, plain_accuracy, step, rate)
+        warnings = method_warnings(stage, dataset.train.labels)
+        warnings += preflight.warnings(quality, terms, plain_accuracy, step, rate)
         reports.append(preflight.Preflight(quality, terms, warnings, where, step))
     return reports
 

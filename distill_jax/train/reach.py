@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax import rng
 from distill_jax.methods import Context, Hyper
@@ -22,7 +23,7 @@ from distill_jax.train.terms import Live, Student, frozen_shown, student_terms, 
 ALL = ".*"  # in `OptimOptions.frozen`: nothing moves
 
 
-def as_phase(stage: Stage, examples: int) -> Stage:
+def as_phase(stage: Stage, labels: np.ndarray) -> Stage:
     """The stage as a phase, which does not move what no term of its loss depends on.
 
     Weight decay would move it, as it would the classifier where only feature maps are compared.
@@ -30,13 +31,13 @@ def as_phase(stage: Stage, examples: int) -> Stage:
 
     Args:
       stage: what the phase trains.
-      examples: N of the training split.
+      labels: (N,) of the training split.
     """
     weighted = tuple(
         pair for pair, weight in zip(stage.methods, stage.weights, strict=True) if weight
     )
     bare = dataclasses.replace(stage.structure, methods=weighted)
-    leaves, tree = jax.tree.flatten(method_shapes(bare, examples))
+    leaves, tree = jax.tree.flatten(method_shapes(bare, labels))
     options = stage.recipe.optim
     frozen = (*options.frozen, *_unreached(bare, tree, *leaves))
     options = dataclasses.replace(options, frozen=frozen)

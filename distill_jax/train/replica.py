@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from distill_jax.data import Dataset
 from distill_jax.models import Network, Variables
@@ -28,10 +29,10 @@ class Progress:
         self.best_epoch = -1
         self.preflight: dict[str, Any] = {}
 
-    def first_state(self, examples: int) -> TrainState:
+    def first_state(self, labels: np.ndarray) -> TrainState:
         """The state before the first step: fresh, or what the phase before it left."""
         stage, key = self.stage, jax.random.key(self.stage.seed)
-        drawn = init_methods(stage, examples, key)
+        drawn = init_methods(stage, labels, key)
         own = begin_methods(stage, drawn, self.start.get("methods", {}))
         return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
 
@@ -97,7 +98,7 @@ class Replica:
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        return TrainState.join([p.first_state(self.examples) for p in self.networks])
+        return TrainState.join([p.first_state(self.dataset.train.labels) for p in self.networks])
 
     def teacher_cache(self, topology: sharding.Topology) -> TeacherOutputs:
         """The frozen teachers' outputs for every training image."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
 from distill_jax import rng
@@ -14,18 +15,20 @@ from distill_jax.models import Outputs, Variables
 from distill_jax.train.stage import Stage
 
 
-def shapes_of(stage: Stage, examples: int) -> Shapes:
+def shapes_of(stage: Stage, labels: np.ndarray) -> Shapes:
     """What the stage's methods can know before the first step, of the whole batch.
 
-    Its teachers are the frozen ones, then the live ones; `_heard` chooses those of one method.
+    Its teachers are the frozen ones, then the live ones; `_heard` chooses those of one method. The
+    labels are those of its training split.
     """
     size = stage.recipe.batch_size
     return Shapes(
         _of_batch(stage.network.output_shapes, size),
         tuple(_of_batch(x.output_shapes, size) for x in (*stage.teachers, *stage.live)),
         stage.network.classes,
-        examples,
+        len(labels),
         stage.network.inputs,
+        labels,
     )
 
 
@@ -48,7 +51,7 @@ def _looks_at_shapes(method: Method) -> bool:
     return own != (Method.init, Method.check, Method.for_shapes)
 
 
-def with_needs(stage: Stage, examples: int) -> Stage:
+def with_needs(stage: Stage, labels: np.ndarray) -> Stage:
     """The stage with methods that know what they need of its networks.
 
     Raises:
@@ -56,7 +59,7 @@ def with_needs(stage: Stage, examples: int) -> Stage:
     """
     if not any(_looks_at_shapes(method) for _, method in stage.methods):
         return stage
-    shapes, methods = shapes_of(stage, examples), []
+    shapes, methods = shapes_of(stage, labels), []
     for name, method in stage.methods:
         try:
             methods.append((name, method.for_shapes(_heard(stage, method, shapes))))
@@ -65,12 +68,12 @@ def with_needs(stage: Stage, examples: int) -> Stage:
     return dataclasses.replace(stage, methods=tuple(methods))
 
 
-def init_methods(stage: Stage, examples: int, key: Array) -> dict[str, Variables]:
+def init_methods(stage: Stage, labels: np.ndarray, key: Array) -> dict[str, Variables]:
     """Draws the variables of the stage's methods, of those that have any."""
     own = [(name, m) for name, m in stage.methods if type(m).init is not Method.init]
     if not own:  # most have none: nothing is traced or compiled for them
         return {}
-    shapes = shapes_of(stage, examples)
+    shapes = shapes_of(stage, labels)
 
     def draw(key):
         return {
@@ -88,26 +91,35 @@ def begin_methods(stage: Stage, drawn: dict[str, Any], left: dict[str, Any]) -> 
     return drawn | begun
 
 
-def check_begin(before: Stage, stage: Stage, examples: int) -> None:
+def check_begin(before: Stage, stage: Stage, labels: np.ndarray) -> None:
     """Raises ValueError where a method cannot go on from what it is in the phase before."""
-    drawn, left = (method_shapes(x, examples) for x in (stage, before))
+    drawn, left = (method_shapes(x, labels) for x in (stage, before))
     begin_methods(stage, drawn, left)
 
 
-def method_shapes(stage: Stage, examples: int) -> dict[str, Variables]:
+def method_shapes(stage: Stage, labels: np.ndarray) -> dict[str, Variables]:
     """The shapes of what `init_methods` gives."""
-    return jax.eval_shape(lambda key: init_methods(stage, examples, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_methods(stage, labels, key), jax.random.key(0))
 
 
-def check_methods(stage: Stage, examples: int) -> None:
+def check_methods(stage: Stage, labels: np.ndarray) -> None:
     """Raises ValueError where a method cannot teach the stage's networks."""
     looking = [(name, method) for name, method in stage.methods if _looks_at_shapes(method)]
-    shapes = shapes_of(stage, examples) if looking else None
+    shapes = shapes_of(stage, labels) if looking else None
     for name, method in looking:
         try:
             method.check(_heard(stage, method, shapes))  # type: ignore[arg-type]
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(_cannot_teach(stage, name, error)) from error
+
+
+def method_warnings(stage: Stage, labels: np.ndarray) -> list[str]:
+    """What of the numbers of the stage's methods does not apply, a line each."""
+    warning = [m for _, m in stage.methods if type(m).warnings is not Method.warnings]
+    if not warning:
+        return []
+    shapes = shapes_of(stage, labels)
+    return [line for m in warning for line in m.warnings(_heard(stage, m, shapes))]
 
 
 def _cannot_teach(stage: Stage, name: str, error: Exception) -> str:

@@ -64,8 +64,8 @@ def adapter_parameters(config: ml_collections.ConfigDict) -> int:
         for stage in prepared.plan.stages.values()
         if stage.teachers and stage.seed == seed and stage.network.name == config.networks[-1]
     ]
-    examples = len(prepared.dataset.train.labels)
-    shapes = [x for stage in own for x in method_shapes(stage, examples).values()]
+    labels = prepared.dataset.train.labels
+    shapes = [x for stage in own for x in method_shapes(stage, labels).values()]
     params = jax.tree.leaves([variables.get("params", {}) for variables in shapes])
     return sum(leaf.size for leaf in params)
 

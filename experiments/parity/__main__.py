@@ -26,7 +26,7 @@ import jax
 from absl import app, flags
 
 from distill_jax import models
-from experiments.parity import losses, methods, networks, staged, trajectories
+from experiments.parity import contrasted, losses, methods, networks, staged, trajectories
 from experiments.parity.cases import Case, Found, files, network_name, read_case
 
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
@@ -41,6 +41,8 @@ def check_of(case: Case) -> Check | None:
     meta, kind = case.meta, case.meta.get("kind")
     if kind == "method_trajectory" and meta["method"] in staged.KINDS:
         return staged.check
+    if kind == "method_trajectory" and meta["method"] == "crd":
+        return contrasted.check
     if kind == "method_trajectory":
         known = meta["method"] in trajectories.METHODS
         return trajectories.check_method_trajectory if known else None

@@ -15,6 +15,7 @@ from distill_jax.methods import DML, Context, CrossEntropy, Hyper, adapters
 from distill_jax.methods.fitnet import FitNet, Regressor
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found
+from experiments.parity.contrasted import crd
 from experiments.parity.factors import FACTORS
 from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
@@ -90,6 +91,7 @@ METHODS: dict[str, Compute] = {
     **FACTORS,
     "fitnet": fitnet,
     "dml": dml,
+    "crd": crd,
 }
 
 

@@ -124,7 +124,7 @@ def check(case: Case, dtype: str) -> Iterator[Found]:
 
     preparation = kind.method.preparation() or kind.method
     phase = given(((kind.name, preparation),), meta["stage1"]["lr"], Hyper())
-    phase = phase._replace(stage=as_phase(phase.stage, meta["batch"]))
+    phase = phase._replace(stage=as_phase(phase.stage, batch(case, 0, dtype)[1]))
     before, sums = phase.follow(
         first, {kind.name: prepared} if prepared else {}, meta["stage1"]["steps"]
     )

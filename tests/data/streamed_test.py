@@ -217,6 +217,16 @@ def test_chunks_do_not_change_the_training(monkeypatch, reference, steps):
         assert row["preflight"] == expected["preflight"]
 
 
+@pytest.mark.slow
+def test_a_memory_of_the_examples_is_theirs_whatever_the_chunks(monkeypatch):
+    options = {"crd": {"embedding_size": 4, "negatives": 6}}
+    config = {**CONFIG, "networks": ("plane4", "plane2"), "guidance": ("direct",)}
+    config |= {"methods": {"crd": 0.8}, "method_options": options}
+    whole = digests(distill_jax.run(config, dataset=dataset_of()))
+    steps_of_chunks(monkeypatch, 1)
+    assert digests(distill_jax.run(config, dataset=dataset_of())) == whole
+
+
 @pytest.mark.parametrize("dispatches", [3, 6])
 def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, reference, tmp_path, dispatches):
     steps_of_chunks(monkeypatch, 2)  # of 4 steps an epoch, the last a smaller batch

@@ -104,7 +104,7 @@ def trained(methods, mode="jit", devices=1, dropping=Dropping(), sync_bn=True, r
         )
 
     key = jax.random.key(0)
-    state = init_state(STUDENT, rule, key, init_methods(stage_of(methods), N, key))
+    state = init_state(STUDENT, rule, key, init_methods(stage_of(methods), examples()[1], key))
     hyper = {"student": Hyper(temperature=2.0, kd_weight=0.5, survival=0.5)}
     images, labels = examples()
     places = jnp.arange(BATCH, dtype=jnp.int32)
@@ -487,7 +487,7 @@ def test_what_methods_keep_is_saved_with_the_stage_and_never_deployed():
         options = TrainOptions(stop=lambda: next(stops))
         fit.train([inputs_of(stage, saved)], dataset(), options)
     ((step, (arrays, _)),) = saved.all.items()
-    shapes = method_shapes(stage, len(dataset().train.labels))
+    shapes = method_shapes(stage, dataset().train.labels)
     own = arrays["state"].method_variables("student")
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, shapes)
     assert own["memory"]["bank"]["written"].sum() == BATCH * step
@@ -556,7 +556,7 @@ def test_a_method_that_cannot_teach_a_stage_is_refused_before_it_starts(method, 
 )
 def test_a_function_needs_what_it_is_seen_to_read(loss, needs):
     edge = EdgeMethod(name="m", loss=loss)
-    stage = with_needs(stage_of((("ce", CrossEntropy()), ("m", edge))), N)
+    stage = with_needs(stage_of((("ce", CrossEntropy()), ("m", edge))), examples()[1])
     assert stage.methods[0] == ("ce", CrossEntropy())
     assert stage.methods[1][1].needs == needs
     assert needs_of([stage]) == tuple(name for name in needs if name != "logits")
@@ -566,7 +566,7 @@ def test_a_function_needs_what_it_is_seen_to_read(loss, needs):
 def test_a_function_that_cannot_be_watched_is_refused():
     broken = EdgeMethod(name="m", loss=lambda s, t, labels, hyper: t.stages[3])
     with pytest.raises(ValueError, match="'m' for student taught by large.middle: tuple index"):
-        with_needs(stage_of((("m", broken),)), N)
+        with_needs(stage_of((("m", broken),)), examples()[1])
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_frozen_layers_keep_their_bytes_through_a_stage_while_adapters_train():
     chex.assert_trees_all_equal(result.variables["params"]["dense"], start["params"]["dense"])
     moved = np.abs(result.variables["params"]["fc"]["kernel"] - start["params"]["fc"]["kernel"])
     assert moved.max() > 1e-3
-    fresh = init_methods(stage, len(dataset().train.labels), jax.random.key(0))["fitnet"]["params"]
+    fresh = init_methods(stage, dataset().train.labels, jax.random.key(0))["fitnet"]["params"]
     adapters = result.whole["methods"]["fitnet"]["params"]
     for k in "01":
         gap = np.abs(adapters[k]["conv"]["kernel"] - fresh[k]["conv"]["kernel"])
