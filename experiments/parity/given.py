@@ -22,11 +22,13 @@ class Computed(NamedTuple):
       after: the state dict of its buffers after the call.
       undefined: by the name of an input, (B,) which of its examples have no gradient by the
         equations; what the reference has there is not compared.
+      outs: intermediate results by their name in the case.
     """
 
     losses: dict[str, jax.Array]
     after: dict[str, Any] = {}
     undefined: dict[str, jax.Array] = {}
+    outs: dict[str, jax.Array] = {}
 
 
 # (numbers of the case and, as "case", its name; inputs; state dict of its adapters) -> what our

@@ -19,6 +19,7 @@ from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.logits import LOGITS
 from experiments.parity.losses import outputs, terms_of
+from experiments.parity.reviewed import REVIEWED
 from experiments.parity.several import SEVERAL
 
 
@@ -71,7 +72,14 @@ def dml(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
 
 
 # A family's table names the method of each of its files; families are added up here.
-METHODS: dict[str, Compute] = {**LOGITS, **SEVERAL, **FEATURES, "fitnet": fitnet, "dml": dml}
+METHODS: dict[str, Compute] = {
+    **LOGITS,
+    **SEVERAL,
+    **FEATURES,
+    **REVIEWED,
+    "fitnet": fitnet,
+    "dml": dml,
+}
 
 
 SOLVER = 1e-3  # what weights that a solver stopped at are held to, and all that they weigh
@@ -92,6 +100,9 @@ def check_method(case: Case, dtype: str) -> Iterator[Found]:
             yield _found(case, f"{name}:loss:{loss}", computed.losses[loss], dtype)
         for buffer in _named(case, name, "bufafter"):
             yield _found(case, f"{name}:bufafter:{buffer}", computed.after[buffer], dtype)
+        for out in _named(case, name, "out"):
+            if out in computed.outs:
+                yield _found(case, f"{name}:out:{out}", computed.outs[out], dtype)
         for kind, which in _BY.items():
             for key in _named(case, name, kind):
                 loss, by = key.split(":", 1)
