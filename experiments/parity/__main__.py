@@ -22,7 +22,7 @@ from absl import app, flags
 from rich.table import Table
 
 from distill_jax import models, report
-from experiments.parity import losses, methods, networks, trajectories
+from experiments.parity import losses, methods, networks, trajectories, weighed
 from experiments.parity.cases import Case, Found, network_name, read_cases
 
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
@@ -32,6 +32,8 @@ Check = Callable[[Case, str], Iterator[Found]]
 def check_of(case: Case) -> Check | None:
     """The check for a case, by what it holds; None for what this library does not have."""
     meta, kind = case.meta, case.meta.get("kind")
+    if check := weighed.check_of(meta):
+        return check
     if kind == "method_trajectory":
         known = meta["method"] in trajectories.METHODS
         return trajectories.check_method_trajectory if known else None
