@@ -131,7 +131,7 @@ def check_weighed(case: Case, dtype: str) -> Iterator[Found]:
         own = {name: variables_of(adapters, taught.places)}
     learner = Learner(network, variables, taught.methods, hyper, own)
     state, metrics, (gradients,) = walk(case, dtype, [learner], teachers)
-    yield from _losses(case, metrics, taught.counted, dtype)
+    yield from _losses(case, metrics, [network.name], taught.counted, dtype)
     yield from _after(case, learner, state, dtype, "", meta["keys"])
     if own:
         first = to_torch(own[name], taught.places)
@@ -159,7 +159,7 @@ def check_peers(case: Case, dtype: str) -> Iterator[Found]:
         network = dataclasses.replace(network, name=name)
         learners.append(Learner(network, variables, methods, hyper, live=others))
     state, metrics, gradients = walk(case, dtype, learners)
-    yield from _losses(case, metrics, (1.0, 1.0), dtype)
+    yield from _losses(case, metrics, names, (1.0, 1.0), dtype)
     for i, (learner, own) in enumerate(zip(learners, gradients, strict=True)):
         suffix = f"_{i + 1}"
         yield from _after(case, learner, state, dtype, suffix, meta["keys"][i])
@@ -168,11 +168,15 @@ def check_peers(case: Case, dtype: str) -> Iterator[Found]:
 
 
 def _losses(
-    case: Case, metrics: list[dict[str, StepMetrics]], counted: tuple[float, float], dtype: str
+    case: Case,
+    metrics: list[dict[str, StepMetrics]],
+    names: Sequence[str],
+    counted: tuple[float, float],
+    dtype: str,
 ) -> Iterator[Found]:
     """Of each network the loss, the cross-entropy and the sum of its other terms."""
     columns = []
-    for name in metrics[0]:
+    for name in names:
         steps = [step[name] for step in metrics]
         loss, ce = (
             np.array([total / size for total, size in pairs])
@@ -217,7 +221,7 @@ def _kd(meta: Meta) -> Taught:
     given = meta["config"]["KD"]
     options = LossOptions(standardise=meta["config"]["EXPERIMENT"]["LOGIT_STAND"])
     weights = {"ce": given["LOSS"]["CE_WEIGHT"], "kd": given["LOSS"]["KD_WEIGHT"]}
-    methods: Methods = (("ce", CrossEntropy(options)), ("kd", KD(options)))
+    methods: Methods = (("ce", CrossEntropy()), ("kd", KD(options)))
     return Taught(methods, weights, temperature=given["TEMPERATURE"])
 
 

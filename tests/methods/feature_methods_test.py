@@ -12,7 +12,22 @@ from contexts import context_of, outputs_of
 from jax.sharding import PartitionSpec
 
 from distill_jax import methods
-from distill_jax.methods import AB, AT, CC, FSP, KDSVD, NST, PKT, RKD, SP, SRRL, VID, Shapes
+from distill_jax.methods import (
+    AB,
+    AT,
+    CC,
+    FSP,
+    KDSVD,
+    NST,
+    PKT,
+    RKD,
+    SP,
+    SRRL,
+    VID,
+    ReviewKD,
+    SemCKD,
+    Shapes,
+)
 from distill_jax.methods.correlation import Embedding
 
 B, C = 8, 3
@@ -30,6 +45,8 @@ METHODS = {
     "ab": AB(),
     "srrl": SRRL(),
     "srrl_map": SRRL(form="map"),
+    "reviewkd": ReviewKD(),
+    "semckd": SemCKD(),
 }
 ALL = pytest.mark.parametrize("name", METHODS)
 
