@@ -46,7 +46,7 @@ class Fusion(nn.Module):
     """Fuses a map with what was fused of the deeper ones, and leads to a teacher's map."""
 
     channels: int  # of what is fused
-    shape: tuple[int, int, int]  # of the teacher's map
+    shape: tuple[int, ...]  # of the teacher's map
 
     @nn.compact
     def __call__(self, x: Array, deeper: Array | None, mode: Mode) -> tuple[Array, Array]:
@@ -56,14 +56,14 @@ class Fusion(nn.Module):
             deeper = nearest(deeper, x.shape[1], x.shape[2])
             gates = Gates(name="att_conv")(jnp.concatenate([x, deeper], -1), mode)
             x = x * gates[..., :1] + deeper * gates[..., 1:]
-        x = nearest(x, *self.shape[:2])
+        x = nearest(x, self.shape[0], self.shape[1])
         return ConvNorm(self.shape[2], 3, name="conv2")(x, mode), x
 
 
 class Review(nn.Module):
     """A teacher's maps from a student's, fused from the deepest on, which is number 0."""
 
-    shapes: tuple[tuple[int, int, int], ...]  # of the teacher's maps, shallow to deep
+    shapes: tuple[tuple[int, ...], ...]  # of the teacher's maps, shallow to deep
     max_channels: int
 
     @nn.compact
@@ -176,7 +176,7 @@ def _targets(outputs: Outputs) -> list[Array]:
     return [*outputs.preacts, outputs.feature[:, None, None]]
 
 
-def _sizes(maps: list[Array]) -> list[tuple[int, int, int]]:
+def _sizes(maps: list[Array]) -> list[tuple[int, ...]]:
     return [x.shape[1:] for x in maps]
 
 
