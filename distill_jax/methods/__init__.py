@@ -26,7 +26,9 @@ from distill_jax.methods.registry import (
     register_method,
 )
 from distill_jax.methods.relations import PKT, RKD, SP
+from distill_jax.methods.review import ReviewKD
 from distill_jax.methods.scaling import NormKD
+from distill_jax.methods.semantic import SemCKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
@@ -70,6 +72,8 @@ __all__ = [
     "MSELogits",
     "Method",
     "NormKD",
+    "ReviewKD",
+    "SemCKD",
     "Shapes",
     "Term",
     "TfKDReg",

@@ -99,6 +99,14 @@ def check_stages(name: str, shapes: Shapes) -> None:
             raise ValueError(f"{name} compares feature maps at the end of stages: {whose} has none")
 
 
+def check_are_maps(name: str, student: Sequence[Array], teacher: Sequence[Array]) -> None:
+    """Raises ValueError where one of both has not height, width and channels."""
+    if any(len(x.shape) != 4 for x in (*student, *teacher)):
+        raise ValueError(
+            f"{_both(name, student, teacher)}: expected height, width and channels of each"
+        )
+
+
 def check_maps(
     name: str,
     student: Sequence[Array],
@@ -116,10 +124,9 @@ def check_maps(
       size: whether one of two has to be at least as high and as wide as the other.
       channels: whether two have to have as many channels.
     """
+    check_are_maps(name, student, teacher)
     ours, theirs = [x.shape[1:] for x in student], [x.shape[1:] for x in teacher]
-    said = f"{name}: the student's maps are {_listed(ours)}, the teacher's {_listed(theirs)}"
-    if any(len(shape) != 3 for shape in (*ours, *theirs)):
-        raise ValueError(f"{said}: expected height, width and channels of each")
+    said = _both(name, student, teacher)
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{said}: expected as many of both")
     for own, other in zip(ours, theirs, strict=True):
@@ -136,6 +143,11 @@ def _each(shapes: Shapes) -> Iterator[tuple[str, Outputs]]:
     yield "the student", shapes.student
     for k, teacher in enumerate(shapes.teachers):
         yield f"teacher {k + 1}", teacher
+
+
+def _both(name: str, student: Sequence[Array], teacher: Sequence[Array]) -> str:
+    ours, theirs = (_listed([x.shape[1:] for x in maps]) for maps in (student, teacher))
+    return f"{name}: the student's maps are {ours}, the teacher's {theirs}"
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

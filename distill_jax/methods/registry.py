@@ -28,7 +28,9 @@ from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.relations import PKT, RKD, SP
+from distill_jax.methods.review import ReviewKD
 from distill_jax.methods.scaling import NormKD
+from distill_jax.methods.semantic import SemCKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
 from distill_jax.methods.teskd import TESKD
@@ -72,6 +74,8 @@ METHODS: dict[str, type[Method]] = {
     "ab": AB,
     "srrl": SRRL,
     "ft": FT,
+    "reviewkd": ReviewKD,
+    "semckd": SemCKD,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

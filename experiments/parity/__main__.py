@@ -26,7 +26,15 @@ import jax
 from absl import app, flags
 
 from distill_jax import models
-from experiments.parity import contrasted, losses, methods, networks, staged, trajectories
+from experiments.parity import (
+    contrasted,
+    losses,
+    methods,
+    networks,
+    staged,
+    trajectories,
+    weighed,
+)
 from experiments.parity.cases import Case, Found, files, network_name, read_case
 
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
@@ -43,6 +51,8 @@ def check_of(case: Case) -> Check | None:
         return staged.check
     if kind == "method_trajectory" and meta["method"] == "crd":
         return contrasted.check
+    if check := weighed.check_of(meta):
+        return check
     if kind == "method_trajectory":
         known = meta["method"] in trajectories.METHODS
         return trajectories.check_method_trajectory if known else None

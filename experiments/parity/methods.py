@@ -21,6 +21,7 @@ from experiments.parity.features import FEATURES
 from experiments.parity.given import Arrays, Compute, Computed
 from experiments.parity.logits import LOGITS
 from experiments.parity.losses import outputs, terms_of
+from experiments.parity.reviewed import REVIEWED
 from experiments.parity.several import SEVERAL
 
 
@@ -88,6 +89,7 @@ METHODS: dict[str, Compute] = {
     **LOGITS,
     **SEVERAL,
     **FEATURES,
+    **REVIEWED,
     **FACTORS,
     "fitnet": fitnet,
     "dml": dml,

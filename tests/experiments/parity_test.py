@@ -18,7 +18,16 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case.name: case for case in map(read_case, files(GOLDEN))}
 
 
-LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint", "factor")
+LARGE = (
+    "plane8",
+    "plane10",
+    "resnet20",
+    "cifarresnet18",
+    "hint",
+    "factor",
+    "y_method_reviewkd",
+    "dml_plane4",
+)
 SLOW = [name for name in CASES if any(part in name for part in LARGE)]
 
 
@@ -30,7 +39,6 @@ def test_the_case_holds(name):
 
 
 METHODS = [name for name in CASES if name.startswith("method_")]
-WITH_STATE = ("method_crd",)  # whose other results are compared too
 
 
 @pytest.mark.parametrize("name", slow(*METHODS))

@@ -12,7 +12,23 @@ from contexts import context_of, outputs_of
 from jax.sharding import PartitionSpec
 
 from distill_jax import methods
-from distill_jax.methods import AB, AT, CC, FSP, FT, KDSVD, NST, PKT, RKD, SP, SRRL, VID, Shapes
+from distill_jax.methods import (
+    AB,
+    AT,
+    CC,
+    FSP,
+    FT,
+    KDSVD,
+    NST,
+    PKT,
+    RKD,
+    SP,
+    SRRL,
+    VID,
+    ReviewKD,
+    SemCKD,
+    Shapes,
+)
 from distill_jax.methods.correlation import Embedding
 
 B, C = 8, 3
@@ -32,6 +48,8 @@ METHODS = {
     "srrl_map": SRRL(form="map"),
     "ft": FT(),
     "ft_factor": FT(form="factor"),
+    "reviewkd": ReviewKD(),
+    "semckd": SemCKD(),
 }
 ALL = pytest.mark.parametrize("name", METHODS)
 
