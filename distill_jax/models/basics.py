@@ -51,6 +51,15 @@ class Outputs(NamedTuple):
     preacts: tuple[Array, ...] = ()
 
 
+def check_size(name: str, image_shape: tuple[int, ...], smallest: int) -> None:
+    """Raises ValueError where images are lower or narrower than a network takes them."""
+    if min(image_shape[:2]) < smallest:
+        raise ValueError(
+            f"{name} needs images of {smallest}×{smallest} or more, "
+            f"got {image_shape[0]}×{image_shape[1]}"
+        )
+
+
 def per_channel(vector: Array, x: Array) -> Array:
     """`vector` (C,) shaped to act on the last axis of `x` (..., C)."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)

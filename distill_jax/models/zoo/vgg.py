@@ -9,7 +9,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, check_size
 from distill_jax.models.kernels.pools import global_average_pool, max_pool
 from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, Conv, conv_norm
@@ -107,7 +107,7 @@ def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> VGG:
     Raises:
       ValueError: images too small for its pools.
     """
-    _check_size(f"vgg{depth}", image_shape, 8)
+    check_size(f"vgg{depth}", image_shape, 8)
     return VGG(COUNTS[depth], classes)
 
 
@@ -117,13 +117,5 @@ def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> 
     Raises:
       ValueError: images too small for its pools.
     """
-    _check_size(f"cifar_vgg{depth}", image_shape, 32)
+    check_size(f"cifar_vgg{depth}", image_shape, 32)
     return CifarVGG(COUNTS[depth], classes)
-
-
-def _check_size(name: str, image_shape: tuple[int, int, int], smallest: int) -> None:
-    if min(image_shape[:2]) < smallest:
-        raise ValueError(
-            f"{name} needs images of {smallest}×{smallest} or more, "
-            f"got {image_shape[0]}×{image_shape[1]}"
-        )
