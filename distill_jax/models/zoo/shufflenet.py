@@ -34,9 +34,7 @@ def _convs(mode: Mode) -> Callable[..., Array]:
     """The n-th convolution of a module with its BatchNorm, convN and bnN."""
 
     def conv(x, n, features, kernel_size=1, stride=1, groups=1):
-        layer = Conv(
-            features, kernel_size, stride, use_bias=False, groups=groups, name=f"conv{n}"
-        )
+        layer = Conv(features, kernel_size, stride, use_bias=False, groups=groups, name=f"conv{n}")
         return conv_norm(x, mode, layer, f"bn{n}")
 
     return conv
