@@ -105,6 +105,13 @@ def only(contents: Contents, choice: str | None) -> dict[str, np.ndarray]:
     return unwrapped(contents.arrays(paths[0]))
 
 
+def names_in(state: Iterable[str], network: Network) -> dict[str, str]:
+    """The names of a state dict -> the network's, in the way of naming that most of them are of."""
+    state = set(state)
+    naming = max(_namings(network), key=lambda names: len(state & set(names.values())))
+    return {theirs: name for name, theirs in naming.items()}
+
+
 def unwrapped(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state without the names that wrappers put before all of its names."""
     state = dict(state)

@@ -35,12 +35,13 @@ class Outputs(NamedTuple):
       logits: (B, C) float32.
       feature: (B, F), the vector before the classifier; None of an outside network that names none.
       stages: the NHWC feature map at the end of each stage, after its last activation. Of a network
-        that normalises and activates before its convolutions (WideResNet) the sums themselves.
+        that normalises and activates before its convolutions (WideResNet) the sums themselves, of
+        one whose blocks end without an activation (MobileNetV2) what they give.
       branches: outputs of the student branches of an evolving network, deepest first.
       stem: the NHWC map after the stem's last activation, before any pool; None where there is no
         stem. Networks without one of their own show their first convolution's.
       preacts: the maps whose ReLU the stages are, or that follows them (WideResNet: normalised by
-        the next BatchNorm).
+        the next BatchNorm). ShuffleNetV2's are not shuffled yet, MobileNetV2's are the stages.
     """
 
     logits: Array
@@ -49,6 +50,15 @@ class Outputs(NamedTuple):
     branches: tuple[Outputs, ...] = ()
     stem: Array | None = None
     preacts: tuple[Array, ...] = ()
+
+
+def check_size(name: str, image_shape: tuple[int, ...], smallest: int) -> None:
+    """Raises ValueError where images are lower or narrower than a network takes them."""
+    if min(image_shape[:2]) < smallest:
+        raise ValueError(
+            f"{name} needs images of {smallest}×{smallest} or more, "
+            f"got {image_shape[0]}×{image_shape[1]}"
+        )
 
 
 def per_channel(vector: Array, x: Array) -> Array:

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from distill_jax.models.zoo import four_stage_resnet, plain, resnet, senet, vgg, wide_resnet
+from distill_jax.models.zoo import (
+    four_stage_resnet,
+    mobilenet,
+    plain,
+    resnet,
+    senet,
+    shufflenet,
+    vgg,
+    wide_resnet,
+)
 
 Builder = Callable[..., nn.Module]  # (*sizes, classes, image_shape)
 
@@ -49,6 +58,9 @@ FAMILIES = (
         any_size=True,
     ),
     Family("vgg{}", vgg.build, _one(vgg.COUNTS), 0.05),
+    Family("resnet{}_cifar", four_stage_resnet.build_small, ((50,),), 0.05),
+    Family("mobilenetv{}", mobilenet.build, ((2,),), 0.01),
+    Family("shufflenetv{}", shufflenet.build, _one(shufflenet.WIDTHS), 0.01),
     Family("cifar_resnet{}", four_stage_resnet.build_cifar, _one(four_stage_resnet.COUNTS), 0.1),
     Family(
         "cifar_resnext{}", four_stage_resnet.build_cifar_next, _one(four_stage_resnet.COUNTS), 0.1

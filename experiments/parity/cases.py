@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import models
-from distill_jax.interop import torch_weights
+from distill_jax.interop import choosing, torch_weights
 from experiments import golden
 
 RUNNING_STATISTICS = 1e-4
@@ -124,14 +124,22 @@ def read_case(file: Path) -> Case:
         raise ValueError(f"{file.name} is not the file of a case: {error}") from None
 
 
-def network_name(name: str, classes: int = 100) -> str:
-    """This library's name for a network of the cases: "plane2", or file.function of TESKD's.
+REPDISTILLER = {
+    "MobileNetV2": "mobilenetv2",
+    "ShuffleV1": "shufflenetv1",
+    "ShuffleV2": "shufflenetv2",
+    "ResNet50": "resnet50_cifar",
+}
 
-    The authors' files are resnet_our, resnext_our, senet_our and vgg_our; functions have the
+
+def network_name(name: str, classes: int = 100) -> str:
+    """This library's name for a network of the cases: "plane2", RepDistiller's, or file.function.
+
+    TESKD's files are resnet_our, resnext_our, senet_our and vgg_our; functions have the
     depth: resnet_our.cifarresnet18 is evolving:cifar_resnet18, and 1000 classes are ImageNet's.
     """
     if "." not in name:
-        return name
+        return REPDISTILLER.get(name, name)
     file, function = name.split(".")
     family, depth = file.removesuffix("_our"), re.search(r"[a-z](\d+)", function)
     if depth is None:
@@ -144,8 +152,11 @@ def load(case: Case, name: str, entries: list | None, seed: int, dtype: str):
     """The network `name` with the weights of `seed`, in `dtype`."""
     size, classes = case.meta.get("size", 32), case.meta["classes"]
     network = models.build(network_name(name, classes), classes, (size, size, 3), dtype)
-    entries = entries or torch_weights.entries(network)
-    variables = torch_weights.from_state_dict(golden.state_dict(entries, seed), network)
+    state = golden.state_dict(entries or torch_weights.entries(network), seed)
+    names = choosing.names_in(state, network)
+    variables = torch_weights.from_state_dict(
+        {names.get(key, key): array for key, array in state.items()}, network
+    )
     return network, jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import models
-from distill_jax.interop import torch_weights
+from distill_jax.interop import choosing, torch_weights
 from distill_jax.methods import losses
 from experiments import golden
 from experiments.parity.cases import RUNNING_STATISTICS, Case, Found, load
@@ -27,6 +27,7 @@ def check_model(case: Case, dtype: str) -> Iterator[Found]:
     """Outputs in both modes, gradients of the cross-entropy, running statistics afterwards."""
     meta, n = case.meta, case.meta["n"]
     network, variables = load(case, meta["name"], meta["state"], meta["seed"], dtype)
+    names = choosing.names_in([key for key, _ in meta["state"]], network)
     parameters = models.count_parameters(network)
     yield Found("params", abs(parameters - meta["params"]), 0.5)
     images = jnp.asarray(golden.images(n, meta["seed"]), dtype)
@@ -45,8 +46,8 @@ def check_model(case: Case, dtype: str) -> Iterator[Found]:
             yield case.compare(f"{mode}_{i}", output)
     yield case.compare("ce", ce)
     grads = torch_weights.to_state_dict({"params": grads})
-    yield case.compare("grad_norms", [np.linalg.norm(grads[key]) for key in meta["grad_keys"]])
+    yield case.compare("grad_norms", [np.linalg.norm(grads[names[key]]) for key in meta["grad_keys"]])
     stats = torch_weights.to_state_dict(stats)
     for key, reference in meta["bn_after"].items():
-        found = [np.mean(stats[key]), np.linalg.norm(stats[key])]
+        found = [np.mean(stats[names[key]]), np.linalg.norm(stats[names[key]])]
         yield case.compare(key, found, reference, RUNNING_STATISTICS)

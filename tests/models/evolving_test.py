@@ -40,7 +40,7 @@ def test_parameter_count(name, backbone, branches):
         ("plane2", 28, 1),
         ("plane5", 30, 2),
         ("resnet20", 30, 2),
-        ("vgg8", 32, 4),
+        ("vgg8", 32, 3),
         ("cifar_resnet18", 29, 3),
         *slow(
             ("plane10", 33, 3),

@@ -18,6 +18,8 @@ from jax import Array, lax
 from distill_jax.models.backend import backend
 from distill_jax.models.kernels import cpu_conv
 
+FEW_GROUPS = 8  # as many convolutions are still compiled fast
+
 
 class ConvAlgorithm(NamedTuple):
     """A way to compute a convolution: what it makes of the kernel, and of images with that.
@@ -73,11 +75,19 @@ def _algorithm(shape, kernel_shape, dtype, stride, padding, groups, platform) ->
             x, kernel, (stride, stride), [(padding, padding)] * 2, groups=groups
         )
 
+    def by_group(x, kernel):
+        pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        return jnp.concatenate([conv2d(*pair, stride, padding) for pair in pairs], -1)
+
     k, outputs = kernel_shape[0], kernel_shape[-1]
     if platform != "cpu":
         return ConvAlgorithm(lambda kernel: kernel, by_lax)
     if groups > 1:
-        return algorithm(by_lax)
+        if shape[-1] == groups == outputs:
+            return algorithm(
+                functools.partial(cpu_conv.conv_depthwise, stride=stride, padding=padding)
+            )
+        return algorithm(by_group if groups <= FEW_GROUPS else by_lax)
     if not padding and k in (1, stride):
         return algorithm(
             functools.partial(cpu_conv.conv_patches, k=k, stride=stride), cpu_conv.patch_matrix

@@ -5,11 +5,14 @@ Each is a function of the images and of what another makes of the kernel, once.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from distill_jax.models.basics import at_least_float32
 
 CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
 
@@ -42,6 +45,23 @@ def conv_patches(x: Array, matrix: Array, k: int, stride: int) -> Array:
         b, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
         patches = x[:, : h * k, : w * k].reshape(b, h, k, w, k, -1).swapaxes(2, 3)
     return (patches.reshape(-1, len(matrix)) @ matrix).reshape(b, h, w, -1)
+
+
+def conv_depthwise(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """A convolution of each channel by itself, kernel (k, k, 1, I), as a sum over the taps.
+
+    XLA's own takes 10 to 100 times as long, and its gradient inside loops more than that.
+    """
+    k = len(kernel)
+    padded = at_least_float32(jnp.pad(x, ((0, 0), *[(padding, padding)] * 2, (0, 0))))
+    last = [stride * ((size - k) // stride) for size in padded.shape[1:3]]
+
+    def product(i: int, j: int) -> Array:
+        pixels = padded[:, i : i + last[0] + 1 : stride, j : j + last[1] + 1 : stride]
+        return pixels * kernel[i, j]
+
+    y = functools.reduce(jnp.add, (product(*tap) for tap in np.ndindex(k, k)))
+    return y.astype(x.dtype)
 
 
 def small_matrix(kernel: Array, sizes, outs, stride: int, padding: int) -> Array:

@@ -66,6 +66,11 @@ def max_pool_overlapping(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
 
 
+def average_pool_overlapping(x: Array) -> Array:
+    """3×3 average pool with stride 2 and padding 1, whose zeros count."""
+    return nn.avg_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+
+
 def resize_bilinear(x: Array, size: tuple[int, int]) -> Array:
     """Bilinear resize whose corner pixels stay corner pixels, (B, h, w, C) -> (B, *size, C).
 

@@ -78,6 +78,14 @@ def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> 
     return FourStageResNet(COUNTS[depth], block, classes, TORCH)
 
 
+def build_small(depth: int, classes: int, image_shape: tuple[int, int, int]) -> FourStageResNet:
+    """The distillation literature's ResNet of 50 layers for small images.
+
+    It is TESKD's, with other initial weights.
+    """
+    return build_cifar(depth, classes, image_shape).clone(initial=HE)
+
+
 def build_cifar_next(
     depth: int, classes: int, image_shape: tuple[int, int, int]
 ) -> FourStageResNet:

@@ -69,15 +69,23 @@ class Staged(nn.Module):
         return [self.block_name(stage, index) for index in range(1, self.blocks[stage - 1])]
 
     @nn.nowrap
-    def run_stages(self, x: Array, mode: Mode, block: Block, widths: Sequence[int]) -> Stages:
-        """Runs the stages; every one but the first halves the map.
+    def run_stages(
+        self,
+        x: Array,
+        mode: Mode,
+        block: Block,
+        widths: Sequence[int],
+        strides: Sequence[int] | None = None,
+    ) -> Stages:
+        """Runs the stages; every one but the first halves the map, or as `strides` have it.
 
         To be called from the compact method. Outside training equal blocks are one loop on a CPU:
         it compiles faster and runs no slower.
         """
+        strides = strides or (1, *(2 for _ in widths[1:]))
         ends, first_preacts, last_preacts = [], [], []
-        for stage, width in enumerate(widths, start=1):
-            first = block(width, 1 if stage == 1 else 2, name=self.block_name(stage, 0))
+        for stage, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+            first = block(width, stride, name=self.block_name(stage, 0))
             x, preact = first(x, mode)
             first_preacts.append(preact)
             names = self.equal_blocks(stage)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, check_size
 from distill_jax.models.kernels.pools import global_average_pool, max_pool
 from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, Conv, conv_norm
@@ -39,8 +39,8 @@ class VGG(nn.Module):
     """Five blocks with pools after the first three, average pool and one linear layer.
 
     At 32×32 the last two blocks both see 4×4 maps; images of 64×64 or more are pooled once more
-    between them. The first block is stem and stage. State-dict names: block0.0, block0.1, ...,
-    classifier.
+    between them. The first block is the stem, the others are the stages, as the field's feature
+    losses take them. State-dict names: block0.0, block0.1, ..., classifier.
     """
 
     counts: tuple[int, ...]
@@ -49,18 +49,18 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         pools = 4 if min(images.shape[1:3]) >= 64 else 3
-        x, stages, preacts = images, [], []
+        x, maps, preacts = images, [], []
         for block, (width, count) in enumerate(zip(WIDTHS, self.counts, strict=True)):
             for index in range(count):  # convolution, BatchNorm, ReLU
                 name, norm = f"block{block}.{3 * index}", f"block{block}.{3 * index + 1}"
                 preact = _conv(x, mode, width, name, norm)
                 x = nn.relu(preact)
-            stages.append(x)
+            maps.append(x)
             preacts.append(preact)
             x = max_pool(x) if block < pools else x
         feature = global_average_pool(x)
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, tuple(stages), stem=stages[0], preacts=tuple(preacts))
+        return Outputs(logits, feature, tuple(maps[1:]), stem=maps[0], preacts=tuple(preacts[1:]))
 
     @nn.nowrap
     def head(self) -> Head:
@@ -107,7 +107,7 @@ def build(depth: int, classes: int, image_shape: tuple[int, int, int]) -> VGG:
     Raises:
       ValueError: images too small for its pools.
     """
-    _check_size(f"vgg{depth}", image_shape, 8)
+    check_size(f"vgg{depth}", image_shape, 8)
     return VGG(COUNTS[depth], classes)
 
 
@@ -117,13 +117,5 @@ def build_cifar(depth: int, classes: int, image_shape: tuple[int, int, int]) -> 
     Raises:
       ValueError: images too small for its pools.
     """
-    _check_size(f"cifar_vgg{depth}", image_shape, 32)
+    check_size(f"cifar_vgg{depth}", image_shape, 32)
     return CifarVGG(COUNTS[depth], classes)
-
-
-def _check_size(name: str, image_shape: tuple[int, int, int], smallest: int) -> None:
-    if min(image_shape[:2]) < smallest:
-        raise ValueError(
-            f"{name} needs images of {smallest}×{smallest} or more, "
-            f"got {image_shape[0]}×{image_shape[1]}"
-        )
