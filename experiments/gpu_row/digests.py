@@ -36,7 +36,7 @@ def config(setting: Setting, deterministic: bool) -> Any:
     """A chain with augmentation and dropped teachers, saved every few steps."""
     images = 256 if setting.smoke else 4096
     told = distill_jax.default_config()
-    told.networks = ("plane4", "plane2") if setting.smoke else ("plane6", "plane4", "plane2")
+    told.networks = ("plane6", "plane4", "plane2")
     told.guidance, told.teacher_logits = ("dense", "dense+drop"), "graph"
     told.dataset.name = f"synthetic:32x32x3:10:{images}:256"
     told.recipe.update(epochs=2, batch_size=32 if setting.smoke else 128, augment="crop_flip")

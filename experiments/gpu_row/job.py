@@ -55,7 +55,7 @@ class Setting:
 
 def end_with_parent() -> None:
     """Ends this process and those it started when the one that started it is gone."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from experiments.benchmark import compared
-from experiments.benchmark import tables as benchmark_tables
 from experiments.benchmark.cases import Case
 from experiments.benchmark.measure import Measured
 from experiments.gpu_row.lines import Line
@@ -70,7 +69,7 @@ def _steps(lines: Sequence[Line]) -> Iterator[Table | str]:
     peak = named.get(PEAK, {}).get("tflops", 0.0)
     table = _table(
         f"Steps in turns; target: {FASTER:g} times as fast as torch.compile's",
-        *("step", "ms", "times\nas fast", "", "TFLOP/s", "of\npeak", "images/s"),
+        *("step", "ms", "times\nas fast", "", "TFLOP/s", "of\npeak"),
     )
     missing = []
     for name, line in named.items():
@@ -80,12 +79,11 @@ def _steps(lines: Sequence[Line]) -> Iterator[Table | str]:
         peer, verdict = named.get(line.get("peer", ""), {}), ("", "")
         if "seconds" in peer:
             faster = _ratio(peer, line)
-            verdict = benchmark_tables.shown(faster), _met(faster.median, FASTER, True)
+            verdict = f"{faster:.2f}", _met(faster, FASTER, True)
         rate = line["tflops"]
         of_peak = f"{rate / peak:.2f}" if peak and rate and name != PEAK else ""
         shown_rate = f"{rate:.3g}" if rate else ""
-        images = "" if name == PEAK else f"{line['images_per_second']:,.0f}"
-        table.add_row(name, f"{line['ms']:.3g}", *verdict, shown_rate, of_peak, images)
+        table.add_row(name, f"{line['ms']:.3g}", *verdict, shown_rate, of_peak)
     yield table
     yield from missing
     for name, line in named.items():
@@ -93,17 +91,18 @@ def _steps(lines: Sequence[Line]) -> Iterator[Table | str]:
             yield f"{name}: its first losses DIFFER FROM ours, {line['losses_differ']:.0e}"
 
 
-def _ratio(over: Line, under: Line) -> compared.Ratio:
+def _ratio(over: Line, under: Line) -> float:
+    """The median of the rounds' own ratios."""
     none = Case("", "", "")
     return compared.ratio(
         Measured(none, seconds=over["seconds"]), Measured(none, seconds=under["seconds"])
-    )
+    ).median
 
 
 def _populations(lines: Sequence[Line]) -> Iterator[Table | str]:
     one = next((line for line in lines if line["name"] == "1" and "seconds" in line), None)
     table = _table(
-        f"Students at once; target: 5 in {SEVERAL:g} times the time of one",
+        f"Students at once; target: 5 within {SEVERAL:g} times",
         *("members", "ms", "to one", "", "to separate runs"),
     )
     for line in lines:
@@ -112,7 +111,7 @@ def _populations(lines: Sequence[Line]) -> Iterator[Table | str]:
             continue
         row = [line["name"], f"{line['ms']:.3g}"]
         if one:
-            ratio = _ratio(line, one).median
+            ratio = _ratio(line, one)
             verdict = _met(ratio, SEVERAL) if line["name"] == "5" else ""
             row += [f"{ratio:.2f}", verdict, f"{ratio / int(line['name']):.2f}"]
         table.add_row(*row)
@@ -142,10 +141,8 @@ def _starts(lines: Sequence[Line]) -> Iterator[Table | str]:
         own = [line for line in lines if line["name"] == name]
         first = next((f"{x['first_step']:.1f}" for x in own if "first_step" in x), "-")
         done = next((x for x in own if x.get("done")), None)
-        both = (
-            (f"{done['parts']['compilation']:.1f}", f"{done['wall']:.1f}") if done else ("-",) * 2
-        )
-        table.add_row(name, first, *both)
+        compilation = f"{done['parts']['compilation']:.1f}" if done else "-"
+        table.add_row(name, first, compilation, f"{done['wall']:.1f}" if done else "-")
     yield table
 
 
@@ -181,7 +178,8 @@ def _rows(lines: Sequence[Line]) -> Iterator[Table | str]:
             attempts[line["attempt"]] = line["wall"]
         wall, seeds = sum(attempts.values()), own[0]["seeds"]
         done = next((line for line in own if line.get("done")), None)
-        yield f"\nrow of {seeds} seeds, {own[0]['dataset']}, {len(attempts)} processes: {wall:.1f} s"
+        named = f"row of {seeds} seeds, {own[0]['dataset']}"
+        yield f"\n{named}, {len(attempts)} processes: {wall:.1f} s"
         if done is None:
             yield "  not at its end: the same --workdir goes on"
             continue
@@ -201,7 +199,7 @@ def _rows(lines: Sequence[Line]) -> Iterator[Table | str]:
             rate = flops / wall / 1e12
             of_peak = f", {rate / peak:.3f} of the matrix peak" if peak else ""
             yield f"  {flops / 1e15:.3g} PFLOP, {rate:.3g} TFLOP/s over all of it{of_peak}"
-        table = _table("Where the time of the last process went", "part", "s", "of all")
+        table = _table("Where its time went", "part", "s", "of all")
         for part_of_it, seconds in done["parts"].items():
             table.add_row(part_of_it, f"{seconds:.1f}", f"{seconds / done['wall']:.2f}")
         yield table
