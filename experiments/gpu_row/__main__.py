@@ -126,15 +126,15 @@ def main(argv: list[str]) -> int:
             names = chosen(argv)
             with tempfile.TemporaryDirectory() as scratch:
                 measure(names, scratch)
-        found, torn = lines.read(SHOW.value or [OUT.value])
+        found, others = lines.read(SHOW.value or [OUT.value])
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console = options.console()
     for table in summary.tables(found):
         console.print(table)
-    if torn:
-        console.print(f"{torn} lines were torn and are left out")
+    if others:
+        console.print(f"{others} lines are left out: torn, or of another form")
     return 0
 
 

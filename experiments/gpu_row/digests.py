@@ -34,12 +34,12 @@ class _Watch(Reporter):
 
 def config(setting: Setting, deterministic: bool) -> Any:
     """A chain with augmentation and dropped teachers, saved every few steps."""
-    images = 256 if setting.smoke else 4096
+    images, batch, first = (256, 32, ()) if setting.smoke else (4096, 128, ("plane6",))
     told = distill_jax.default_config()
-    told.networks = ("plane6", "plane4", "plane2")
-    told.guidance, told.teacher_logits = ("dense", "dense+drop"), "graph"
+    told.networks, told.teacher_logits = (*first, "plane4", "plane2"), "graph"
+    told.guidance = ("dense", "dense+drop") if first else ("dense",)
     told.dataset.name = f"synthetic:32x32x3:10:{images}:256"
-    told.recipe.update(epochs=2, batch_size=32 if setting.smoke else 128, augment="crop_flip")
+    told.recipe.update(epochs=2, batch_size=batch, augment="crop_flip")
     told.update(dtype="bfloat16", deterministic=deterministic, checkpoint_every="3 steps")
     return rows.changed(told, setting.changes)
 

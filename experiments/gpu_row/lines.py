@@ -54,20 +54,20 @@ def end_torn_line(out: str) -> None:
 
 
 def read(files: Iterable[str]) -> tuple[list[Line], int]:
-    """The lines of all files, and how many could not be read because they are torn.
+    """The lines of all files, and how many others there are: torn, or of another form.
 
     Raises:
       OSError: a file cannot be read.
     """
-    found, torn = [], 0
+    found, others = [], 0
     for file in files:
         for text in Path(file).read_text(errors="replace").splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
                 line = None
-            if isinstance(line, dict) and "part" in line:
+            if isinstance(line, dict) and {"part", "variant", "name"} <= set(line):
                 found.append(line)
             elif text.strip():
-                torn += 1
-    return found, torn
+                others += 1
+    return found, others

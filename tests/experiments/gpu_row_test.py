@@ -125,10 +125,15 @@ def test_lines_survive_a_kill_and_nothing_is_left_behind(child, setting, out):
 def test_a_torn_line_is_left_out_and_said(out, capsys):
     out.write_text('{"part": "parity", "variant": "", "name": "end", "seconds": 3}\n{"part": "st')
     lines.end_torn_line(str(out))
-    lines.Lines(str(out), 0.0, part="steps", variant="").add(name="end", seconds=float("nan"))
+    lines.Lines(str(out), 0.0, part="steps", variant="").add(
+        name="end", seconds=4.0, error=float("nan")
+    )
     found, torn = lines.read([str(out)])
     assert [line["part"] for line in found] == ["parity", "steps"] and torn == 1
-    assert found[1]["seconds"] is None
+    assert found[1]["error"] is None
+    assert command(f"--show={out}") == 0
+    text = capsys.readouterr().out
+    assert "1 lines are left out" in text and "parity 3, steps 4" in text
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -175,7 +180,7 @@ def test_the_parts_run_in_their_order_and_the_tables_are_printed(out, monkeypatc
     assert ran == [("steps", 7.0), ("parity", 7.0)]
 
 
-LEFT_OUT = ("tensorflow", "tensorflow_datasets", "apache_beam", "mlcroissant", "pandas", "torch")
+LEFT_OUT = ("tensorflow", "tensorflow_datasets", "sklearn", "safetensors", "pandas", "PIL", "torch")
 
 
 @pytest.mark.parametrize(
