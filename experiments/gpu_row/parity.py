@@ -16,14 +16,14 @@ from experiments.parity.cases import Found, read_cases
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def check(lines: Lines, setting: Setting, *, precision: str) -> None:
-    """Appends a line for each golden case: its largest error, and whether it holds.
+def check(lines: Lines, setting: Setting, *, precision: str, share: int, shares: int) -> None:
+    """Appends a line for each golden case of a share: its largest error, and whether it holds.
 
     At the highest precision a case that breaks a bound is computed in float64 too, as in
     `experiments.parity`; otherwise float32 alone decides.
     """
     cases = [case for case in read_cases(GOLDEN) if check_of(case) is not None]
-    for case in cases[:: 8 if setting.smoke else 1]:
+    for case in cases[share :: shares * (5 if setting.smoke else 1)]:
         run, begun = check_of(case), time.monotonic()
         assert run is not None
         if precision == "highest":

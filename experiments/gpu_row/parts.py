@@ -63,15 +63,22 @@ def _digests() -> Part:
     return Part(240.0, (tuple(runs), tuple(killed), tuple(resumed)))
 
 
+def _parity(shares: int = 3) -> Part:
+    jobs = [
+        _job("parity:check", precision=precision, share=share, shares=shares)
+        for precision in ("default", "highest")
+        for share in range(shares)
+    ]
+    return Part(300.0, (tuple(jobs),))
+
+
 PARTS: dict[str, Part] = {
     "versions": Part(120.0, ((_job("steps:versions"),),)),
     "steps": Part(420.0, ((_job("steps:plain"),), (_job("steps:deep"),))),
     "populations": Part(150.0, ((_job("steps:populations"),),)),
     "digests": _digests(),
     "row4": Part(180.0, tuple((_job("rows:short", name=name),) for name in ("cold", "warm"))),
-    "parity": Part(
-        300.0, (tuple(_job("parity:check", precision=name) for name in ("default", "highest")),)
-    ),
+    "parity": _parity(),
     "row": Part(300.0, ((_job("rows:whole", seeds=1),),)),
     "row5": Part(540.0, ((_job("rows:whole", seeds=5),),)),
 }

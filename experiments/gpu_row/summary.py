@@ -176,6 +176,8 @@ def _rows(lines: Sequence[Line]) -> Iterator[Table | str]:
         attempts: dict[float, float] = {}
         for line in own:
             attempts[line["attempt"]] = line["wall"]
+            if line.get("done"):  # who asks again only reads it
+                break
         wall, seeds = sum(attempts.values()), own[0]["seeds"]
         done = next((line for line in own if line.get("done")), None)
         named = f"row of {seeds} seeds, {own[0]['dataset']}"

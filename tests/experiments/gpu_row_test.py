@@ -317,6 +317,7 @@ def found_lines():
         "row": [
             row(1, 40.0, 1, epoch=3),
             row(2, 60.0, 1, test_accuracy=[0.7228], **done),
+            row(4, 5.0, 1, test_accuracy=[0.7228], **done),
             {"name": "experiments:whole", "failed": -9, "tail": "all\nis lost"},
             {"name": "end", "seconds": 61.0},
         ],
