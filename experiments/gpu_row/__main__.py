@@ -35,7 +35,6 @@ from experiments.benchmark import options
 from experiments.gpu_row import lines, parts, summary
 from experiments.gpu_row.job import Setting
 
-ONLY = flags.DEFINE_list("only", [], "Parts; all of them where empty.")
 OUT = flags.DEFINE_string("out", "", "File to which every result is appended.")
 SHOW = flags.DEFINE_list("show", [], "Prints the tables of these files, and measures nothing.")
 LIMIT = flags.DEFINE_float("limit", 0.0, "Seconds of each part, instead of its own limit.")
@@ -80,7 +79,7 @@ def chosen(argv: list[str]) -> list[str]:
         raise Refused(f"unexpected argument {argv[1]!r}")
     if given := [name for name in OTHERS if flags.FLAGS[name].present]:
         raise Refused(f"--{given[0]} is a flag of experiments.benchmark, not of this command")
-    if unknown := [name for name in ONLY.value if name not in parts.PARTS]:
+    if unknown := [name for name in options.ONLY.value if name not in parts.PARTS]:
         raise Refused(f"--only: no {', '.join(unknown)}; there are {', '.join(parts.PARTS)}")
     if LIMIT.value < 0:
         raise Refused(f"--limit={LIMIT.value:g}: expected seconds above 0, or 0 for their own")
@@ -88,7 +87,7 @@ def chosen(argv: list[str]) -> list[str]:
         raise Refused("--out is missing: expected the file for the results")
     if not Path(OUT.value).parent.is_dir():
         raise Refused(f"--out={OUT.value}: there is no folder {Path(OUT.value).parent}")
-    return [name for name in parts.PARTS if not ONLY.value or name in ONLY.value]
+    return [name for name in parts.PARTS if not options.ONLY.value or name in options.ONLY.value]
 
 
 def measure(names: list[str], scratch: str) -> None:
