@@ -1,4 +1,7 @@
-"""Four CPU devices and one cache of compiled programs for every test, set before JAX is loaded."""
+"""Four CPU devices and one cache of compiled programs for every test, set before JAX is loaded.
+
+JAX_PLATFORMS says where else they are to run; what needs more devices or a CPU is then skipped.
+"""
 
 import multiprocessing.util
 import os
@@ -11,7 +14,9 @@ import hypothesis
 import pytest
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as tolerances are float32's
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # commands share the device
 STARTED_HERE = "PYTEST_XDIST_WORKER" not in os.environ  # else it was, and the folder is inherited
 if STARTED_HERE:
     # pytest keeps the folders of failed tests; what libraries leave goes when the tests end.
@@ -37,6 +42,28 @@ def pytest_configure(config: pytest.Config) -> None:
     # The slow part compiles all as it is compiled for a user.
     flags = cli.QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else []
     os.environ["XLA_FLAGS"] = " ".join([cli.DEVICES, *flags])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what cannot be on another platform than the CPU."""
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        return
+    import jax
+
+    there, platform = len(jax.local_devices()), jax.default_backend()
+    for item in items:
+        if there < 4 and (item.get_closest_marker("devices") or _asks_for_devices(item)):
+            item.add_marker(pytest.mark.skip(f"needs several devices, there are {there}"))
+        elif platform != "cpu" and item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(f"is about a CPU, this is a {platform}"))
+
+
+def _asks_for_devices(item: pytest.Item) -> bool:
+    """Whether a parameter is a number of devices above 1, or a config with one."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    given = [params, *(value for value in params.values() if isinstance(value, dict))]
+    numbers = [one.get("devices") for one in given]
+    return any(isinstance(number, int) and number > 1 for number in numbers)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -33,7 +33,6 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the c
 MATRIX = flags.DEFINE_integer("matrix", 2048, "Size of the matrices that give the peak.")
 STARTS = flags.DEFINE_integer("starts", 3, "Starts with a filled compilation cache; 0 for none.")
 MEMBERS = flags.DEFINE_list("members", "1,2,4,8,16", "Sizes of populations of the student.")
-ONLY = flags.DEFINE_list("only", "", "Rows to measure, by name; all of them where empty.")
 WARM_START = 3.0  # seconds, at most
 
 
@@ -76,9 +75,13 @@ def chosen_cases() -> dict[str, Case]:
         batch=8 if small else BATCH.value,
         matrix=64 if small else MATRIX.value,
     )
-    if unknown := set(ONLY.value) - set(every):
+    if unknown := set(options.ONLY.value) - set(every):
         raise ValueError(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(every)}")
-    return {name: case for name, case in every.items() if not ONLY.value or name in ONLY.value}
+    return {
+        name: case
+        for name, case in every.items()
+        if not options.ONLY.value or name in options.ONLY.value
+    }
 
 
 def targets_apply(found: Mapping[str, Measured]) -> bool:

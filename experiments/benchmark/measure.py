@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +52,9 @@ class Measured:
 
 
 class Worker:
-    """A process that holds one case, pinned to `cores`."""
+    """A process that holds one case, pinned to `cores`; it has `limit` seconds to get ready."""
 
-    def __init__(self, case: Case, cores: list[int], cache: str = ""):
+    def __init__(self, case: Case, cores: list[int], cache: str = "", limit: float = math.inf):
         request = {"case": dataclasses.asdict(case), "cores": cores, "cache": cache}
         self.found = Measured(case)
         self.begun = time.monotonic()
@@ -63,7 +66,13 @@ class Worker:
             cwd=ROOT,
             env=environment(case, len(cores)),
         )
+        timer = threading.Timer(min(limit, threading.TIMEOUT_MAX), self.process.kill)
+        timer.daemon = True
+        timer.start()
         ready = self._answer()
+        timer.cancel()
+        if self.found.missing and time.monotonic() - self.begun > limit:
+            self.found.missing = f"not ready after {limit:.0f} s"
         if self.found.missing:
             return
         self.found.start_seconds = ready.pop("first_step_done_at") - self.begun
@@ -99,13 +108,16 @@ class Worker:
 def environment(case: Case, cores: int) -> dict[str, str]:
     """The environment of a worker; frameworks read it when they are loaded.
 
-    XLA's flags are none but the number of devices, whatever they are here.
+    XLA's flags are those of BENCHMARK_XLA_FLAGS and the number of devices, whatever they are here.
     """
     changed = {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     # Workers share a GPU: none may take all of its memory at the start.
     changed["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    flags = os.environ.get("BENCHMARK_XLA_FLAGS", "").split()
     if case.devices > 1:
-        changed["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={case.devices}"
+        flags.append(f"--xla_force_host_platform_device_count={case.devices}")
+    if flags:
+        changed["XLA_FLAGS"] = " ".join(flags)
     if cores:
         changed["OMP_NUM_THREADS"] = str(cores)
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -124,6 +136,8 @@ def measure(
     seconds: float,
     cores: list[int],
     say: Callable[[str], None] = lambda text: None,
+    at_once: int = 1,
+    limit: float = math.inf,
 ) -> dict[str, Measured]:
     """Measures all cases in turns, A B A B, so that a slow moment of the machine meets them all.
 
@@ -133,11 +147,18 @@ def measure(
       seconds: how long a turn lasts, about; at least one step.
       cores: that every worker is pinned to.
       say: told of what is being done.
+      at_once: how many may get ready at the same time; none has its turn meanwhile.
+      limit: seconds that a worker has to get ready.
     """
     workers, found = {}, {}
-    for name, case in cases.items():
+
+    def start(name: str) -> Worker:
         say(f"start {name}")
-        worker = Worker(case, cores)
+        return Worker(cases[name], cores, limit=limit)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        started = dict(zip(cases, pool.map(start, cases), strict=True))
+    for name, worker in started.items():
         if worker.found.missing:
             found[name] = worker.end()
         else:

@@ -19,6 +19,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each variant.", lower_boun
 SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a turn, about; as training dispatches.")
 CORES = flags.DEFINE_integer("cores", 2, "To pin every process to; 0 pins none.", lower_bound=0)
 JSON = flags.DEFINE_string("json", "", "File for all numbers.")
+ONLY = flags.DEFINE_list("only", "", "Rows, or parts, by name; all of them where empty.")
 SMOKE = flags.DEFINE_bool("smoke", False, "In miniature, on any machine: a test.")
 
 

@@ -62,30 +62,28 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet of 6n+2 layers."""
+    """A ResNet on 32×32 images: `blocks` basic blocks in each stage."""
 
-    widths = (16, 32, 64)
-
-    def __init__(self, depth: int, classes: int):
+    def __init__(self, widths: tuple[int, ...], blocks: int, classes: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        blocks = (depth - 2) // 6
-        self.layer1 = self._stage(16, 16, 1, blocks)
-        self.layer2 = self._stage(16, 32, 2, blocks)
-        self.layer3 = self._stage(32, 64, 2, blocks)
-        self.fc = nn.Linear(64, classes)
-
-    @staticmethod
-    def _stage(inputs: int, width: int, stride: int, blocks: int) -> nn.Sequential:
-        rest = [Block(width, width, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(Block(inputs, width, stride), *rest)
+        self.widths = widths
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inputs = widths[0]
+        for i, width in enumerate(widths):
+            rest = [Block(width, width, 1) for _ in range(blocks - 1)]
+            first = Block(inputs, width, 2 if i else 1)
+            setattr(self, f"layer{i + 1}", nn.Sequential(first, *rest))
+            inputs = width
+        self.fc = nn.Linear(inputs, classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """The feature map at the end of each stage."""
-        first = self.layer1(torch.relu(self.bn1(self.conv1(x))))
-        second = self.layer2(first)
-        return [first, second, self.layer3(second)]
+        x, ends = torch.relu(self.bn1(self.conv1(x))), []
+        for i in range(len(self.widths)):
+            x = getattr(self, f"layer{i + 1}")(x)
+            ends.append(x)
+        return ends
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.stages(x)[-1].mean((2, 3)))
@@ -108,11 +106,11 @@ def _branch(width: int, stride: int) -> nn.Sequential:
 
 
 class Evolving(ResNet):
-    """TESKD's branches on a CIFAR ResNet; resized before the 1×1 convolution, as its authors do."""
+    """TESKD's branches on a ResNet; resized before the 1×1 convolution, as its authors do."""
 
-    def __init__(self, depth: int, classes: int):
-        super().__init__(depth, classes)
-        width, last = self.widths[-1], len(self.widths)
+    def __init__(self, widths: tuple[int, ...], blocks: int, classes: int):
+        super().__init__(widths, blocks, classes)
+        width, last = widths[-1], len(widths)
         self.laterals = nn.ModuleList(_block(inputs, width) for inputs in self.widths)
         self.upsample = nn.ModuleList(
             _block(width, width, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
@@ -140,8 +138,17 @@ class Evolving(ResNet):
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """The network called `name`: planeD, resnetD or evolving:resnetD."""
-    for prefix, family in (("plane", Plain), ("evolving:resnet", Evolving), ("resnet", ResNet)):
-        if name.startswith(prefix):
-            return family(int(name.removeprefix(prefix)), classes)
+    """The network called `name`: planeD, resnetD, cifar_resnet18, or evolving: with one of these.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    evolving, backbone = name.startswith("evolving:"), name.removeprefix("evolving:")
+    if backbone.startswith("plane") and not evolving:
+        return Plain(int(backbone.removeprefix("plane")), classes)
+    family = Evolving if evolving else ResNet
+    if backbone == "cifar_resnet18":
+        return family((64, 128, 256, 512), 2, classes)
+    if backbone.startswith("resnet"):
+        return family((16, 32, 64), (int(backbone.removeprefix("resnet")) - 2) // 6, classes)
     raise ValueError(f"the peer has no {name}")

@@ -244,6 +244,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, reference, tmp_path
     assert digests(results) == digests(reference)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_it_is_split_over_devices(monkeypatch, parallel):
     steps_of_chunks(monkeypatch, 2)

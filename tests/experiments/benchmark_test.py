@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from absl.testing import flagsaver
 
 from distill_jax import models
 from distill_jax.models.backend import traced_for
-from experiments import devices, gpu_row, growth
+from experiments import devices, growth
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import cases, compared, flops, machine, measure, tables, worker
 from experiments.benchmark.cases import Case, Unavailable
@@ -35,7 +34,7 @@ class Canned:
 
     turns: list[str] = []
 
-    def __init__(self, case, cores, cache=""):
+    def __init__(self, case, cores, cache="", limit=0.0):
         missing = "not here" if case.variant == "table" else ""
         self.found = Measured(case, missing, start_seconds=5.0 - 3 * bool(cache), device="cpu cpu")
         self.found.flops = 1e6 * case.batch * (3 + len(case.teachers))
@@ -81,23 +80,9 @@ def test_the_command_measures_in_processes_of_their_own(tmp_path, capsys):
     assert OURS in capsys.readouterr().out
 
 
-def test_the_row_is_trained_and_its_time_told_apart(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", cli.flags())
-    with flagsaver.flagsaver():
-        flags.FLAGS(["command", "--smoke"])
-        one = gpu_row.train(1)
-    assert [stage["network"] for stage in one["stages"]] == gpu_row.MINIATURE
-    assert one["stages"][1]["teachers"] == gpu_row.MINIATURE[:1]
-    assert one["stages"][0]["steps"] == 1  # about half of 128 images, by 32
-    assert len(one["test_accuracy"]) == 1
-    for part in ("start", "data", "set-up", "training", "evaluation", "compilation"):
-        assert one["parts"][part] > 0, part
-    assert sum(one["parts"].values()) == pytest.approx(one["wall"])
-
-
 def test_the_commands_themselves_load_no_framework():
     # One that only imports JAX's arrays may take most of a GPU's memory from the workers.
-    names = "experiments.benchmark.__main__, experiments.growth, experiments.gpu_row"
+    names = "experiments.benchmark.__main__, experiments.growth, experiments.gpu_row.__main__"
     code = f"import sys, {names}; sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
     assert not subprocess.run([sys.executable, "-c", code], cwd=measure.ROOT).returncode
 
@@ -154,29 +139,7 @@ def test_growth(canned, tmp_path, capsys):
     assert "asked: 1 or less" in capsys.readouterr().out
 
 
-def test_the_gpu_row_in_words(canned, monkeypatch, tmp_path, capsys):
-    stage = {"steps": 5, "test_accuracy": 0.5}
-    stages = [{**stage, "network": name} for name in gpu_row.MINIATURE]
-
-    def train(seeds):
-        parts = {"start": 1.0, "training": 20.0, "compilation": 4.0}
-        accuracies = [0.5] * seeds
-        found = {"wall": 25.0 * seeds, "device": "cpu cpu", "test_accuracy": accuracies}
-        return {**found, "parts": parts, "stages": stages}
-
-    monkeypatch.setattr(gpu_row, "ask", lambda seeds: {})
-    monkeypatch.setattr(gpu_row, "train", train)
-    file = tmp_path / "found.json"
-    assert not command(gpu_row.main, "--peer=torch", "--seeds=3", f"--json={file}")
-    written, out = json.loads(file.read_text()), capsys.readouterr().out
-    assert "no GPU" in out
-    assert "75.0 s, 3.00 times that of one" in out
-    assert written["parts"]["steps"] == pytest.approx(2 * 5 * 0.1 * 32 / 8)
-    assert written["parts"]["between dispatches"] == pytest.approx(20 - 4)
-    assert written["flops"] == 5 * 32e6 * (3 + 4)
-
-
-@pytest.mark.parametrize("main", [benchmark.main, devices.main, growth.main, gpu_row.main])
+@pytest.mark.parametrize("main", [benchmark.main, devices.main, growth.main])
 @pytest.mark.parametrize("argument", ["stray", "--json=/nowhere/found.json"])
 def test_a_wrong_command_is_refused_before_anything_is_measured(main, argument, capsys):
     assert command(main, argument) == 1
@@ -186,22 +149,6 @@ def test_a_wrong_command_is_refused_before_anything_is_measured(main, argument, 
 def test_a_row_that_there_is_not(capsys):
     assert command(benchmark.main, "--only=jacks") == 1
     assert f"no jacks; there are {OURS}" in capsys.readouterr().err
-
-
-def test_no_package_and_no_data_are_said_in_words(monkeypatch, tmp_path, capfd):
-    with flagsaver.flagsaver():
-        argv = flags.FLAGS(["command", f"--data_dir={tmp_path}"])
-        assert gpu_row.main(argv) == 1
-        assert "error: cifar10 was not found" in capfd.readouterr().err
-        # A package that fails as a missing one does, found before the real one.
-        (tmp_path / "ml_collections.py").write_text(
-            "raise ModuleNotFoundError('gone', name='ml_collections')"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        assert gpu_row.main(argv) == 1
-        stderr = capfd.readouterr().err
-    assert "error: ml_collections is not installed; python -m pip install" in stderr
-    assert "Traceback" not in stderr
 
 
 def test_a_peer_that_is_not_installed(monkeypatch):

@@ -354,6 +354,7 @@ def test_every_mode_and_device_count_gives_the_same_loss_and_parameters(mode, de
     assert np.abs(params["fc_b1"]["kernel"] - start["fc_b1"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.devices
 def test_the_feature_sum_is_over_the_whole_batch_and_matters():
     _, sums = trained("jit", 1)
     _, halves = trained("pmap", 2)

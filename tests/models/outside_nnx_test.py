@@ -89,6 +89,7 @@ def test_training_changes_state_and_follows_its_key():
         net.apply(variables, images(), train=True)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_nnx_on_two_devices_is_nnx_on_one(mode):
     net = network()

@@ -123,6 +123,7 @@ def assert_alike(found, expected, rtol=1e-4, atol=1e-5):
     )
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_linen_on_two_devices_is_linen_on_one(mode):
     net = network("outside_cnn", CNN(CLASSES))
@@ -134,6 +135,7 @@ def test_linen_on_two_devices_is_linen_on_one(mode):
     assert np.abs(one[1]["batch_stats"]["Block_0"]["BatchNorm_0"]["mean"]).max() > 1e-3
 
 
+@pytest.mark.devices
 def test_that_test_sees_batch_norms_that_do_not_share(monkeypatch):
     from distill_jax.models.adapters import linen_module
 

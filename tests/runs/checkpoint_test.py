@@ -276,6 +276,7 @@ def test_data_that_was_given_is_known_by_its_content(copied):
         distill_jax.run(TINY, workdir=folder, dataset=dataset)
 
 
+@pytest.mark.devices
 def test_resumable_fields_may_differ(copied):
     folder, rows = copied
     resumable = {"name": "other", "checkpoint_every": "1 steps", "devices": 2, "parallel": "pmap"}

@@ -201,6 +201,7 @@ def test_dropping_in_a_cycle_is_of_frozen_teachers():
 
 
 # ------------------------------------------------------------------ devices, populations, own rules
+@pytest.mark.devices
 @pytest.mark.parametrize("parallel", ["jit", *slow("pmap")])
 def test_devices_share_the_batch_of_a_cycle(mutual, parallel):
     results = run(parallel=parallel, devices=2)
@@ -209,6 +210,7 @@ def test_devices_share_the_batch_of_a_cycle(mutual, parallel):
         same_weights(expected, variables, exactly=False)
 
 
+@pytest.mark.devices
 def test_a_population_of_cycles_is_each_of_them_alone(mutual):
     started = Started()
     results = run(seeds=(0, 1), devices=2, population=2, reporter=started)

@@ -36,6 +36,7 @@ def trajectory(name):
     return [[x["train_loss"], x["train_accuracy"], x["valid_loss"]] for x in history]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_same_config_trains_as_it_did_when_the_number_was_raised(name):
     """To record anew: `python tests/runs/semantics_test.py`, with FORMAT of runs/plan.py raised."""

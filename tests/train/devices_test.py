@@ -7,6 +7,8 @@ import distill_jax
 from distill_jax.train import devices
 from distill_jax.train.stage import Recipe
 
+pytestmark = pytest.mark.cpu  # the rule goes by the platform
+
 CONFIG = {
     "dataset": {"name": "synthetic:8x8x1:4:384:32", "valid_fraction": 0.25},
     "networks": ("plane4", "plane2"),

@@ -498,6 +498,7 @@ def test_what_methods_keep_is_saved_with_the_stage_and_never_deployed():
     assert result.whole == {}  # which only a phase has
 
 
+@pytest.mark.devices
 def test_replicas_with_methods_of_their_own_are_what_they_are_alone():
     stages = [dataclasses.replace(stage_of(MEMORY), seed=seed) for seed in (0, 1)]
     options = TrainOptions(topology=sharding.Topology("jit", 2))

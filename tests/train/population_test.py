@@ -56,6 +56,7 @@ def timeless(results):
 
 
 # ------------------------------------------------------------------------------------ populations
+@pytest.mark.cpu  # under vmap, as on a GPU, sums have another order
 @pytest.mark.parametrize(
     ("changes", "together"),
     [
@@ -107,6 +108,7 @@ def test_replicas_under_vmap_train_as_they_would_alone(monkeypatch):
                 assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
 
 
+@pytest.mark.devices
 def test_replicas_left_over_train_by_themselves():
     _, recorder = run(seeds=(0, 1, 2), devices=2, guidance=("none",))
     assert [len(stages) for stages, _ in recorder.started] == [2, 1]

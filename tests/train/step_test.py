@@ -176,6 +176,7 @@ def test_every_mode_and_device_count_gives_the_same_training(mode, devices):
     chex.assert_trees_all_close(state, expected_state, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_unsynchronised_batchnorm_is_another_training_and_stays_replicated(mode):
     (synced, _), (alone, _) = (
@@ -248,6 +249,7 @@ def test_the_student_without_teachers_learns_by_cross_entropy_alone():
     chex.assert_trees_all_close(after.params["networks"]["plane2"], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.devices
 def test_topologies_that_cannot_be():
     with pytest.raises(ValueError, match="5 devices asked for, there are 4"):
         sharding.Topology("jit", 5)

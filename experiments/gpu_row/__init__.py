@@ -1,0 +1,1 @@
+"""What a GPU is asked once: steps, populations, same bytes, starts, parity, and the whole row."""
