@@ -114,6 +114,12 @@ SETTINGS: dict[str, Setting] = {
     "srrl": _beside("srrl", 1.0),
     "ab": _first("ab", 1.0, published=(0, 0, 0, 0, 73.17, 0)),
     "fsp": _first("fsp", 1.0, published=(0, 0, 0, 0, 72.62, 0)),
+    "ft": _beside(
+        "ft",
+        200.0,
+        phases=({"methods": {"ft": 1.0}, "epochs": 30, "learning_rate": 0.01},),
+        published=(0, 0, 0, 0, 72.86, 0),
+    ),
     "crd": _beside("crd", 0.8, published=(75.48, 71.16, 71.46, 73.48, 75.51, 73.94)),
     "crd_kd": Setting({"crd": 0.8, "kd": 1.0, "ce": 1.0}, recipe={"kd_weight": 1.0}),
     "reviewkd": _beside(
