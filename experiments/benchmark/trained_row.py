@@ -33,6 +33,7 @@ class Timeline(Reporter):
         self.since, self.compiled, self.told = begun, 0.0, 0.0
         self.steps, self.at, self.first = 0, 0, True
         self.cached: dict[str, bool] = {}
+        self.resumed = False  # whether another process has done a part of the run
 
     @property
     def wall(self) -> float:
@@ -48,12 +49,15 @@ class Timeline(Reporter):
 
     def run_started(self, planned):
         self.cached = {stage.id: one.cached for one in planned for stage in one.stages}
+        self.resumed = any(one.done for one in planned)
         self.mark("set-up")
 
     def stage_started(self, stages, step, steps, histories):
         self.mark("set-up")
         self.steps, self.at = steps, step
-        self.tell(wall=self.wall, stage=stages[0].network.name, from_step=step, members=len(stages))
+        self.resumed |= step > 0
+        about = {"stage": stages[0].network.name, "members": len(stages), "from_step": step}
+        self.tell(wall=self.wall, resumed=self.resumed, **about)
 
     def notice(self, lines):
         self.mark("look at teachers and loss")
@@ -128,6 +132,7 @@ def train(
     found = {
         "wall": timeline.wall,
         "done": True,
+        "resumed": timeline.resumed,
         "parts": {**timeline.parts, "compilation": timeline.compiled},
         "test_accuracy": [row["test_accuracy"] for row in results.rows],
         "flops": operations(timeline, dataset),

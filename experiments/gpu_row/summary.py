@@ -182,6 +182,9 @@ def _rows(lines: Sequence[Line]) -> Iterator[Table | str]:
         done = next((line for line in own if line.get("done")), None)
         named = f"row of {seeds} seeds, {own[0]['dataset']}"
         yield f"\n{named}, {len(attempts)} processes: {wall:.1f} s"
+        if any(line.get("resumed") and line["attempt"] == own[0]["attempt"] for line in own):
+            yield "  it went on with what processes did whose lines are not here: no target applies"
+            continue
         if done is None:
             yield "  not at its end: the same --workdir goes on"
             continue

@@ -316,7 +316,7 @@ def found_lines():
         ],
         "row": [
             row(1, 40.0, 1, epoch=3),
-            row(2, 60.0, 1, test_accuracy=[0.7228], **done),
+            row(2, 60.0, 1, resumed=True, test_accuracy=[0.7228], **done),
             row(4, 5.0, 1, test_accuracy=[0.7228], **done),
             {"name": "experiments:whole", "failed": -9, "tail": "all\nis lost"},
             {"name": "end", "seconds": 61.0},
@@ -359,7 +359,11 @@ def test_a_file_alone_is_shown_with_the_targets(out, capsys):
     assert widest <= 80
 
 
-def test_a_row_that_is_not_at_its_end_says_so():
-    line = {"part": "row", "variant": "", "at": 1.0, **row(1, 40.0, 1, epoch=3)}
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"epoch": 3}, "not at its end"), ({"resumed": True, "done": True}, "no target applies")],
+)
+def test_a_row_that_is_not_whole_says_so(more, said):
+    line = {"part": "row", "variant": "", "at": 1.0, **row(1, 40.0, 1, **more)}
     texts = [text for text in summary.tables([line]) if isinstance(text, str)]
-    assert "not at its end" in texts[-1]
+    assert said in texts[-1]
