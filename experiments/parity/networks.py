@@ -46,7 +46,9 @@ def check_model(case: Case, dtype: str) -> Iterator[Found]:
             yield case.compare(f"{mode}_{i}", output)
     yield case.compare("ce", ce)
     grads = torch_weights.to_state_dict({"params": grads})
-    yield case.compare("grad_norms", [np.linalg.norm(grads[names[key]]) for key in meta["grad_keys"]])
+    yield case.compare(
+        "grad_norms", [np.linalg.norm(grads[names[key]]) for key in meta["grad_keys"]]
+    )
     stats = torch_weights.to_state_dict(stats)
     for key, reference in meta["bn_after"].items():
         found = [np.mean(stats[names[key]]), np.linalg.norm(stats[names[key]])]

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case.name: case for case in read_cases(GOLDEN)}
 
 
-LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint")
+LARGE = ("plane8", "plane10", "resnet20", "cifarresnet18", "hint", "rd_")
 SLOW = [name for name in CASES if any(part in name for part in LARGE)]
 
 
@@ -76,6 +76,10 @@ def test_the_generator_is_that_of_the_cases():
     ("theirs", "ours"),
     [
         ("plane2", "plane2"),
+        ("wrn_40_2", "wrn_40_2"),
+        ("MobileNetV2", "mobilenetv2"),
+        ("ShuffleV1", "shufflenetv1"),
+        ("ResNet50", "resnet50_cifar"),
         ("resnet_our.cifarresnet18", "evolving:cifar_resnet18"),
         ("resnext_our.cifarresnext50", "evolving:cifar_resnext50"),
         ("senet_our.cifarsenet34", "evolving:cifar_senet34"),
