@@ -27,6 +27,7 @@ LARGE = (
     "factor",
     "y_method_reviewkd",
     "dml_plane4",
+    "rd_",
 )
 SLOW = [name for name in CASES if any(part in name for part in LARGE)]
 
@@ -171,6 +172,10 @@ def test_the_generator_is_that_of_the_cases():
     ("theirs", "ours"),
     [
         ("plane2", "plane2"),
+        ("wrn_40_2", "wrn_40_2"),
+        ("MobileNetV2", "mobilenetv2"),
+        ("ShuffleV1", "shufflenetv1"),
+        ("ResNet50", "resnet50_cifar"),
         ("resnet_our.cifarresnet18", "evolving:cifar_resnet18"),
         ("resnext_our.cifarresnext50", "evolving:cifar_resnext50"),
         ("senet_our.cifarsenet34", "evolving:cifar_senet34"),

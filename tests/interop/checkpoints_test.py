@@ -6,6 +6,7 @@ The files are put together by hand, as `torch.save` lays them out, since PyTorch
 import argparse
 import collections
 import datetime
+import json
 import os
 import pathlib
 import pickle
@@ -27,6 +28,8 @@ from distill_jax.interop.files import (
 )
 from distill_jax.interop.torch_weights import WeightsError, entries, to_state_dict
 from distill_jax.models import build
+from experiments import golden
+from experiments.parity.cases import network_name
 
 SHAPE = (8, 8, 1)
 NETWORK = build("resnet8", 4, SHAPE)
@@ -349,6 +352,31 @@ def test_a_vgg_with_torchvisions_names(tmp_path):
     write_state_dict(tmp_path / "w.npz", theirs)
     found = load_variables(tmp_path / "w.npz", network)
     assert jax.tree.all(jax.tree.map(np.array_equal, found, dict(variables)))
+
+
+REPDISTILLER = pathlib.Path(__file__).parents[1] / "golden" / "zoo"
+
+
+@pytest.mark.parametrize("path", sorted(REPDISTILLER.iterdir()), ids=lambda path: path.stem)
+def test_the_networks_of_repdistiller_by_its_names(tmp_path, path):
+    with np.load(path) as case:
+        meta = json.loads(str(case["meta"]))
+    network = build(network_name(meta["name"]), meta["classes"], (32, 32, 3))
+    state = golden.state_dict(meta["state"], meta["seed"])
+    write_state_dict(tmp_path / "w.pth", behind("module.student.", state))
+    same(load_variables(tmp_path / "w.pth", network), state)
+
+
+def test_the_resnet_50_of_repdistiller_by_its_names(tmp_path):
+    network, rng = build("resnet50_cifar", 2, (32, 32, 3)), np.random.default_rng(0)
+    values = {name: np.full(shape, rng.normal(), "f2") for name, shape in entries(network)}
+    theirs = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): array
+        for name, array in values.items()
+    }
+    assert {"layer1.0.shortcut.1.running_var", "linear.bias"} < theirs.keys()
+    write_state_dict(tmp_path / "w.pth", theirs)
+    same(load_variables(tmp_path / "w.pth", network), values)
 
 
 def numbered_layers(blocks, convolutions):

@@ -3,6 +3,8 @@
 Where another platform's algorithm is meant, it is run here, on the CPU.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,12 +87,76 @@ def test_convolution_and_its_gradients(batch, inputs, outputs, k, stride, paddin
         np.testing.assert_allclose(got, wanted, atol=2e-6 * np.abs(wanted).max(), rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"),
-    [((3, 3, 3, 16), 1, 1), ((2, 2, 3, 4), 2, 0), ((9, 9, 3, 4), 1, 4)],
+    ("inputs", "outputs", "groups", "k", "stride", "padding", "size"),
+    [
+        (8, 8, 8, 3, 1, 1, (6, 7)),  # depthwise
+        (8, 8, 8, 3, 2, 1, (6, 7)),
+        (6, 6, 6, 3, 2, 1, (1, 2)),
+        (6, 6, 6, 5, 1, 0, (7, 5)),
+        (4, 8, 4, 3, 1, 1, (4, 4)),  # two outputs a channel
+        (6, 9, 3, 1, 1, 0, (5, 4)),  # a few groups
+        (6, 12, 3, 3, 2, 1, (5, 6)),
+        (24, 12, 12, 3, 1, 1, (4, 4)),  # many
+    ],
 )
-def test_elsewhere_than_on_a_cpu_a_convolution_is_one(kernel, stride, padding):
-    run = traced_for("gpu", lambda x, kernel: conv2d(x, kernel, stride, padding))
+def test_convolution_in_groups_and_its_gradients(
+    inputs, outputs, groups, k, stride, padding, size, dtype, tolerance
+):
+    x, kernel = draw(4, *size, inputs), draw(k, k, inputs // groups, outputs, seed=1)
+    parts = list(zip(*(np.split(a, groups, -1) for a in (x, kernel)), strict=True))
+    expected = np.concatenate([convolve(*part, stride, padding) for part in parts], -1)
+    g = draw(*expected.shape, seed=2)
+    back = [
+        convolve_back(*part, stride, padding, own)
+        for part, own in zip(parts, np.split(g, groups, -1), strict=True)
+    ]
+    wanted = expected, *(np.concatenate(each, -1) for each in zip(*back, strict=True))
+
+    def run(x, kernel, g):
+        y, pull = jax.vjp(lambda *a: conv2d(*a, stride, padding, groups), x, kernel)
+        return y, *pull(g)
+
+    for found, want in zip(
+        jax.jit(run)(*(jnp.asarray(a, dtype) for a in (x, kernel, g))), wanted, strict=True
+    ):
+        assert found.dtype == dtype
+        found = np.asarray(found, np.float64)
+        np.testing.assert_allclose(found, want, atol=tolerance * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("groups", [3, 12])
+def test_convolution_in_groups_in_float64(groups):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(draw(2, 5, 5, 12)), jnp.asarray(draw(3, 3, 12 // groups, 12))
+
+        def run(convolve, x, kernel):
+            y, pull = jax.vjp(convolve, x, kernel)
+            return y, *pull(jnp.cos(y))
+
+        ours, theirs = (
+            jax.jit(functools.partial(run, traced_for(platform, function)))(x, kernel)
+            for platform in ("cpu", "gpu")  # there it is one convolution of XLA's
+            for function in [lambda x, kernel: conv2d(x, kernel, 2, 1, groups)]
+        )
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, wanted, atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"),
+    [
+        ((3, 3, 3, 16), 1, 1, 1),
+        ((2, 2, 3, 4), 2, 0, 1),
+        ((9, 9, 3, 4), 1, 4, 1),
+        ((3, 3, 1, 3), 2, 1, 3),
+        ((1, 1, 1, 6), 1, 0, 3),
+    ],
+)
+def test_elsewhere_than_on_a_cpu_a_convolution_is_one(kernel, stride, padding, groups):
+    run = traced_for("gpu", lambda x, kernel: conv2d(x, kernel, stride, padding, groups))
     shapes = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((4, 8, 8, 3), kernel))
     text = jax.jit(run).lower(*shapes).as_text()
     assert text.count("stablehlo.convolution") == 1

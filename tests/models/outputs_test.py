@@ -19,6 +19,9 @@ SIZES = {  # of images, the smallest that tell something
     "resnet8x2": 8,
     "wrn_16_1": 8,
     "vgg8": 8,
+    "mobilenetv2": 16,
+    "shufflenetv1": 8,
+    "shufflenetv2": 8,
     "cifar_resnet18": 8,
     "cifar_senet18": 8,
     "cifar_vgg16": 32,
@@ -60,7 +63,12 @@ def test_stages_are_preactivations_after_their_relu(name, train):
     for stage, preact in zip(outputs.stages, outputs.preacts, strict=True):
         assert stage.shape == preact.shape
         assert preact.min() < 0 or "senet" in name  # where a sum of ReLUs is not negative
-        if not name.startswith("wrn"):
+        if name == "mobilenetv2":  # no activation follows
+            np.testing.assert_array_equal(stage, preact)
+        elif name == "shufflenetv2":
+            shuffled = np.stack(np.split(preact, 2, -1), -1).reshape(preact.shape)
+            np.testing.assert_array_equal(stage, np.maximum(shuffled, 0))
+        elif not name.startswith("wrn"):
             np.testing.assert_array_equal(stage, np.maximum(preact, 0))
 
 
@@ -86,6 +94,7 @@ def test_wide_resnets_are_normalised_by_the_next_batch_norm_before_their_relu():
 STEMS = {name: [("conv1", "bn1")] for name in SIZES} | {
     "plane8": [("conv_layers.0", "conv_layers.1")],
     "vgg8": [("block0.0", "block0.1")],
+    "mobilenetv2": [("conv1.0", "conv1.1")],
     "cifar_senet18": [("pre.0", "pre.1")],
     "cifar_vgg16": [("conv1", "bn1"), ("conv2", "bn2")],
     "wrn_16_1": [("conv1", None)],  # nothing but a convolution
@@ -95,11 +104,11 @@ STEMS = {name: [("conv1", "bn1")] for name in SIZES} | {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stem_is_the_first_convolution_normalised_and_activated(name):
     _, variables, outputs = shown(name)
-    stride, padding = (2, 3) if name.startswith("imagenet") else (1, 1)
+    stride = 2 if name.startswith(("imagenet", "mobilenet")) else 1
     x = inputs(SIZES[name])
     for conv, norm in STEMS[name]:
         weights = variables["params"][conv]
-        pads = [(padding, padding)] * 2
+        pads = [(weights["kernel"].shape[0] // 2,) * 2] * 2
         dimensions = ("NHWC", "HWIO", "NHWC")
         x = np.asarray(
             jax.lax.conv_general_dilated(

@@ -43,6 +43,10 @@ PARAMETERS = {
         "wrn_28_10": 36_536_884,
         "vgg8": 3_965_028,
         "vgg13": 9_462_180,
+        "mobilenetv2": 812_836,
+        "shufflenetv1": 949_258,
+        "shufflenetv2": 1_355_528,
+        "resnet50_cifar": 23_705_252,
         "cifar_resnet18": 11_220_132,
         "cifar_resnet34": 21_328_292,
         "cifar_resnext18": 22_209_444,
@@ -82,7 +86,7 @@ def abstract(network, images=2, train=False):
 
 
 SMALLEST = [family.name(min(family.sizes)) for family in models.FAMILIES]
-COUNTED = [*SMALLEST, "plane4", "resnet20", "wrn_16_2", "imagenet_resnet50"]
+COUNTED = [*SMALLEST, "shufflenetv2", "plane4", "resnet20", "wrn_16_2", "imagenet_resnet50"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,9 @@ def test_forward_shapes(name):
         ("resnet8x4", (32, 16, 8), (64, 128, 256)),
         ("wrn_16_2", (32, 16, 8), (32, 64, 128)),
         ("vgg8", (16, 8, 4, 4), (128, 256, 512, 512)),
+        ("mobilenetv2", (16, 8, 4, 2), (12, 16, 48, 160)),
+        ("shufflenetv1", (16, 8, 4), (240, 480, 960)),
+        ("shufflenetv2", (16, 8, 4), (116, 232, 464)),
         *slow(("cifar_senet50", (32, 16, 8, 4), (256, 512, 1024, 2048))),
         ("cifar_vgg16", (8, 4, 2, 1), (128, 256, 512, 512)),
         ("imagenet_resnet18", (56, 28, 14, 7), (64, 128, 256, 512)),
@@ -180,6 +187,8 @@ def test_sizes_by_rule():
         ("wrn_16_02", "unknown network"),
         ("resnet9x4", "6n[+]2"),
         ("resnet8x1", "two or more"),
+        ("MobileNetV2", "did you mean 'mobilenetv2'"),
+        ("shufflenetv3", "did you mean 'shufflenetv"),
         ("evolving:nothing", "evolving:NAME"),
         ("evolving:evolving:resnet8", "unknown network"),
     ],
@@ -191,8 +200,18 @@ def test_illegal_names_say_what_there_is(name, message):
         models.build(name, 10, (32, 32, 3))
 
 
-@pytest.mark.parametrize(("name", "size"), [("vgg8", 7), ("cifar_vgg16", 28), ("plane10", 8)])
-def test_images_too_small_for_the_pools(name, size):
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vgg8", 7),
+        ("cifar_vgg16", 28),
+        ("plane10", 8),
+        ("mobilenetv2", 15),
+        ("shufflenetv1", 7),
+        ("shufflenetv2", 7),
+    ],
+)
+def test_images_too_small_for_the_network(name, size):
     with pytest.raises(ValueError, match="needs images of"):
         models.build(name, 10, (size, size, 3))
 
@@ -339,6 +358,9 @@ def test_logits_and_their_gradients_are_computed_at_the_highest_precision(name):
         ("imagenet_resnet18", ("layer4.0", "conv1", "kernel"), (2 / (9 * 512)) ** 0.5),
         ("cifar_vgg16", ("classifier.0", "kernel"), 0.01),
         ("wrn_16_2", ("block3.layer.0", "conv1", "kernel"), (2 / (9 * 128)) ** 0.5),
+        ("mobilenetv2", ("blocks.6.0", "conv.3", "kernel"), (2 / (9 * 480)) ** 0.5),
+        ("shufflenetv1", ("layer3.0", "conv3", "kernel"), (3 * 40) ** -0.5),
+        ("resnet50_cifar", ("layer3.0", "conv2", "kernel"), (2 / (9 * 256)) ** 0.5),
     ],
 )
 def test_initialisation_is_that_of_the_published_code(name, leaf, std):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from distill_jax.models.basics import at_least_float32
+from distill_jax.models.basics import at_least_float32, per_channel
 
 CPU_CHUNK = 16  # images whose maps fit a CPU's cache, where some are looked at at a time
 
@@ -58,7 +58,7 @@ def conv_depthwise(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
     def product(i: int, j: int) -> Array:
         pixels = padded[:, i : i + last[0] + 1 : stride, j : j + last[1] + 1 : stride]
-        return pixels * kernel[i, j]
+        return pixels * per_channel(kernel[i, j, 0], pixels)
 
     y = functools.reduce(jnp.add, (product(*tap) for tap in np.ndindex(k, k)))
     return y.astype(x.dtype)
