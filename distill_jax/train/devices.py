@@ -10,8 +10,8 @@ import jax
 
 from distill_jax.train.stage import Recipe
 
-# What was measured to pay, under pmap (docs/speed.md): two devices on two cores, each with 64.
-MOST_ON_CPU, SHARE_ON_CPU = 2, 64
+# What was measured to pay (experiments/results/devices.json): two devices, each with 16 examples.
+MOST_ON_CPU, SHARE_ON_CPU = 2, 16
 SHARE = 128  # of a GPU or TPU
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 

@@ -270,9 +270,9 @@ FIELDS = (
     Field("parallel", "jit", "How several devices share a step: jit (shard_map) or pmap."),
     Field(
         "devices",
-        1,
+        "auto",
         "Devices that share each batch: a number, 0 for all, or auto. auto takes two cores of a "
-        "CPU where each gets 64 examples or more, all GPUs or TPUs where each gets 128, else one.",
+        "CPU where each gets 16 examples or more, all GPUs or TPUs where each gets 128, else one.",
         object,
     ),
     Field(
