@@ -153,7 +153,8 @@ def _builder(name: str) -> Builder:
         if size is not None:
             return functools.partial(family.builder, *size)
     names = [*MODELS, *_REGISTERED]
-    close = difflib.get_close_matches(name, names, 1)
+    within = [own for own in names if name and name.lower() in own.split("_")]
+    close = within or difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     rules = ", ".join(family.form.format("D", "K") for family in FAMILIES if family.any_size)
     raise ValueError(

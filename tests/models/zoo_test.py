@@ -187,6 +187,7 @@ def test_sizes_by_rule():
         ("wrn_16_02", "unknown network"),
         ("resnet9x4", "6n[+]2"),
         ("resnet8x1", "two or more"),
+        ("ResNet50", "did you mean 'resnet50_cifar'"),
         ("MobileNetV2", "did you mean 'mobilenetv2'"),
         ("shufflenetv3", "did you mean 'shufflenetv"),
         ("evolving:nothing", "evolving:NAME"),
