@@ -168,7 +168,8 @@ def check_method_trajectory(case: Case, dtype: str) -> Iterator[Found]:
     method, adapters = METHODS[meta["method"]](meta)
     own = {}
     if method is not None:
-        methods = (*methods, (method[0], method[1]), *_stage_by_stage(meta, method[1]))
+        parts = tuple(name for name in meta["columns"] if re.fullmatch(r"kd_\d+", name))
+        methods = (*methods, (method[0], StageByStage(method[1], parts) if parts else method[1]))
         state = {k: jnp.asarray(x, dtype) for k, x in _adapter_state(meta).items()}
         own = {method[0]: variables_of(state, adapters)} if adapters else {}
     numbers = {"ce": weights["gamma"], "kd": weights["alpha"]}
@@ -222,27 +223,47 @@ def check_stochastic(case: Case, dtype: str) -> Iterator[Found]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(Method):
-    """The one term of a method of some stages alone, shown and not counted."""
+class StageByStage(Method):
+    """A method of one term, which is shown of single stages too and counted as a whole.
 
-    name: str
+    Args:
+      method: of which a part is a stage, or of KDSVD a pair of them.
+      parts: the names of their terms, the last for the last stage.
+    """
+
     method: Method
-    first: int
-    last: int
-    needs: ClassVar[tuple[str, ...]] = ("stages",)
+    parts: tuple[str, ...]
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the method."""
+        return self.method.needs
 
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
-        """{name: of the stages first to last}."""
+        """That of the method, and {part: its own}."""
+        terms, after = self.method.terms(variables, context)
+        together = 2 if isinstance(self.method, KDSVD) else 1
+        first = len(context.student.stages) - len(self.parts) + 1 - together
+        for i, name in enumerate(self.parts, first):
 
-        def some(outputs: Outputs) -> Outputs:
-            return outputs._replace(stages=outputs.stages[self.first : self.last])
+            def some(outputs: Outputs, part: slice = slice(i, i + together)) -> Outputs:
+                return outputs._replace(stages=outputs.stages[part])
 
-        teachers = tuple(map(some, context.teachers))
-        shown = dataclasses.replace(context, student=some(context.student), teachers=teachers)
-        (term,) = self.method.terms({}, shown)[0].values()
-        return {self.name: Term(term.value, 0.0)}, variables
+            teachers = tuple(map(some, context.teachers))
+            shown = dataclasses.replace(context, student=some(context.student), teachers=teachers)
+            (term,) = self.method.terms(_of_stage(variables, i), shown)[0].values()
+            terms[name] = Term(term.value, 0.0)
+        return terms, after
+
+
+def _of_stage(variables: dict[str, Any], i: int) -> dict[str, Any]:
+    """The variables of stage `i`, as those of the only one."""
+    return {
+        kind: {teacher: {"0": stages[str(i)]} for teacher, stages in teachers.items()}
+        for kind, teachers in variables.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,13 +283,6 @@ class EachTeacher(Method):
             theirs = context.teacher_apply(k, context.inputs).logits
             terms[f"kl_{k}"] = Term(kl_divergence(theirs, own, temperature), 0.0)
         return terms, variables
-
-
-def _stage_by_stage(meta: dict[str, Any], method: Method) -> Methods:
-    """What gives the columns kd_0, kd_1, ...: the loss of each stage, or of each pair of them."""
-    names = [name for name in meta["columns"] if re.fullmatch(r"kd_\d+", name)]
-    together = 2 if isinstance(method, KDSVD) else 1
-    return tuple((name, Part(name, method, i, i + together)) for i, name in enumerate(names))
 
 
 def _adapter_state(meta: dict[str, Any]) -> dict[str, np.ndarray]:
