@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from contexts import context_of, outputs_of
 
@@ -76,7 +77,8 @@ def taught(method, shapes):
 
 def refused(name, pair):
     """Why a method cannot teach a pair; None where it was seen to."""
-    shapes = Shapes(pair[0], (pair[1],), C, 20, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    inputs = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    shapes = Shapes(pair[0], (pair[1],), C, 20, inputs, labels=np.arange(20) % C)
     method = methods.build(name).for_shapes(shapes)
     try:
         method.check(shapes)
