@@ -169,7 +169,9 @@ class AEKD(Method):
         if self.normalise:
             length = jnp.maximum(jnp.linalg.norm(gradients, axis=-1, keepdims=True), 1e-12)
         weights = smallest_sum(gradients / length, mask, self.limit) / length.reshape(-1)
-        return weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+        whole = jnp.sum(weights)
+        # XLA may multiply divisors: a least one would vanish in the product, and 0 / 0 be left.
+        return weights / jnp.where(whole > 0, whole, 1.0)
 
 
 def smallest_sum(vectors: Array, mask: Array, limit: float) -> Array:

@@ -26,7 +26,7 @@ METHOD = CRD(embedding_size=D, negatives=K)
 
 
 def shapes_of(student=STUDENT, teachers=TEACHERS, labels=LABELS):
-    return Shapes(*jax.eval_shape(lambda: (student, teachers)), C, N, labels)
+    return Shapes(*jax.eval_shape(lambda: (student, teachers)), C, N, labels=labels)
 
 
 @functools.cache
