@@ -10,20 +10,21 @@ the test set. The codes' last batch of an epoch has 16 images; here it is droppe
 
 from distill_jax import ConfigError, config_arguments, default_config, smoke
 
-PAIR = "resnet56:resnet20"
+PAIR, SMALL = "resnet56:resnet20", "resnet14:resnet8"  # where none is named; the second for smoke
 SLOWER = ("mobilenet", "shufflenet")  # students that the codes train at a fifth of the rate
 
 
 def get_config(arguments: str = ""):
     """The config of a pair TEACHER:STUDENT; `,smoke` cuts it down to seconds."""
     words = arguments.split(",")
-    pairs = [word for word in words if ":" in word] or [PAIR]
+    pairs = [word for word in words if ":" in word]
     given = config_arguments(",".join(word for word in words if ":" not in word))
-    teacher, _, student = pairs[0].partition(":")
+    pair = pairs[0] if pairs else SMALL if given.smoke else PAIR
+    teacher, _, student = pair.partition(":")
     if len(pairs) > 1 or not (teacher and student):
         raise ConfigError(f"a pair is TEACHER:STUDENT, got {arguments!r}")
     config = default_config()
-    config.name = f"compare_cifar100_{teacher}_{student}"
+    config.name = "_".join(["compare_cifar100", *pairs]).replace(":", "_")
     config.dataset.update(name="cifar100", valid_fraction=0.0)
     config.networks = (teacher, student)
     config.guidance = ("none", "direct")

@@ -42,9 +42,12 @@ def test_the_same_config_trains_as_it_did_when_the_number_was_raised(name):
     """To record anew: `python tests/runs/semantics_test.py`, with FORMAT of runs/plan.py raised."""
     recorded = json.loads(RECORDED.read_text())
     assert recorded["format"] == FORMAT, "record the trajectories of the raised number"
+    # By rounding, which versions of JAX do otherwise, an example of the 36 may change its side.
+    found, expected = (np.array(x) for x in (trajectory(name), recorded[name]))
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=0, atol=1.01 / 36)
     np.testing.assert_allclose(
-        trajectory(name),
-        recorded[name],
+        found[:, ::2],
+        expected[:, ::2],
         rtol=1e-3,
         err_msg="trainings of these configs have changed: raise FORMAT in runs/plan.py, so that no "
         "finished stage is taken for what it is not, and record anew",
