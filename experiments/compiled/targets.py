@@ -69,6 +69,7 @@ def devices(platform: str) -> tuple[Any, ...]:
     """Four devices of a platform; to be asked before JAX has compiled anything."""
     if platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would look for a real one
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # as none is held
         return tuple(topologies.get_topology_desc("v5e:2x2", platform="tpu").devices)
     (cuda,) = importlib.util.find_spec("nvidia.cu13").submodule_search_locations  # type: ignore[union-attr]
     own = os.environ.get("XLA_FLAGS", "")
