@@ -20,7 +20,7 @@ from experiments.parity.cases import Case, Found, load
 from experiments.parity.features import context_of
 from experiments.parity.given import Arrays, Computed
 from experiments.parity.losses import outputs
-from experiments.parity.trajectories import column, final_logits, follow, norms
+from experiments.parity.trajectories import column, final_logits, follow, momentum, moved, norms
 
 _PLACES: Places = {"embed_s": ("0", "student"), "embed_t": ("0", "teacher")}
 # In a trajectory the names start with the loop's variable.
@@ -124,10 +124,10 @@ def check(case: Case, dtype: str) -> Iterator[Found]:
     yield case.compare("final_eval_logits", final_logits(case, network, state, dtype))
     start = torch_weights.to_state_dict(variables)
     last = torch_weights.to_state_dict(state.variables(network.name))
-    yield from _moved(case, "final", start, last, meta["keys"])
+    yield from moved(case, "final", start, last, meta["keys"])
     after = state.method_variables(network.name)["crd"]
     ends = _named(after["params"]) | {k: after["memory"]["0"][own] for k, own in _BANKS.items()}
-    yield from _moved(case, "adapter", first, ends, [name for name, _ in meta["adapters"]])
+    yield from moved(case, "adapter", first, ends, [name for name, _ in meta["adapters"]])
     yield case.compare("final_Z", np.exp(after["memory"]["0"]["log_z"]))
     undecayed = hyper._replace(weight_decay=0.0)
     state, _ = follow(*given, undecayed, teachers, None, own, steps=1)
@@ -146,15 +146,6 @@ def _columns(case: Case, sums: list[StepMetrics], dtype: str) -> Iterator[Found]
         yield case.compare(f"losses {name}", ours, reference[:, i], bound)
 
 
-def _moved(
-    case: Case, what: str, first: Mapping[str, Any], last: Mapping[str, Any], keys: list[str]
-) -> Iterator[Found]:
-    """Norms of a state dict and of its way there."""
-    yield case.compare(f"{what}_norms", norms(dict(last), keys))
-    gaps = {key: np.asarray(last[key]) - np.asarray(first[key]) for key in keys}
-    yield case.compare(f"{what}_delta_norms", norms(gaps, keys))
-
-
 def _named(params: Any) -> dict[str, Any]:
     """The state dict of the embeddings."""
     return {f"{_START}{key}": x for key, x in to_torch({"params": params}, _PLACES).items()}
@@ -162,7 +153,6 @@ def _named(params: Any) -> dict[str, Any]:
 
 def _gradients(state: TrainState, network: str) -> dict[str, Any]:
     """Those of the first step, by SGD's momentum after it, without weight decay."""
-    traces = jax.tree.leaves(state.opt_state[network], is_leaf=lambda x: hasattr(x, "trace"))
-    (trace,) = (x.trace for x in traces if hasattr(x, "trace"))
+    trace = momentum(state.opt_state[network])
     own = torch_weights.to_state_dict({"params": trace["network"]})
     return own | _named(trace["methods"]["crd"])

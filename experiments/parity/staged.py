@@ -25,7 +25,7 @@ from experiments import golden
 from experiments.parity import factors
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import Case, Found, batch, load
-from experiments.parity.trajectories import column, final_logits, norms
+from experiments.parity.trajectories import column, final_logits, momentum, moved, norms
 
 States = dict[str, Any]  # state dicts of adapters, by PyTorch's names and layouts
 
@@ -97,9 +97,7 @@ class Run(NamedTuple):
         """What the optimizer holds, as its momentum has it after a step without weight decay."""
         bare = self._replace(hyper=self.hyper._replace(weight_decay=0.0))
         state, _ = bare.follow(variables, own, 1)
-        nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "trace"))
-        (trace,) = (x.trace for x in nodes if hasattr(x, "trace"))
-        held = traverse_util.flatten_dict(trace)
+        held = traverse_util.flatten_dict(momentum(state.opt_state))
         moving = {k: x for k, x in held.items() if not isinstance(x, optax.MaskedNode)}
         return traverse_util.unflatten_dict(moving)
 
@@ -146,9 +144,7 @@ def check(case: Case, dtype: str) -> Iterator[Found]:
         names = [name for name, _ in meta["adapters"]]
         trained = state.method_variables(network.name).get(kind.name, {})
         last = kind.state(left, names) | kind.state(trained, names)
-        yield case.compare("adapter_norms", norms(last, names))
-        moved = {name: last[name] - adapters[name] for name in names}
-        yield case.compare("adapter_delta_norms", norms(moved, names))
+        yield from moved(case, "adapter", adapters, last, names)
 
 
 def _main(meta: dict[str, Any], kind: Kind) -> tuple[Methods, float, Hyper]:
@@ -179,10 +175,7 @@ def _columns(case: Case, dtype: str, kind: Kind, sums: list[StepMetrics]) -> Ite
 def _network(name: str, case: Case, first: Variables, last: Variables) -> Iterator[Found]:
     """Norms of a network's state, and of its way there."""
     first, last = (torch_weights.to_state_dict(variables) for variables in (first, last))
-    keys = case.meta["keys"]
-    yield case.compare(f"{name}_norms", norms(last, keys))
-    moved = {key: last[key] - first[key] for key in keys}
-    yield case.compare(f"{name}_delta_norms", norms(moved, keys))
+    yield from moved(case, name, first, last, case.meta["keys"])
 
 
 def _gradients(

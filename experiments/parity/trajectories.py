@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -109,9 +109,30 @@ def final_logits(case: Case, network: Network, state: TrainState, dtype: str) ->
     return jax.jit(lambda v: network.apply(v, images)[0].logits)(variables)
 
 
-def norms(state: dict[str, Any], keys: list[str]) -> list[float]:
+def norms(state: Mapping[str, Any], keys: list[str]) -> list[float]:
     """The norm of each entry of a state dict."""
     return [np.linalg.norm(state[key]) for key in keys]
+
+
+def moved(
+    case: Case,
+    what: str,
+    first: Mapping[str, Any],
+    last: Mapping[str, Any],
+    keys: list[str],
+    suffix: str = "",
+) -> Iterator[Found]:
+    """Norms of a state dict, and of its way there."""
+    yield case.compare(f"{what}_norms{suffix}", norms(last, keys))
+    way = {key: np.asarray(last[key]) - np.asarray(first[key]) for key in keys}
+    yield case.compare(f"{what}_delta_norms{suffix}", norms(way, keys))
+
+
+def momentum(opt_state: Any) -> Any:
+    """SGD's momentum: after the first step, without weight decay, the gradients."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "trace"))
+    (trace,) = (node.trace for node in nodes if hasattr(node, "trace"))
+    return trace
 
 
 def check_trajectory(case: Case, dtype: str) -> Iterator[Found]:
@@ -197,9 +218,7 @@ def check_method_trajectory(case: Case, dtype: str) -> Iterator[Found]:
         first = to_torch(own[method[0]], adapters)
         last = to_torch(state.method_variables(network.name)[method[0]], adapters)
         keys = [name for name, _ in meta["adapters"]]
-        yield case.compare("adapter_norms", norms(last, keys))
-        moved = {key: np.asarray(last[key]) - np.asarray(first[key]) for key in keys}
-        yield case.compare("adapter_delta_norms", norms(moved, keys))
+        yield from moved(case, "adapter", first, last, keys)
     yield _first_gradients(case, given, hyper, teachers, own, method, adapters)
 
 
@@ -293,9 +312,7 @@ def _final_state(case: Case, network, variables, state: TrainState) -> Iterator[
     """Norms of the student's final state and of its way there."""
     last = torch_weights.to_state_dict(state.variables(network.name))
     first = torch_weights.to_state_dict(variables)
-    yield case.compare("final_norms", norms(last, case.meta["keys"]))
-    moved = {key: last[key] - first[key] for key in case.meta["keys"]}
-    yield case.compare("final_delta_norms", norms(moved, case.meta["keys"]))
+    yield from moved(case, "final", first, last, case.meta["keys"])
 
 
 def _first_gradients(
@@ -304,8 +321,7 @@ def _first_gradients(
     """Norms of the gradients at the first step: SGD's momentum after it, without weight decay."""
     network = given[2]
     state, _ = follow(*given, hyper._replace(weight_decay=0.0), teachers, masks, own, steps=1)
-    traces = jax.tree.leaves(state.opt_state[network.name], is_leaf=lambda x: hasattr(x, "trace"))
-    (trace,) = (x.trace for x in traces if hasattr(x, "trace"))
+    trace = momentum(state.opt_state[network.name])
     grads = torch_weights.to_state_dict({"params": trace["network"]})
     if own:
         grads |= to_torch({"params": trace["methods"][method[0]]}, adapters)

@@ -22,7 +22,7 @@ from distill_jax.train.terms import Methods, Student
 from experiments import golden
 from experiments.parity.adapters import Places, to_torch, variables_of
 from experiments.parity.cases import EXACT, Case, Found, batch, load
-from experiments.parity.trajectories import EVALUATED, norms
+from experiments.parity.trajectories import EVALUATED, momentum, moved, norms
 
 Meta = dict[str, Any]
 
@@ -108,13 +108,7 @@ def walk(
     for t in range(meta["steps"]):
         state, found = at(t, state)
         metrics.append(jax.device_get(found))
-    return Walked(state, metrics, [_momentum(bare.opt_state[o.network.name]) for o in learners])
-
-
-def _momentum(opt_state: Any) -> Any:
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "trace"))
-    (trace,) = (leaf.trace for leaf in leaves if hasattr(leaf, "trace"))
-    return trace
+    return Walked(state, metrics, [momentum(bare.opt_state[o.network.name]) for o in learners])
 
 
 def check_weighed(case: Case, dtype: str) -> Iterator[Found]:
@@ -137,9 +131,7 @@ def check_weighed(case: Case, dtype: str) -> Iterator[Found]:
         first = to_torch(own[name], taught.places)
         last = to_torch(state.method_variables(network.name)[name], taught.places)
         keys = [key for key, _ in meta["adapters"]]
-        yield case.compare("adapter_norms", norms(last, keys))
-        moved = {key: np.asarray(last[key]) - np.asarray(first[key]) for key in keys}
-        yield case.compare("adapter_delta_norms", norms(moved, keys))
+        yield from moved(case, "adapter", first, last, keys)
     grads = torch_weights.to_state_dict({"params": gradients["network"]})
     if own:
         grads |= to_torch({"params": gradients["methods"][name]}, taught.places)
@@ -199,9 +191,7 @@ def _after(
     variables = state.variables(network.name)
     yield case.compare(what, jax.jit(lambda v: network.apply(v, images)[0].logits)(variables))
     last, first = (torch_weights.to_state_dict(x) for x in (variables, learner.start))
-    yield case.compare(f"final_norms{suffix}", norms(last, keys))
-    moved = {key: last[key] - first[key] for key in keys}
-    yield case.compare(f"final_delta_norms{suffix}", norms(moved, keys))
+    yield from moved(case, "final", first, last, keys, suffix)
 
 
 def _dkd(meta: Meta) -> Taught:
