@@ -20,8 +20,8 @@ from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Stage, frozen_teachers, steps_per_epoch
 from distill_jax.train.trainer import Trainer
 
-STEPS = 16  # of which as many are run as MEASURED_SECONDS take
 MEASURED_SECONDS = 1.0
+FEW_STEPS = 16  # of images that are decoded for it, or asked about
 FORWARD_EXAMPLES = 512
 
 
@@ -74,27 +74,8 @@ class Estimator:
 
     def _measured(self, stages: Sequence[Stage], teacher_logits: str) -> tuple[float, int | None]:
         """Seconds of a step, and what it needs of each device's memory besides the data."""
-        batch_size, train = stages[0].recipe.batch_size, self.dataset.train
-        few = np.resize(np.arange(len(train.labels)), STEPS * batch_size)  # over and over
-        train = data.Split(data.take(train.images, few), train.labels[few])
-        dataset = dataclasses.replace(self.dataset, train=train)
-        inputs = []
-        for stage in stages:
-            own = dataclasses.replace(stage.recipe, train_limit=0)
-            teachers = tuple(_drawn(network) for network in stage.teachers)
-            inputs.append(StageInputs(dataclasses.replace(stage, recipe=own, start=""), teachers))
-        options = TrainOptions(self.topology, teacher_logits)
-        trainer = Trainer([ReplicaInputs(tuple(inputs))], dataset, options)
-        trainer.loop = loop = _Loop(trainer.loop)
-        dispatches = trainer.train_epoch()
-        next(dispatches)  # compiles
-        begun, steps, seconds = time.perf_counter(), 0, 0.0
-        for size in dispatches:
-            steps += size
-            seconds = (time.perf_counter() - begun) / steps
-            if steps * seconds > MEASURED_SECONDS:
-                break
-        return seconds, loop.device_bytes
+        steps = Steps(stages, self.dataset, TrainOptions(self.topology, teacher_logits))
+        return steps.seconds(), steps.device_bytes
 
     def _forward_seconds(self, network: Network) -> float:
         """Seconds that a trained network takes for one example."""
@@ -114,6 +95,54 @@ class Estimator:
         if isinstance(dataset.train.images, data.Streamed):
             return 0
         return sum(np.asarray(x).nbytes for x in jax.tree.leaves(tuple(dataset.train)))
+
+
+class Steps:
+    """Steps of stages that one step trains, on drawn weights, to be timed; the first compiles.
+
+    Args:
+      stages: they.
+      dataset: on what; of a streamed one, and where teachers' outputs are cached, the first images.
+      options: on which devices.
+    """
+
+    def __init__(self, stages: Sequence[Stage], dataset: Dataset, options: TrainOptions):
+        recipes = [stage.recipe for stage in stages]
+        train = dataset.train
+        cached = caches_teachers(stages, dataset, options.teacher_logits)
+        if cached or isinstance(train.images, data.Streamed):
+            few = np.resize(np.arange(len(train.labels)), FEW_STEPS * recipes[0].batch_size)
+            train = data.Split(data.take(train.images, few), train.labels[few])
+            dataset = dataclasses.replace(dataset, train=train)
+            recipes = [dataclasses.replace(recipe, train_limit=0) for recipe in recipes]
+        inputs = tuple(
+            StageInputs(
+                dataclasses.replace(stage, recipe=recipe, start=""),
+                tuple(_drawn(network) for network in stage.teachers),
+            )
+            for stage, recipe in zip(stages, recipes, strict=True)
+        )
+        self.trainer = Trainer([ReplicaInputs(inputs)], dataset, options)
+        self.trainer.loop = self._loop = _Loop(self.trainer.loop)
+        self._dispatches = self.trainer.train_epoch()
+        next(self._dispatches)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Of memory on each device besides the data; None where JAX does not say."""
+        return self._loop.device_bytes
+
+    def seconds(self, least: float = MEASURED_SECONDS) -> float:
+        """Seconds of a step, over steps that take `least` seconds together or an epoch's end."""
+        steps, took = 0, 0.0
+        while not steps:
+            begun = time.perf_counter()
+            for size in self._dispatches:
+                steps, took = steps + size, time.perf_counter() - begun
+                if took > least:
+                    return took / steps
+            self._dispatches = self.trainer.train_epoch()
+        return took / steps
 
 
 class _Loop:

@@ -7,8 +7,9 @@ The teacher is trained once. Each method has its published setting (`settings`),
 that of configs/compare_cifar100.py. What has been trained is not trained again: the same command
 goes on where it was stopped, and one with more methods or seeds adds them. Plain training and KD
 are always among them. Differences are paired: of the same seed, so from the same first weights and
-batches; the interval is 95 %, by Student's t. Prints the table, and writes it with all numbers to
-compare.json and compare.md in the working directory.
+batches; the interval is 95 %, by Student's t. At the end the steps of all methods are timed side by
+side: leave the machine alone then. Prints the table, and writes it with all numbers to compare.json
+and compare.md in the working directory.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--train_limit", type=int, default=0, help="images a class; 0 takes all")
     parser.add_argument("--devices", default="", help="as config.devices")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="in which the steps are timed, in turns; 0 times none"
+    )
     parser.add_argument("--workdir", default="runs/compare", help="where all is kept")
     given = parser.parse_args(argv)
     given.methods = list(dict.fromkeys([PLAIN, KD, *filter(None, given.methods.split(","))]))
@@ -66,22 +70,30 @@ def main(argv: Sequence[str]) -> int:
             print(f"== {name}", file=sys.stderr)
             results = distill_jax.run(config, workdir=workdir / name, store=workdir / "store")
             found.append(trained.Trained.of(name, given.pair, results, adapters[name]))
+        seconds = trained.step_seconds(configs, given.rounds) if given.rounds else {}
     except (ValueError, distill_jax.WorkdirError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    table = lines.lines_of(found)
+    table = lines.lines_of(found, seconds)
     console = report.console()
     console.print(lines.rich_table(table, given.pair, found[0].teacher_accuracy))
-    _write(workdir / "compare.json", json.dumps(_numbers(given, found, table), indent=1) + "\n")
+    numbers = json.dumps(_numbers(given, found, seconds, table), indent=1)
+    _write(workdir / "compare.json", numbers + "\n")
     _write(workdir / "compare.md", lines.markdown(table))
     return 0
 
 
-def _numbers(given: argparse.Namespace, found: list[trained.Trained], table: Any) -> dict[str, Any]:
+def _numbers(
+    given: argparse.Namespace,
+    found: list[trained.Trained],
+    seconds: dict[str, float],
+    table: list[lines.Line],
+) -> dict[str, Any]:
     return {
         "arguments": vars(given),
         "teacher_accuracy": found[0].teacher_accuracy,
         "accuracies": {one.method: one.accuracies for one in found},
+        "step_seconds": seconds,
         "lines": [line._asdict() for line in table],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich import box
@@ -26,7 +26,7 @@ class Line(NamedTuple):
       mean: of ours, and `deviation` over seeds.
       over_kd: mean difference of the same seed, (mean, half of its 95 % interval).
       over_plain: likewise.
-      step: time of a step, of one by KD.
+      step: seconds of a step over those of one by KD; None where it was not measured.
       adapters: parameters that are trained beside the student.
     """
 
@@ -37,17 +37,22 @@ class Line(NamedTuple):
     deviation: float | None
     over_kd: tuple[float, float | None] | None
     over_plain: tuple[float, float | None] | None
-    step: float
+    step: float | None
     adapters: int
 
 
-def lines_of(found: Sequence[Trained]) -> list[Line]:
-    """A line each, of what includes plain training and KD."""
+def lines_of(found: Sequence[Trained], seconds: Mapping[str, float]) -> list[Line]:
+    """A line each, of what includes plain training and KD.
+
+    Args:
+      found: what each method gave.
+      seconds: of its step, by the method's name; empty where they were not measured.
+    """
     by_method = {one.method: one for one in found}
-    return [_line(one, by_method[PLAIN], by_method[KD]) for one in found]
+    return [_line(one, by_method[PLAIN], by_method[KD], seconds) for one in found]
 
 
-def _line(one: Trained, plain: Trained, kd: Trained) -> Line:
+def _line(one: Trained, plain: Trained, kd: Trained, seconds: Mapping[str, float]) -> Line:
     values = [100 * x for x in one.accuracies.values()]
     return Line(
         method=one.method,
@@ -57,7 +62,7 @@ def _line(one: Trained, plain: Trained, kd: Trained) -> Line:
         deviation=statistics.stdev(values) if len(values) > 1 else None,
         over_kd=difference(one, kd),
         over_plain=difference(one, plain),
-        step=kd.images_per_second / one.images_per_second,
+        step=seconds[one.method] / seconds[KD] if seconds else None,
         adapters=one.adapters,
     )
 
@@ -87,7 +92,7 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.mean:.2f}{spread}",
         signed(line.over_kd),
         signed(line.over_plain),
-        f"{line.step:.2f}",
+        "-" if line.step is None else f"{line.step:.2f}",
         f"{line.adapters:,}",
     )
 

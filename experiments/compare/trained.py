@@ -1,9 +1,9 @@
-"""The config of each method, and what its training gave."""
+"""The config of each method, what its training gave, and what a step of it takes."""
 
 from __future__ import annotations
 
 import argparse
-import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ import ml_collections
 import distill_jax
 from distill_jax.runs.config import resolve
 from distill_jax.runs.prepare import prepare
+from distill_jax.train.cost import Steps
+from distill_jax.train.options import TrainOptions
 from distill_jax.train.stage_methods import method_shapes
 from experiments.compare.settings import PLAIN, SETTINGS
 
@@ -70,6 +72,27 @@ def adapter_parameters(config: ml_collections.ConfigDict) -> int:
     return sum(leaf.size for leaf in params)
 
 
+def step_seconds(configs: Mapping[str, ml_collections.ConfigDict], rounds: int) -> dict[str, float]:
+    """Seconds of the student's step by each method: the least of `rounds`, measured in turns.
+
+    Side by side, as a machine is not as fast at one time as at another. Weights are drawn: what a
+    step takes does not depend on them.
+    """
+    steps, dataset = {}, None
+    for name, config in configs.items():
+        prepared = prepare(resolve(config), dataset)
+        experiment, dataset = prepared.experiment, prepared.dataset
+        options = TrainOptions(experiment.topology, experiment.teacher_logits)
+        *_, stage = (
+            stage
+            for stage in prepared.plan.stages.values()
+            if stage.network.name == config.networks[-1]
+        )
+        steps[name] = Steps([stage], dataset, options)
+    turns = [{name: own.seconds() for name, own in steps.items()} for _ in range(rounds)]
+    return {name: min(turn[name] for turn in turns) for name in steps if turns}
+
+
 class Trained(NamedTuple):
     """What training by one method gave.
 
@@ -77,7 +100,6 @@ class Trained(NamedTuple):
       method: its name.
       pair: TEACHER:STUDENT.
       accuracies: of the student on the test set, by seed.
-      images_per_second: of its training, the median over epochs and seeds.
       adapters: parameters that are trained beside the student.
       teacher_accuracy: where it was asked for.
     """
@@ -85,7 +107,6 @@ class Trained(NamedTuple):
     method: str
     pair: str
     accuracies: dict[int, float]
-    images_per_second: float
     adapters: int
     teacher_accuracy: float | None
 
@@ -96,17 +117,10 @@ class Trained(NamedTuple):
         rows = {
             name: [r for r in results.rows if r["network"] == name] for name in (teacher, student)
         }
-        speeds = [
-            epoch["images_per_second"]
-            for key, history in results.histories.items()
-            if key[1] == student
-            for epoch in history
-        ]
         return cls(
             method=method,
             pair=pair,
             accuracies={row["seed"]: row["test_accuracy"] for row in rows[student]},
-            images_per_second=statistics.median(speeds),
             adapters=adapters,
             teacher_accuracy=rows[teacher][0]["test_accuracy"] if rows[teacher] else None,
         )

@@ -13,15 +13,15 @@ from experiments.compare.settings import PAIRS, SETTINGS
 SMALL = ("--pair=plane4:plane2", "--dataset=synthetic:8x8x3:4:64:32", "--epochs=1")
 
 
-def gave(method, accuracies, speed=100.0):
-    return trained.Trained(method, "resnet56:resnet20", accuracies, speed, 7, None)
+def gave(method, accuracies):
+    return trained.Trained(method, "resnet56:resnet20", accuracies, 7, None)
 
 
 def test_differences_are_of_the_same_seed():
-    plain = gave("none", {0: 0.5, 1: 0.6, 2: 0.7}, 200.0)
+    plain = gave("none", {0: 0.5, 1: 0.6, 2: 0.7})
     kd = gave("kd", {0: 0.6, 1: 0.65, 2: 0.7})
-    at = gave("at", {0: 0.62, 1: 0.67}, 50.0)  # a seed is missing
-    none, own, other = lines.lines_of([plain, kd, at])
+    at = gave("at", {0: 0.62, 1: 0.67})  # a seed is missing
+    none, own, other = lines.lines_of([plain, kd, at], {"none": 0.1, "kd": 0.2, "at": 0.4})
     assert (none.over_plain, own.over_kd, none.published) == (None, None, 69.06)
     mean, half = own.over_plain
     assert mean == pytest.approx(5.0)
@@ -29,7 +29,9 @@ def test_differences_are_of_the_same_seed():
     assert other.over_kd == pytest.approx((2.0, 0.0))
     assert (none.step, other.step, other.seeds, other.adapters) == (0.5, 2.0, 2, 7)
     assert lines.cells(own)[1:5] == ("70.66", "65.00 ± 5.00", "-", "+5.00 ± 12.42")
-    assert half_width([1.0]) is None and lines.lines_of([gave("none", {0: 0.5}), kd])[1].seeds == 3
+    assert half_width([1.0]) is None
+    unmeasured = lines.lines_of([gave("none", {0: 0.5}), kd], {})[1]
+    assert unmeasured.seeds == 3 and lines.cells(unmeasured)[5] == "-"
 
 
 def test_a_pair_has_its_own_numbers():
@@ -75,7 +77,7 @@ def test_wrong_pairs_are_refused(pair, capsys, tmp_path):
 
 def test_the_command_trains_the_teacher_once_and_goes_on(tmp_path, capsys):
     arguments = [*SMALL, f"--workdir={tmp_path}", "--batch_size=16"]
-    assert command.main([*arguments, "--methods=kd", "--seeds=1"]) == 0
+    assert command.main([*arguments, "--methods=kd", "--seeds=1", "--rounds=0"]) == 0
     first = json.loads((tmp_path / "compare.json").read_text())
     stages = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
     assert len(stages) == 3  # the teacher, the student alone, the student by KD
@@ -87,6 +89,8 @@ def test_the_command_trains_the_teacher_once_and_goes_on(tmp_path, capsys):
     found = json.loads((tmp_path / "compare.json").read_text())
     for method, by_seed in first["accuracies"].items():
         assert found["accuracies"][method]["0"] == by_seed["0"]
+    assert first["step_seconds"] == {} and first["lines"][1]["step"] is None
+    assert set(found["step_seconds"]) == {"none", "kd", "fitnet"}
     adapters = {line["method"]: line["adapters"] for line in found["lines"]}
     assert adapters["kd"] == 0 and adapters["fitnet"] > 0
     table = printed.partition("plane2 taught by plane4 (")[2].splitlines()
