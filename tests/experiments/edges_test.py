@@ -1,4 +1,4 @@
-"""Methods along the edges of graphs: every one of them can be trained, and rows say which it was."""
+"""Methods along the edges of graphs: every one can be trained, and rows say which it was."""
 
 import pytest
 
