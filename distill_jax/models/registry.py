@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models.adapters import Door, adapt, inputs_text
-from distill_jax.models.branched import BRANCHED, Prefix, backbone_name, split_name
+from distill_jax.models.branched import BRANCHED, Kind, backbone_name, split_name
 from distill_jax.models.families import FAMILIES, MODELS, Builder
 from distill_jax.models.network import DTYPES, Network
 
@@ -52,8 +52,7 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
-    shape, parts = image_shape_of(inputs), split_name(name)
-    own = parts.backbone
+    shape, (kind, peers, own) = image_shape_of(inputs), split_name(name)
     if own in _REGISTERED:
         if shape:
             inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -66,7 +65,7 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
             f"{own} takes images, float32 (1, height, width, channels), got {inputs_text(inputs)}: "
             "register a network of your own for them"
         )
-    return network if parts.kind is None else _grown(network, name, parts)
+    return network if kind is None else _grown(network, name, kind, peers)
 
 
 def image_shape_of(inputs: Any) -> tuple[int, ...]:
@@ -188,14 +187,14 @@ def _adapted(
     return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
 
 
-def _grown(network: Network, name: str, parts: Prefix) -> Network:
+def _grown(network: Network, name: str, kind: Kind, peers: int) -> Network:
     """The network with branches."""
     own = network.name
     if network.module is None or type(network) is not Network:
         raise ValueError(
             f"{name}: branches grow on the library's modules only, and {own} comes from outside"
         )
-    if parts.kind.peers and not hasattr(network.module, "upper"):
+    if kind.peers and not hasattr(network.module, "upper"):
         raise ValueError(
             f"{name}: the peers of a network are its last stage and classifier again, and the "
             f"module of {own} has no method `upper` that runs these alone"
@@ -205,5 +204,5 @@ def _grown(network: Network, name: str, parts: Prefix) -> Network:
             f"{name}: branches grow on the stages before the last, expected {own} to show two or "
             f"more, got {len(network.output_shapes.stages)}"
         )
-    module = parts.kind.grow(network.module, network.classes, parts.peers)
+    module = kind.grow(network.module, network.classes, peers)
     return dataclasses.replace(network, name=name, module=module)
