@@ -126,6 +126,6 @@ class BYOT(Method):
     def _squares(self, variables: dict[str, Any], context: Context) -> Array:
         """(B,) whose mean is the sum over the whole batch, in the conference's form."""
         theirs = widen(jnp.stack([branch.feature for branch in context.student.branches]))
-        own = lax.stop_gradient(widen(context.student.feature))
+        own = lax.stop_gradient(widen(context.student.feature))[None]
         gap = jnp.where((theirs > 0) | (own > 0), bounded_square(theirs - own), 0.0)
         return jnp.sum(gap, (0, -1)) * context.batch_size

@@ -76,6 +76,7 @@ def kl_of_raised(
     """
     raised = jax.nn.softmax(soften(targets, temperature)) + epsilon
     log_probs = jax.nn.log_softmax(soften(logits, temperature))
+    raised, log_probs = jnp.broadcast_arrays(raised, log_probs)
     return jnp.sum(raised * (jnp.log(raised) - log_probs), -1)
 
 

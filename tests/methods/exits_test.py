@@ -1,7 +1,5 @@
 """Methods of the exits of one network: their parts, whole trainings, and DCM in a cycle."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -36,7 +34,7 @@ def terms_of(method, student, **context):
     shapes = Shapes(student, tuple(context.get("teachers", ())), C, B)
     variables = method.init(jax.random.key(0), shapes)
     given = context_of(student, labels=LABELS, **context)
-    return method.terms(variables, given)[0]
+    return jax.jit(lambda: method.terms(variables, given)[0])()
 
 
 # ---------------------------------------------------------------------------------------- the parts
@@ -99,7 +97,8 @@ def test_the_norm_and_the_squares_of_byot_are_of_the_whole_batch():
     def feature(rows, method):
         student = network(LOGITS[:, rows], FEATURES[:, rows])
         context = context_of(student, labels=LABELS[rows])
-        return float(jnp.mean(method.terms(variables, context)[0]["byot_feature"].value))
+        terms = jax.jit(lambda: method.terms(variables, context)[0])()
+        return float(jnp.mean(terms["byot_feature"].value))
 
     parts = [feature(rows, journal) for rows in (slice(half), slice(half, None))]
     whole = feature(slice(None), journal)
@@ -134,8 +133,7 @@ def terms_in(record):
     return {k.removeprefix(weighted): v for k, v in record.items() if k.startswith(weighted)}
 
 
-@functools.cache
-def trained(name, options=(), methods=(("kd", 1.0), ("dml", 1.0))):
+def trained(name):
     """The results, and the whole network with the variables that it was left with."""
     whole, deploy = [], models.deploy
 
@@ -145,9 +143,7 @@ def trained(name, options=(), methods=(("kd", 1.0), ("dml", 1.0))):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "deploy", spy)
-        config = {**TINY, "networks": (name,), "methods": dict(methods)}
-        options = {method: dict(own) for method, own in options}
-        results = distill_jax.run({**config, "method_options": options})
+        results = distill_jax.run({**TINY, "networks": (name,)})
     return results, *whole[-1]
 
 
@@ -174,22 +170,33 @@ def test_a_network_trains_by_its_name_and_its_backbone_is_what_is_left(prefix, b
         assert record["train_loss"] == pytest.approx(sum(terms.values()), rel=1e-5)
 
 
-def test_options_of_the_method_that_a_network_brings_are_those_of_its_name():
-    default, *_ = trained("dks:plane2")
-    changed, *_ = trained("dks:plane2", (("dks", (("kd_weight", 0.0),)),))
-    weighed = [
-        terms_in(x.histories["none", "dks:plane2", 0][0])["dks_kl"] for x in (default, changed)
-    ]
-    assert weighed[0] > 0 and weighed[1] == 0
-    assert default.rows[0]["stage"] != changed.rows[0]["stage"]
+def chosen(name, live=(), **config):
+    """The methods of a network with their weights, as a config has them."""
+    networks = (name, *live)
+    guidance = "mutual" if live else "none"
+    experiment = distill_jax.resolve({**TINY, "networks": networks, "guidance": guidance, **config})
+    own = experiment.methods_of(models.build(name, 4, (8, 8, 3)), (), live, {})
+    return {method: (made, weight) for method, made, weight in own}
+
+
+def test_a_name_brings_its_method_with_the_options_and_the_weight_that_are_named():
+    assert chosen("byot:plane2") == {"byot": (BYOT(), 1.0)}
+    options = {"method_options": {"byot": {"form": "conference"}}}
+    conference = BYOT(form="conference")
+    assert chosen("byot:plane2", **options) == {"byot": (conference, 1.0)}
+    halved = chosen("byot:plane2", methods={"byot": 0.5}, **options)
+    assert halved == {"byot": (conference, 0.5)}
+    assert chosen("plane2", **options).keys() == {"ce"}
 
 
 def test_another_method_that_trains_branches_takes_the_place_of_the_networks_own():
-    results, *_ = trained("dks:plane2", methods=(("byot", 1.0),))
-    assert terms_in(results.histories["none", "dks:plane2", 0][0]).keys() == TERMS["byot"]
-    results, *_ = trained("dks:plane2", methods=(("byot", 1.0), ("dks", 0.5)))
-    both = terms_in(results.histories["none", "dks:plane2", 0][0]).keys()
-    assert both == TERMS["byot"] | TERMS["dks"]
+    assert chosen("dks:plane2", methods={"byot": 1.0}).keys() == {"byot"}
+    assert chosen("dks:plane2", methods={"byot": 1.0, "dks": 0.5}).keys() == {"byot", "dks"}
+    peer = ("dks:plane4",)
+    assert chosen("dks:plane2", peer, methods={"dcm": 1.0}).keys() == {"dcm"}
+    # Nobody is there for it.
+    assert chosen("dks:plane2", methods={"dcm": 1.0}).keys() == {"dks"}
+    assert chosen("dks:plane2", peer).keys() == {"dks", "dml"}
 
 
 def test_dcm_trains_two_networks_whose_exits_teach_each_other():
@@ -203,9 +210,6 @@ def test_dcm_trains_two_networks_whose_exits_teach_each_other():
             assert record["train_dcm_kl"] > 0
         backbone = models.build(name.partition(":")[2], 4, (8, 8, 3))
         assert results.networks["mutual", name, 0][0] == backbone
-    alone = distill_jax.run({**TINY, **changes, "guidance": ("none",), "students": networks})
-    for name in networks:  # nobody is there for dcm: the network's own method trains its branches
-        assert terms_in(alone.histories["none", name, 0][0]).keys() == TERMS["dks"]
 
 
 def test_methods_that_train_branches_are_those_that_networks_bring_and_dcm():
