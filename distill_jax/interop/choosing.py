@@ -189,7 +189,7 @@ def _view(
         if not bare.endswith(_COUNTERS) or bare in ours
     }
     more = [x for x in renamed.values() if x not in shapes]
-    if more and set(more) <= _branches(network):  # of the evolving network that it was part of
+    if more and any(set(map(_first_peer, more)) <= names for names in _branches(network)):
         renamed = {name: x for name, x in renamed.items() if x not in more}
         more = []
     right = {x for name, x in renamed.items() if shapes.get(x) == entries[name].shape}
@@ -204,20 +204,28 @@ def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return dict(torch_weights.entries(network))
 
 
+def _first_peer(name: str) -> str:
+    """A peer's entry as the first peer's: there may be any number of them."""
+    return re.sub(r"^peer\d+\.", "peer1.", name)
+
+
 @functools.lru_cache(maxsize=128)
-def _branches(network: Network) -> frozenset[str]:
-    """The names of the entries that `network` has as the backbone of an evolving network alone."""
+def _branches(network: Network) -> tuple[frozenset[str], ...]:
+    """The names of the branches' entries, of each kind of branches that it may be the backbone of.
+
+    With these `network` was trained, and a file may hold them beside it.
+    """
     if network.backbone is not network:
-        return frozenset()
-    try:
-        base = graph.architecture(network.name)[0]  # the branches are those of every draw
-        whole = models.build(f"{models.EVOLVING}{base}", network.classes, network.image_shape)
-        return (
-            frozenset(dict(torch_weights.entries(whole)))
-            - dict(torch_weights.entries(network)).keys()
-        )
-    except ValueError:  # it has none
-        return frozenset()
+        return ()
+    found, own = [], _shapes(network).keys()
+    base = graph.architecture(network.name)[0]  # the branches are those of every draw
+    for prefix in models.BRANCHED:
+        try:
+            whole = models.build(f"{prefix}:{base}", network.classes, network.image_shape)
+        except ValueError:  # it has none of this kind
+            continue
+        found.append(frozenset(map(_first_peer, _shapes(whole).keys() - own)))
+    return tuple(found)
 
 
 # ------------------------------------------------------------------------------ names of others

@@ -52,8 +52,8 @@ def load_variables(
 
     The names may be those of RepDistiller, mdistiller, timm, torchvision or weiaicunzai's
     pytorch-cifar100, behind the names of wrappers (`module.`, `_orig_mod.`, `model.`, `student.`),
-    anywhere in a checkpoint; what stands beside the weights is passed over. So are the branches of
-    the evolving network whose backbone this is.
+    anywhere in a checkpoint; what stands beside the weights is passed over. So are branches
+    that the network was trained with.
 
     Args:
       path: the file, and #NAME behind it where it holds several weights.

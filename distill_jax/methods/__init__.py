@@ -3,6 +3,7 @@
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import Context, Hyper, Method, Shapes, Term, heard, taps, total
 from distill_jax.methods.boundary import BSS
+from distill_jax.methods.byot import BYOT
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
 from distill_jax.methods.contrastive import CRD
@@ -15,6 +16,7 @@ from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.peers import ONE, OKDDip
 from distill_jax.methods.registry import (
     ELSEWHERE,
     METHODS,
@@ -31,6 +33,7 @@ from distill_jax.methods.scaling import NormKD
 from distill_jax.methods.semantic import SemCKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
+from distill_jax.methods.synergy import DCM, DKS
 from distill_jax.methods.teskd import TESKD
 from distill_jax.methods.variational import VID
 
@@ -39,13 +42,16 @@ __all__ = [
     "AEKD",
     "AT",
     "AVER",
+    "BYOT",
     "BSS",
     "CAMKD",
     "CC",
     "CRD",
     "CTKD",
+    "DCM",
     "DIST",
     "DKD",
+    "DKS",
     "DML",
     "EBKD",
     "ELSEWHERE",
@@ -56,6 +62,7 @@ __all__ = [
     "METHODS",
     "NKD",
     "NST",
+    "ONE",
     "PKT",
     "RKD",
     "SP",
@@ -72,6 +79,7 @@ __all__ = [
     "MSELogits",
     "Method",
     "NormKD",
+    "OKDDip",
     "ReviewKD",
     "SemCKD",
     "Shapes",

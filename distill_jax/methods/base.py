@@ -152,6 +152,8 @@ class Method:
     taught: ClassVar[bool] = True
     # Whether it counts the labels itself, in the place of the cross-entropy term.
     replaces_ce: ClassVar[bool] = False
+    # Whether it trains a network's branches, and so needs some.
+    trains_branches: ClassVar[bool] = False
     # The edges that it travels along: "frozen", "live", or "all". Where a method of the network is
     # made for live edges they are left to it.
     edges: ClassVar[str] = "all"

@@ -6,12 +6,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import kl_divergence, soften
+from distill_jax.methods.losses import kl_divergence, kl_of_raised
 
 TARGETS = ("each", "mean_logits")
 
@@ -67,6 +66,4 @@ class DML(Method):
         """(K, B) KL from the targets (K, B, C) to the student's logits (B, C)."""
         if not self.epsilon:
             return kl_divergence(targets, logits, self.temperature)
-        given = jax.nn.softmax(soften(targets, self.temperature)) + self.epsilon
-        log_probs = jax.nn.log_softmax(soften(logits, self.temperature))
-        return jnp.sum(given * (jnp.log(given) - log_probs[None]), -1)
+        return kl_of_raised(targets, logits, self.temperature, self.epsilon)

@@ -60,6 +60,26 @@ def kl_of_logs(log_targets: Array, log_probs: Array) -> Array:
     return jnp.sum(targets * gap, -1)
 
 
+def kl_of_raised(
+    targets: Array, logits: Array, temperature: Array | float, epsilon: float = 1e-7
+) -> Array:
+    """KL of softmax(t/T) + ε to softmax(s/T), without the factor T²; the targets sum to 1 + C ε.
+
+    Args:
+      targets: (..., B, C) logits t, broadcast against the others.
+      logits: (..., B, C) logits s.
+      temperature: T > 0.
+      epsilon: ε > 0.
+
+    Returns:
+      (..., B) float32, in nats.
+    """
+    raised = jax.nn.softmax(soften(targets, temperature)) + epsilon
+    log_probs = jax.nn.log_softmax(soften(logits, temperature))
+    raised, log_probs = jnp.broadcast_arrays(raised, log_probs)
+    return jnp.sum(raised * (jnp.log(raised) - log_probs), -1)
+
+
 def widen(values: Array) -> Array:
     """Widens to float32; finite numbers beyond `_FAR` count as that, with their own gradient.
 

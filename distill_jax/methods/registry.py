@@ -15,6 +15,7 @@ from distill_jax.identity import changed_fields, check_new_name, describe
 from distill_jax.methods.attention import AT, NST
 from distill_jax.methods.base import OUTPUTS, Context, Hyper, Method, Shapes, Term
 from distill_jax.methods.boundary import BSS
+from distill_jax.methods.byot import BYOT
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
 from distill_jax.methods.contrastive import CRD
@@ -27,12 +28,14 @@ from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.peers import ONE, OKDDip
 from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.review import ReviewKD
 from distill_jax.methods.scaling import NormKD
 from distill_jax.methods.semantic import SemCKD
 from distill_jax.methods.several import AEKD, AVER, EBKD
 from distill_jax.methods.smoothing import LabelSmoothing, TfKDReg, TfKDSelf
+from distill_jax.methods.synergy import DCM, DKS
 from distill_jax.methods.teskd import TESKD
 from distill_jax.methods.variational import VID
 from distill_jax.models import Outputs
@@ -76,6 +79,11 @@ METHODS: dict[str, type[Method]] = {
     "ft": FT,
     "reviewkd": ReviewKD,
     "semckd": SemCKD,
+    "one": ONE,
+    "okddip": OKDDip,
+    "byot": BYOT,
+    "dks": DKS,
+    "dcm": DCM,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

@@ -6,18 +6,18 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.losses import bounded_square, cross_entropy, soften, widen
+from distill_jax.methods.exits import check_branches, exits_of
+from distill_jax.methods.losses import bounded_square, cross_entropy, kl_of_raised, widen
 from distill_jax.models import Outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class TESKD(Method):
-    """Student helping teacher: the loss of an evolving backbone and its branches.
+    """Student helping teacher: the loss of a backbone and its branches.
 
     L = a Σ_i w_i CE(s_i) + b T² Σ_{i>0} w_i KL(softmax(t/T) + 1e-7 || softmax(s_i/T))
       + c Σ_{i>0} w_i Σ_channels (f_i - sg f_t)² [f_i > 0 or f_t > 0], with t = s_0 and w_0 = 1,
@@ -53,6 +53,7 @@ class TESKD(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
+    trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -70,9 +71,8 @@ class TESKD(Method):
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where there are no branches, or not as many as `branch_weights`."""
+        check_branches("teskd", shapes)
         branches = len(shapes.student.branches)
-        if not branches:
-            raise ValueError("teskd needs a network with branches, such as evolving:resnet20")
         if len(self.branch_weights) not in (0, branches):
             raise ValueError(
                 f"the network has {branches} branches, branch_weights gives {self.branch_weights}"
@@ -82,7 +82,7 @@ class TESKD(Method):
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"teskd_ce", "teskd_kl", "teskd_feature"}, each summed over the exits."""
-        exits = (context.student, *context.student.branches)
+        exits = exits_of(context.student)
         given = self.branch_weights or (1.0,) * (len(exits) - 1)
         weights = jnp.asarray(given, context.student.logits.dtype)
         values = self._values(exits, context.labels, weights[:, None])
@@ -102,9 +102,7 @@ class TESKD(Method):
         features = jnp.stack([exit.feature for exit in exits])
         ce = cross_entropy(logits, labels)
         target = lax.stop_gradient(logits[:1]) if self.detach_target else logits[:1]
-        targets = jax.nn.softmax(soften(target, self.temperature)) + 1e-7
-        log_probs = jax.nn.log_softmax(soften(logits[1:], self.temperature))
-        kl = self.temperature**2 * jnp.sum(targets * (jnp.log(targets) - log_probs), -1)
+        kl = self.temperature**2 * kl_of_raised(target, logits[1:], self.temperature)
         theirs, own = widen(features[1:]), lax.stop_gradient(widen(features[:1]))
         distance = jnp.where((theirs > 0) | (own > 0), bounded_square(theirs - own), 0.0).sum(-1)
         return (

@@ -1,10 +1,10 @@
 """Networks by name. What leaves this room is `Network`: its `init`, its `apply`, its `head`."""
 
 from distill_jax.models.basics import Outputs, Variables
+from distill_jax.models.branched import BRANCHED, backbone_name
 from distill_jax.models.families import FAMILIES, MODELS, published_rate
 from distill_jax.models.network import (
     DTYPES,
-    EVOLVING,
     Network,
     count_parameters,
     deploy,
@@ -13,13 +13,14 @@ from distill_jax.models.network import (
 from distill_jax.models.registry import build, check_name, is_registered, register_network
 
 __all__ = [
+    "BRANCHED",
     "DTYPES",
-    "EVOLVING",
     "FAMILIES",
     "MODELS",
     "Network",
     "Outputs",
     "Variables",
+    "backbone_name",
     "build",
     "check_name",
     "count_parameters",

@@ -8,7 +8,7 @@ that they hold, so that the path of a leaf joined by dots is its PyTorch name
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
       stages: the NHWC feature map at the end of each stage, after its last activation. Of a network
         that normalises and activates before its convolutions (WideResNet) the sums themselves, of
         one whose blocks end without an activation (MobileNetV2) what they give.
-      branches: outputs of the student branches of an evolving network, deepest first.
+      branches: outputs of the branches of a network that has some, deepest first.
       stem: the NHWC map after the stem's last activation, before any pool; None where there is no
         stem. Networks without one of their own show their first convolution's.
       preacts: the maps whose ReLU the stages are, or that follows them (WideResNet: normalised by
@@ -50,6 +50,15 @@ class Outputs(NamedTuple):
     branches: tuple[Outputs, ...] = ()
     stem: Array | None = None
     preacts: tuple[Array, ...] = ()
+
+
+def on_top(
+    upper: Outputs, stem: Array, stages: Sequence[Array], preacts: Sequence[Array]
+) -> Outputs:
+    """The outputs of a network, of its upper part's and of what is below it."""
+    return upper._replace(
+        stem=stem, stages=(*stages, *upper.stages), preacts=(*preacts, *upper.preacts)
+    )
 
 
 def check_size(name: str, image_shape: tuple[int, ...], smallest: int) -> None:

@@ -14,10 +14,10 @@ from jax import Array
 from distill_jax import identity, traced
 from distill_jax.models.backend import backend
 from distill_jax.models.basics import FROZEN, Mode, Outputs, Variables
-from distill_jax.models.zoo.evolving import Evolving
+from distill_jax.models.branched import backbone_name, split_name
+from distill_jax.models.zoo.branches import Branched
 from distill_jax.models.zoo.stages import BLOCKS, BOUNDS, draw_stages, stack_blocks
 
-EVOLVING = "evolving:"  # before any name: that network with TESKD's branches
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 _NOT_STATE = ("params", FROZEN, BLOCKS, BOUNDS)  # what `freeze` makes is no state of a network
 
@@ -48,10 +48,10 @@ class Network:
 
     @property
     def backbone(self) -> Network:
-        """The network that stays when an evolving one's branches go; any other is its own."""
-        if not isinstance(self.module, Evolving):
+        """The network that stays when the branches of one go; any other is its own."""
+        if not isinstance(self.module, Branched):
             return self
-        name = self.name.removeprefix(EVOLVING)
+        name = backbone_name(self.name)
         return dataclasses.replace(self, name=name, module=self.module.backbone)
 
     @property
@@ -61,8 +61,14 @@ class Network:
 
     @property
     def branches(self) -> int:
-        """The number of student branches of an evolving network, 0 of any other."""
+        """The number of its branches."""
         return 0 if self.backbone is self else len(self.output_shapes.branches)
+
+    @property
+    def method(self) -> str | None:
+        """The name of the method that trains its branches; None where it has none."""
+        kind = split_name(self.name).kind
+        return kind.method if kind and isinstance(self.module, Branched) else None
 
     @property
     def shapes(self) -> Variables:
@@ -194,7 +200,7 @@ class Network:
 
 
 def deploy(network: Network, variables: Variables) -> Variables:
-    """The variables of `network.backbone` alone, from those of an evolving network.
+    """The variables of `network.backbone` alone, from those of one with branches.
 
     Its logits are those of the whole. Any other network's variables come back as they are.
     """

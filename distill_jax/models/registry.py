@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models.adapters import Door, adapt, inputs_text
+from distill_jax.models.branched import BRANCHED, Kind, backbone_name, split_name
 from distill_jax.models.families import FAMILIES, MODELS, Builder
-from distill_jax.models.network import DTYPES, EVOLVING, Network
-from distill_jax.models.zoo import evolving
+from distill_jax.models.network import DTYPES, Network
 
 _FORBIDDEN = "<>+;,#:"  # these mean something in the text of a graph
 
@@ -52,7 +52,7 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
-    shape, own = image_shape_of(inputs), name.removeprefix(EVOLVING)
+    shape, (kind, peers, own) = image_shape_of(inputs), split_name(name)
     if own in _REGISTERED:
         if shape:
             inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -65,7 +65,7 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
             f"{own} takes images, float32 (1, height, width, channels), got {inputs_text(inputs)}: "
             "register a network of your own for them"
         )
-    return _evolving(network) if name.startswith(EVOLVING) else network
+    return network if kind is None else _grown(network, name, kind, peers)
 
 
 def image_shape_of(inputs: Any) -> tuple[int, ...]:
@@ -84,14 +84,14 @@ def check_name(name: str) -> None:
     Raises:
       ValueError: there is none, and the message lists those there are; or its size is no legal one.
     """
-    own = name.removeprefix(EVOLVING)
+    own = backbone_name(name)
     if own not in _REGISTERED:
         _builder(own)(2, (224, 224, 3))  # images that all of them take
 
 
 def is_registered(name: str) -> bool:
     """Whether a user registered a network under a name."""
-    return name.removeprefix(EVOLVING) in _REGISTERED
+    return backbone_name(name) in _REGISTERED
 
 
 def register_network(
@@ -159,7 +159,7 @@ def _builder(name: str) -> Builder:
     rules = ", ".join(family.form.format("D", "K") for family in FAMILIES if family.any_size)
     raise ValueError(
         f"unknown network {name!r}{hint} There are {', '.join(names)}, other sizes of {rules}, "
-        f"and {EVOLVING}NAME for each"
+        f"and {', '.join(f'{prefix}:NAME' for prefix in BRANCHED)} for each"
     )
 
 
@@ -187,12 +187,22 @@ def _adapted(
     return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
 
 
-def _evolving(network: Network) -> Network:
-    """The network with TESKD's branches."""
+def _grown(network: Network, name: str, kind: Kind, peers: int) -> Network:
+    """The network with branches."""
+    own = network.name
     if network.module is None or type(network) is not Network:
         raise ValueError(
-            f"{EVOLVING}{network.name}: branches grow on the library's modules only, and "
-            f"{network.name} comes from outside"
+            f"{name}: branches grow on the library's modules only, and {own} comes from outside"
         )
-    module = evolving.build(network.module, network.classes)
-    return dataclasses.replace(network, name=f"{EVOLVING}{network.name}", module=module)
+    if kind.peers and not hasattr(network.module, "upper"):
+        raise ValueError(
+            f"{name}: the peers of a network are its last stage and classifier again, and the "
+            f"module of {own} has no method `upper` that runs these alone"
+        )
+    if network.version is not None and len(network.output_shapes.stages) < 2:
+        raise ValueError(
+            f"{name}: branches grow on the stages before the last, expected {own} to show two or "
+            f"more, got {len(network.output_shapes.stages)}"
+        )
+    module = kind.grow(network.module, network.classes, peers)
+    return dataclasses.replace(network, name=name, module=module)

@@ -18,7 +18,7 @@ def summarise(rows: list[Row]) -> list[Row]:
     The deviation is that of a sample (n - 1), None for one seed. The gain is the mean difference
     from plain training of the same network over the "gain_seeds" seeds that both have; None without
     it. "gain_interval" is half the width of its 95 % interval, by Student's t with n - 1 degrees of
-    freedom; None of one seed. An evolving network is compared with its backbone trained alone.
+    freedom; None of one seed. One with branches is compared with its backbone trained alone.
     "failed" counts the seeds that could not be trained; a line that has no others has None for
     numbers. "metrics" are the means of the data set's own on the test set, by name. Of the lines
     that a sweep made of one guidance, "best" marks that of the highest validation accuracy.

@@ -11,12 +11,11 @@ from distill_jax import data
 from distill_jax.identity import digest_json
 from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
-from distill_jax.models import EVOLVING, Network, Variables
+from distill_jax.models import Network, Variables, backbone_name
 from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
 from distill_jax.train.stage import Stage
 
 WEIGHTS, RESULTS = "weights", "results.json"
-_EVOLVING = EVOLVING.replace(":", "-")  # in the name of a folder
 
 
 def digest_of_given(source: str) -> str:
@@ -35,7 +34,7 @@ def digest_of_given(source: str) -> str:
 
 
 def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
-    """The variables of a stage whose weights are given; of an evolving network its backbone's.
+    """The variables of a stage whose weights are given; of one with branches the backbone's.
 
     Raises:
       WeightsError: they cannot be read, are of another network, or were trained on images that
@@ -114,10 +113,11 @@ def _of_row(run: Path, wanted: str) -> Path:
 
 def folder_name(network: str, stage_id: str) -> str:
     """What a stage's folder is called."""
-    return f"{network.replace(EVOLVING, _EVOLVING)}-{stage_id}"
+    return f"{network.replace(':', '-')}-{stage_id}"
 
 
 def network_of(folder: Path) -> str:
     """The name of the network whose stage a folder is."""
     name = folder.name.rpartition("-")[0]
-    return EVOLVING + name.removeprefix(_EVOLVING) if name.startswith(_EVOLVING) else name
+    branched = name.replace("-", ":", 1)
+    return name if backbone_name(branched) == branched else branched

@@ -202,7 +202,7 @@ def _stage(
         return build_network(experiment, dataset, name)
 
     network = build(name)
-    # An evolving network teaches as what is left of it, under the name that the graph gives it.
+    # A network with branches teaches as what is left of it, under the name that the graph gives it.
     teachers = tuple(named(build(x).backbone, x) for x in component.frozen(name))
     # A phase ends with its last weights: what it is good for shows in the next one alone.
     selection = {"selection": "last"} if phase else {}

@@ -27,7 +27,7 @@ PREFLIGHT_IMAGES = 64  # of the batch on which the terms of the loss are compute
 class StageResult:
     """What a stage gives.
 
-    Of an evolving network only the backbone's weights stay, those of `Network.backbone`.
+    Of a network with branches only the backbone's weights stay, those of `Network.backbone`.
 
     Args:
       variables: the selected weights, to deploy and to teach with.
@@ -159,7 +159,7 @@ def evaluate_pretrained(
 ) -> StageResult:
     """A network that comes with its weights: evaluated once, trained never.
 
-    Of an evolving network these are the backbone's.
+    Of a network with branches these are the backbone's.
     """
     alone = dataclasses.replace(stage, network=stage.network.backbone, teachers=())
     _, scored = score(alone, (), variables, variables, dataset, topology)

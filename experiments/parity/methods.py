@@ -14,6 +14,7 @@ from distill_jax import models
 from distill_jax.methods import DML, Context, CrossEntropy, Hyper, adapters
 from distill_jax.methods.fitnet import FitNet, Regressor
 from experiments.parity.adapters import Places, to_torch, variables_of
+from experiments.parity.branched import BRANCHED
 from experiments.parity.cases import Case, Found
 from experiments.parity.contrasted import crd
 from experiments.parity.factors import FACTORS
@@ -91,6 +92,7 @@ METHODS: dict[str, Compute] = {
     **FEATURES,
     **REVIEWED,
     **FACTORS,
+    **BRANCHED,
     "fitnet": fitnet,
     "dml": dml,
     "crd": crd,

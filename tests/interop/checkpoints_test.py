@@ -316,9 +316,12 @@ def test_the_home_folder_is_known(tmp_path, monkeypatch):
         read_state_dict("~/none.npz")
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_whole_of_an_evolving_network_serves_as_its_backbone(tmp_path, prefix):
-    whole = build("evolving:resnet8", 4, SHAPE)
+@pytest.mark.parametrize(
+    ("prefix", "kind"),
+    [("", "evolving"), ("module.", "evolving"), ("", "one3"), ("module.", "dks")],
+)
+def test_the_whole_of_a_network_with_branches_serves_as_its_backbone(tmp_path, prefix, kind):
+    whole = build(f"{kind}:resnet8", 4, SHAPE)
     variables = jax.device_get(whole.init(jax.random.key(0)))
     state = to_state_dict(variables)
     path = save(tmp_path / "final_state.pth", behind(prefix, state))

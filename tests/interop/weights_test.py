@@ -1,12 +1,16 @@
 """Teachers that come with their weights: read, never trained, and as good as those that were."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
+from marks import slow
 
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.interop.files import load_variables, save_variables
+from distill_jax.runs.given import network_of
 from distill_jax.train.reporter import Reporter
 
 ENDINGS = (".safetensors", ".npz", ".pth")
@@ -144,10 +148,15 @@ def test_a_given_teacher_and_what_it_taught_are_found_again_by_the_files_content
     assert {row["stage"] for row in others}.isdisjoint(row["stage"] for row in rows)
 
 
-@pytest.mark.parametrize("name", ["evolving:plane4", "evolving:plane4#2"])
-@pytest.mark.parametrize("given", ["whole", "backbone"])
-def test_an_evolving_network_is_given_as_its_backbone(tmp_path, name, given):
-    whole, variables = random_variables("evolving:plane4")
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *itertools.product(["evolving:plane4", "evolving:plane4#2"], ["whole", "backbone"]),
+        ("okddip:plane4#2", "whole"),
+    ],
+)
+def test_a_network_with_branches_is_given_as_its_backbone(tmp_path, name, given):
+    whole, variables = random_variables(name.partition("#")[0])
     backbone = models.deploy(whole, variables)
     path = tmp_path / "w.pth"
     save_variables(path, variables if given == "whole" else backbone)
@@ -164,11 +173,12 @@ def test_an_evolving_network_is_given_as_its_backbone(tmp_path, name, given):
     assert [row["state_digest"] for row in plain.rows] == [r["state_digest"] for r in results.rows]
 
 
-def test_an_evolving_network_of_an_earlier_run_is_given(tmp_path):
-    name = "evolving:plane4"
+@pytest.mark.parametrize("name", ["one1:plane4", *slow("evolving:plane4")])
+def test_a_network_with_branches_of_an_earlier_run_is_given(tmp_path, name):
     changes = {"networks": (name, "plane2"), "students": (name, "plane2")}
     before = distill_jax.run({**TINY, **changes}, workdir=tmp_path / "run")
-    (folder,) = tmp_path.glob("run/stages/evolving-plane4-*")
+    (folder,) = tmp_path.glob(f"run/stages/{name.replace(':', '-')}-*")
+    assert network_of(folder) == name
     for source in (f"{tmp_path / 'run'}:direct/{name}/0", folder):
         results, recorder = run(teacher_weights=f"{name}={source}", **changes)
         assert recorder.started == ["plane2"]

@@ -31,19 +31,25 @@ POOLED = (("resnet8#2", "resnet8", "plane2"), "dense+drop")
 PHASED = (("plane6", "plane4#2", "plane2"), "dense+drop")
 REMEMBERED = (("plane6#2", "plane4", "plane2"), "dense+drop")
 BRANCHED = (("plane6", "plane4", "evolving:plane2"), "dense+drop")
+PEERED = (("plane6", "plane4", "okddip:plane2"), "dense+drop")
 MUTUAL = (("plane4", "plane2"), "mutual")
+MUTUAL_EXITS = (("dks:plane4", "dks:plane2"), "mutual")
 PLACES = {
     **dict.fromkeys(("at", "nst", "vid", "fsp", "kdsvd", "ab", "reviewkd"), ALIKE),
     "ft": PHASED,
     "crd": REMEMBERED,
     "ca_mkd": POOLED,
-    "teskd": BRANCHED,
+    **dict.fromkeys(("teskd", "byot", "dks"), BRANCHED),
+    **dict.fromkeys(("one", "okddip"), PEERED),
     "dml": MUTUAL,
+    "dcm": MUTUAL_EXITS,
 }
 QUICK = ("kd", "fitnet", "rkd", "ctkd", "srrl")  # with variables, and with the whole batch
 GROUPS = {
     place: tuple(name for name in METHODS if PLACES.get(name, ANY) == place)
-    for place in (ANY, ALIKE, POOLED, PHASED, REMEMBERED, BRANCHED, MUTUAL)
+    for place in (
+        *(ANY, ALIKE, POOLED, PHASED, REMEMBERED, BRANCHED, PEERED, MUTUAL, MUTUAL_EXITS),
+    )
 }
 CASES = [(ANY, QUICK), *GROUPS.items()]
 SETTINGS = {
@@ -89,8 +95,11 @@ def weights_of(name):
 def run(place, methods, reporter=None, workdir=None, **changes):
     (*teachers, _), guidance = place
     config = {**BASE, "networks": place[0], "guidance": (guidance,), **changes}
-    # The labels count in the place of those that methods bring, and TESKD is there by itself.
-    weights = {name: WEIGHT for name in methods if name != "teskd"} | {"ce": 1.0}
+    # The labels count in the place of those that methods bring.
+    weights = dict.fromkeys(methods, WEIGHT) | {"ce": 1.0}
+    if place in (BRANCHED, PEERED):  # the last one has branches, and no other
+        config["overrides"] = {place[0][-1]: {"methods": {**weights, "kd": WEIGHT}}}
+        weights = {"kd": WEIGHT, "ce": 1.0}
     if guidance != "mutual" and "teacher_weights" not in changes:
         files = {name: weights_of(name) for name in teachers}
         config["teacher_weights"] = ",".join(f"{name}={file}" for name, file in files.items())
@@ -188,6 +197,11 @@ def test_seeds_that_train_at_once_are_what_they_are_alone(place, methods):
     assert_close(both, alone, 5e-4, 1e-5)
 
 
+def _of_branches(name):
+    """Whether a network without branches has no such curve."""
+    return any(x in name for x, y in METHODS.items() if y.trains_branches) or "branch" in name
+
+
 @pytest.mark.parametrize(("place", "methods"), parameters(*GROUPS.items()))
 def test_what_a_method_taught_teaches_the_next_of_a_chain(place, methods):
     (first, *_), guidance = place
@@ -198,8 +212,7 @@ def test_what_a_method_taught_teaches_the_next_of_a_chain(place, methods):
     trained = curves(chain)
     assert [name for name, _ in trained] == list(place[0][1:])
     terms = {name for name in curves(whole(place, methods))[place[0][-1], 0] if "train" in name}
-    of_branches = {name for name in terms if "teskd" in name or "branch" in name}
     for (network, _), names in trained.items():
-        others = set() if network == place[0][-1] else of_branches  # the last one's
-        assert terms - {"train_kept"} - others <= set(names)
+        own = {name for name in terms if network == place[0][-1] or not _of_branches(name)}
+        assert own - {"train_kept"} <= set(names)
         assert all(math.isfinite(x) for values in names.values() for x in values)

@@ -46,7 +46,8 @@ PAIRS = {
     "rows of words": (shown((9, 3), (9, 5), stem=None), shown((9, 7), (9, 11), stem=None)),
     "a batch of one": (shown((8, 8, 3), (4, 4, 5), size=1), shown((8, 8, 7), size=1)),
 }
-BRANCHED = (THIN._replace(branches=(THIN,)), THIN)
+EXITS = THIN._replace(branches=(THIN, THIN))
+BRANCHED = (EXITS, EXITS)
 
 
 def taught(method, shapes):
@@ -90,8 +91,10 @@ def refused(name, pair):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_teaches_a_pair_or_says_why_not(name):
-    if name == "teskd":
-        assert "needs a network with branches, such as" in refused(name, PAIRS["equal"])
+    if METHODS[name].trains_branches:
+        for outputs in PAIRS.values():
+            reason = refused(name, outputs)
+            assert re.fullmatch(rf"{name} needs a network with branches, such as \w+:\w+", reason)
         assert refused(name, BRANCHED) is None
         return
     for pair, outputs in PAIRS.items():
@@ -109,8 +112,41 @@ SIZES = {"at", "nst", "vid", "kdsvd", "fsp", "ab", "fitnet"}
 def test_maps_of_sizes_that_do_not_fit_are_named_of_both_with_what_would(name):
     reason = refused(name, PAIRS["higher and less wide"])
     assert name not in SIZES or reason is not None
-    if reason is not None and name not in ("teskd", "ca_mkd"):
+    if reason is not None and not METHODS[name].trains_branches and name != "ca_mkd":
         assert re.search(r"8.{1,2}2\D.*4.{1,2}6\D.*expected", reason), reason
+
+
+NO_VECTOR, LONG = THIN._replace(feature=None), shown((8, 8, 3), feature=(11,))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "branches", "said"),
+    [
+        ("okddip", {}, (THIN, LONG), r"expected one length of all, got \(5,\), \(11,\)"),
+        ("okddip", {}, (THIN, NO_VECTOR), r"expected one length of all, got \(5,\), none"),
+        ("byot", {"form": "conference"}, (LONG,), r"expected one length of all, got \(5,\), \(11"),
+        ("byot", {}, (THIN, NO_VECTOR), "teacher 2 has none"),
+        ("byot", {}, (THIN, LONG), None),
+        ("okddip", {}, (LONG, LONG), None),
+    ],
+)
+def test_branches_that_cannot_be_compared_are_refused(name, options, branches, said):
+    shapes = Shapes(THIN._replace(branches=branches), (), C, 20)
+    method = methods.build(name, options)
+    if said is None:
+        method.check(shapes)
+        taught(method, shapes)
+        return
+    with pytest.raises(ValueError, match=said):
+        method.check(shapes)
+
+
+def test_exits_of_one_stage_have_no_gate_and_of_plain_peers_no_exits():
+    alone = shown((8, 8, 3))._replace(branches=(THIN,))
+    with pytest.raises(ValueError, match="expected two stages or more of the student, got 1"):
+        methods.build("one").check(Shapes(alone, (), C, 20))
+    with pytest.raises(ValueError, match="expected branches of teacher 2 too.*dks:resnet20, got"):
+        methods.build("dcm").check(Shapes(EXITS, (EXITS, THIN), C, 20))
 
 
 @pytest.mark.parametrize(

@@ -316,8 +316,9 @@ def test_a_name_is_known_and_may_be_registered_again():
     assert second != first and "batch_stats" not in second.shapes
     with pytest.raises(ValueError, match="did you mean 'outside_again'"):
         models.check_name("outside_agian")
-    with pytest.raises(ValueError, match="comes from outside"):
-        models.build("evolving:outside_again", CLASSES, SHAPE)
+    for prefix in models.BRANCHED:
+        with pytest.raises(ValueError, match=f"{prefix}:outside_again: .* comes from outside"):
+            models.build(f"{prefix}:outside_again", CLASSES, SHAPE)
 
 
 def test_build_is_told_of_classes_and_inputs():
@@ -341,6 +342,36 @@ def test_a_network_of_the_library_under_another_name():
     np.testing.assert_array_equal(logits, expected)
     grown = models.build("evolving:outside_plane", CLASSES, SHAPE)
     assert grown.branches == 1 and grown.backbone == net
+
+
+class Stages(nn.Module):
+    """A module called as the library's are, with so many stages and no method `upper`."""
+
+    stages: int
+
+    @nn.compact
+    def __call__(self, images, mode):
+        maps = [nn.Dense(3, name=f"layer{i}")(images) for i in range(self.stages)]
+        feature = images.mean((1, 2))
+        return models.Outputs(nn.Dense(CLASSES, name="fc")(feature), feature, tuple(maps))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "stages", "message"),
+    [
+        ("one", 2, "the module of outside_stages has no method `upper`"),
+        ("okddip", 2, "the module of outside_stages has no method `upper`"),
+        ("dks", 1, "expected outside_stages to show two or more, got 1"),
+        ("evolving", 1, "expected outside_stages to show two or more, got 1"),
+    ],
+)
+def test_branches_that_do_not_grow_on_a_module_are_refused(prefix, stages, message):
+    module = Stages(stages)
+    registered = models.Network("any", module, CLASSES, SHAPE)
+    models.register_network("outside_stages", lambda classes, inputs: registered)
+    with pytest.raises(ValueError, match=message) as caught:
+        models.build(f"{prefix}:outside_stages", CLASSES, SHAPE)
+    assert "\n" not in str(caught.value)
 
 
 def linear_pair():

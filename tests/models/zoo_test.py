@@ -192,6 +192,11 @@ def test_sizes_by_rule():
         ("shufflenetv3", "did you mean 'shufflenetv"),
         ("evolving:nothing", "evolving:NAME"),
         ("evolving:evolving:resnet8", "unknown network"),
+        ("one:nothing", "one:NAME, okddip:NAME, byot:NAME, dks:NAME for each"),
+        ("one:okddip:resnet8", "unknown network"),
+        ("dks2:resnet8", "unknown network"),
+        ("okddip0:resnet8", "unknown network"),
+        ("three:resnet8", "unknown network"),
     ],
 )
 def test_illegal_names_say_what_there_is(name, message):

@@ -15,12 +15,12 @@ from jax import Array
 from distill_jax.models.basics import Mode, Outputs
 from distill_jax.models.kernels.pools import global_average_pool, resize_bilinear
 from distill_jax.models.zoo import vgg
+from distill_jax.models.zoo.branches import Branched, with_feature_of_last_stage
 from distill_jax.models.zoo.four_stage_resnet import FourStageResNet
-from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, TORCH, Conv, Init, Linear, conv_norm
 
 
-class Evolving(nn.Module):
+class Evolving(Branched):
     """A backbone of S stages with S - 1 student branches; any module that shows its stages will do.
 
     With K the width of the last stage, "block" a 1×1 convolution to K without bias, BatchNorm and
@@ -36,13 +36,8 @@ class Evolving(nn.Module):
     feature term of the loss needs it, else the average of the last stage.
     """
 
-    backbone: nn.Module
-    classes: int
     first_stride: int = 2
     initial: Init = TORCH
-
-    def setup(self) -> None:
-        nn.share_scope(self, self.backbone)  # the backbone's names at top level
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
@@ -60,15 +55,7 @@ class Evolving(nn.Module):
             down = self._block(both, mode, width, f"fuse_{b}")
             stride = min(self.first_stride * 2 ** (last - 1 - b), *size)
             branches.append(self._branch(down, mode, width, b, stride))
-        feature = outputs.feature
-        if feature.shape[-1] != width:
-            feature = global_average_pool(stages[-1])
-        return outputs._replace(feature=feature, branches=tuple(branches))
-
-    @nn.nowrap
-    def head(self) -> Head:
-        """The backbone's: it takes this network's feature only where that is the backbone's."""
-        return self.backbone.head()
+        return with_feature_of_last_stage(outputs)._replace(branches=tuple(branches))
 
     def _block(
         self,

@@ -12,12 +12,12 @@ from typing import Any
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, on_top
 from distill_jax.models.kernels.pools import global_average_pool, max_pool_overlapping
 from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import HE, TORCH, Conv, Init, conv_norm
 from distill_jax.models.zoo.resnet import BasicBlock, Bottleneck
-from distill_jax.models.zoo.stages import Staged
+from distill_jax.models.zoo.stages import Block, Staged
 
 WIDTHS = (64, 128, 256, 512)
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -61,11 +61,20 @@ class FourStageResNet(Staged):
         )
         first = nn.relu(conv_norm(images, mode, stem, "bn1"))
         x = max_pool_overlapping(first) if self.large_stem else first
-        block = functools.partial(self.block, kernel_init=self.initial.conv)
-        stages = self.run_stages(x, mode, block, WIDTHS)
+        stages = self.run_stages(x, mode, self._block, WIDTHS[:-1])
+        return on_top(self.upper(stages.ends[-1], mode), first, stages.ends, stages.last_preacts)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called."""
+        stages = self.run_stages(x, mode, self._block, WIDTHS[-1:], start=4)
         feature = global_average_pool(stages.ends[-1])
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, stages.ends, stem=first, preacts=stages.last_preacts)
+        return Outputs(logits, feature, stages.ends, preacts=stages.last_preacts)
+
+    @property
+    def _block(self) -> Block:
+        return functools.partial(self.block, kernel_init=self.initial.conv)
 
     @nn.nowrap
     def head(self) -> Head:

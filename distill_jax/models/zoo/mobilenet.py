@@ -10,7 +10,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs, check_size
+from distill_jax.models.basics import Mode, Outputs, check_size, on_top
 from distill_jax.models.kernels.pools import global_average_pool
 from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, Conv, conv_norm, he_fan_out
@@ -20,6 +20,7 @@ BLOCKS = (2, 3, 4, 3, 3, 1)  # of the stages after the first, which is a single 
 WIDTHS = (12, 16, 32, 48, 80, 160)
 STRIDES = (1, 2, 2, 1, 2, 1)
 SHOWN = (0, 1, 3, 5)  # the stages at whose ends the field's feature losses take maps
+UPPER = SHOWN[-2] + 1  # the first one after the last but one of these
 
 
 class InvertedResidual(nn.Module):
@@ -56,6 +57,14 @@ class InvertedResidual(nn.Module):
         return y, y
 
 
+def _conv(x: Array, mode: Mode, name: str, features: int, kernel_size: int, stride: int) -> Array:
+    """A convolution, its BatchNorm and ReLU."""
+    layer = Conv(
+        features, kernel_size, stride, use_bias=False, kernel_init=he_fan_out, name=f"{name}.0"
+    )
+    return nn.relu(conv_norm(x, mode, layer, f"{name}.1"))
+
+
 class MobileNetV2(Staged):
     """A 3×3 stem of 16, seven stages of blocks, a 1×1 convolution to 1280, pool and classifier.
 
@@ -70,24 +79,21 @@ class MobileNetV2(Staged):
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
-        def conv(features, kernel_size, stride, name):
-            return Conv(
-                features,
-                kernel_size,
-                stride,
-                use_bias=False,
-                kernel_init=he_fan_out,
-                name=f"{name}.0",
-            )
-
-        stem = nn.relu(conv_norm(images, mode, conv(16, 3, 2, "conv1"), "conv1.1"))
+        stem = _conv(images, mode, "conv1", 16, 3, 2)
         x, _ = InvertedResidual(8, expand=1, name="blocks.0.0")(stem, mode)
-        ends = self.run_stages(x, mode, InvertedResidual, WIDTHS, STRIDES).ends
-        x = nn.relu(conv_norm(ends[-1], mode, conv(1280, 1, 1, "conv2"), "conv2.1"))
-        feature = global_average_pool(x)
+        widths, strides = WIDTHS[:UPPER], STRIDES[:UPPER]
+        ends = self.run_stages(x, mode, InvertedResidual, widths, strides).ends
+        stages = [ends[i] for i in SHOWN[:-1]]
+        return on_top(self.upper(stages[-1], mode), stem, stages, stages)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs what follows the last but one map that is shown, as layers of the module called."""
+        widths, strides = WIDTHS[UPPER:], STRIDES[UPPER:]
+        ends = self.run_stages(x, mode, InvertedResidual, widths, strides, UPPER + 1).ends
+        feature = global_average_pool(_conv(ends[-1], mode, "conv2", 1280, 1, 1))
         logits = self.head().run(feature, mode)
-        stages = tuple(ends[i] for i in SHOWN)
-        return Outputs(logits, feature, stages, stem=stem, preacts=stages)
+        return Outputs(logits, feature, ends[-1:], preacts=ends[-1:])
 
     @nn.nowrap
     def head(self) -> Head:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, on_top
 from distill_jax.models.kernels.pools import flatten_channels_first, max_pool
 from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, Linear, conv_norm
@@ -48,26 +48,45 @@ class PlainCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
-        x, index = images, 0
-        stem, stages, preacts = None, [], []
-        for position, width in enumerate(self.layers):
-            if width == M:
-                x = max_pool(x)
-                index += 1
-                continue
-            conv = Conv(int(width), name=f"conv_layers.{index}")
-            preact = conv_norm(x, mode, conv, f"conv_layers.{index + 1}")
-            x = nn.relu(preact)
-            stem = x if stem is None else stem
-            index += 3  # convolution, BatchNorm, ReLU
-            if position + 1 == len(self.layers) or self.layers[position + 1] == M:
-                stages.append(x)
-                preacts.append(preact)
-        feature = flatten_channels_first(x)
+        *ends, _ = self._ends
+        maps, preacts = self._run(images, mode, 0, ends[-1] + 1)
+        upper = self.upper(maps[-1], mode)
+        return on_top(upper, maps[0], [maps[i] for i in ends], [preacts[i] for i in ends])
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called."""
+        *_, before, last = self._ends
+        maps, preacts = self._run(x, mode, before + 1, len(self.layers))
+        feature = flatten_channels_first(maps[-1])
         for position, width in enumerate(self.hidden):
             feature = nn.relu(Linear(width, name=f"fc_layers.{2 * position}")(feature, mode))
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, tuple(stages), stem=stem, preacts=tuple(preacts))
+        place = last - before - 1
+        return Outputs(logits, feature, (maps[place],), preacts=(preacts[place],))
+
+    @property
+    def _ends(self) -> list[int]:
+        """The places of the layers that stages end with."""
+        followed = zip(self.layers, (*self.layers[1:], M), strict=True)
+        return [i for i, (layer, after) in enumerate(followed) if after == M != layer]
+
+    @nn.nowrap
+    def _run(self, x: Array, mode: Mode, start: int, end: int) -> tuple[list[Array], list[Array]]:
+        """The maps after each of the layers from `start` to before `end`, and before its ReLU."""
+        maps, preacts = [], []
+        for place in range(start, end):
+            # Of convolution, BatchNorm and ReLU each has its number.
+            index = sum(1 if layer == M else 3 for layer in self.layers[:place])
+            if self.layers[place] == M:
+                preact = x = max_pool(x)
+            else:
+                conv = Conv(int(self.layers[place]), name=f"conv_layers.{index}")
+                preact = conv_norm(x, mode, conv, f"conv_layers.{index + 1}")
+                x = nn.relu(preact)
+            maps.append(x)
+            preacts.append(preact)
+        return maps, preacts
 
     @nn.nowrap
     def head(self) -> Head:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, on_top
 from distill_jax.models.kernels.pools import global_average_pool
 from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, conv_norm, he_fan_out
@@ -103,10 +103,16 @@ class CifarResNet(Staged):
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         stem = Conv(self.widths[0], use_bias=False, kernel_init=he_fan_out, name="conv1")
         x = nn.relu(conv_norm(images, mode, stem, "bn1"))
-        stages = self.run_stages(x, mode, BasicBlock, self.widths[1:])
+        stages = self.run_stages(x, mode, BasicBlock, self.widths[1:-1])
+        return on_top(self.upper(stages.ends[-1], mode), x, stages.ends, stages.last_preacts)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called."""
+        stages = self.run_stages(x, mode, BasicBlock, self.widths[-1:], start=3)
         feature = global_average_pool(stages.ends[-1])
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, stages.ends, stem=x, preacts=stages.last_preacts)
+        return Outputs(logits, feature, stages.ends, preacts=stages.last_preacts)
 
     @nn.nowrap
     def head(self) -> Head:

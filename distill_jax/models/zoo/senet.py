@@ -11,12 +11,12 @@ from typing import ClassVar
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, on_top
 from distill_jax.models.kernels.pools import global_average_pool
 from distill_jax.models.zoo.four_stage_resnet import COUNTS, WIDTHS
 from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, Linear, conv_norm
-from distill_jax.models.zoo.stages import Staged
+from distill_jax.models.zoo.stages import Block, Staged
 
 REDUCTION = 16
 
@@ -70,11 +70,20 @@ class SENet(Staged):
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = nn.relu(conv_norm(images, mode, Conv(WIDTHS[0], name="pre.0"), "pre.1"))
-        block = SEBottleneck if self.bottleneck else SEBlock
-        stages = self.run_stages(x, mode, block, WIDTHS)
+        stages = self.run_stages(x, mode, self._block, WIDTHS[:-1])
+        return on_top(self.upper(stages.ends[-1], mode), x, stages.ends, stages.last_preacts)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called."""
+        stages = self.run_stages(x, mode, self._block, WIDTHS[-1:], start=4)
         feature = global_average_pool(stages.ends[-1])
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, stages.ends, stem=x, preacts=stages.last_preacts)
+        return Outputs(logits, feature, stages.ends, preacts=stages.last_preacts)
+
+    @property
+    def _block(self) -> Block:
+        return SEBottleneck if self.bottleneck else SEBlock
 
     @nn.nowrap
     def head(self) -> Head:

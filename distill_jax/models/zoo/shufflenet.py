@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs, check_size
+from distill_jax.models.basics import Mode, Outputs, check_size, on_top
 from distill_jax.models.kernels.pools import average_pool_overlapping, global_average_pool
 from distill_jax.models.zoo.heads import Head, one_layer
 from distill_jax.models.zoo.layers import Conv, conv_norm
-from distill_jax.models.zoo.stages import Staged
+from distill_jax.models.zoo.stages import Block, Staged
 
 STEM = 24
 BLOCKS = (4, 8, 4)
@@ -98,14 +98,25 @@ class ShuffleNet(Staged):
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         stem = nn.relu(_convs(mode)(images, 1, STEM))
-        block = ShuffleBlock if self.version == 1 else SplitBlock
-        stages = self.run_stages(stem, mode, block, WIDTHS[self.version], STRIDES)
+        widths = WIDTHS[self.version][:-1]
+        stages = self.run_stages(stem, mode, self._block, widths, STRIDES[:-1])
+        return on_top(self.upper(stages.ends[-1], mode), stem, stages.ends, stages.last_preacts)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called."""
+        widths = WIDTHS[self.version][-1:]
+        stages = self.run_stages(x, mode, self._block, widths, STRIDES[-1:], start=3)
         x = stages.ends[-1]
         if self.version == 2:
             x = nn.relu(_convs(mode)(x, 2, LAST))
         feature = global_average_pool(x)
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, stages.ends, stem=stem, preacts=stages.last_preacts)
+        return Outputs(logits, feature, stages.ends, preacts=stages.last_preacts)
+
+    @property
+    def _block(self) -> Block:
+        return ShuffleBlock if self.version == 1 else SplitBlock
 
     @nn.nowrap
     def head(self) -> Head:

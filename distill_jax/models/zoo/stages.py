@@ -76,23 +76,32 @@ class Staged(nn.Module):
         block: Block,
         widths: Sequence[int],
         strides: Sequence[int] | None = None,
+        start: int = 1,
     ) -> Stages:
         """Runs the stages; every one but the first halves the map, or as `strides` have it.
 
-        To be called from the compact method. Outside training equal blocks are one loop on a CPU:
-        it compiles faster and runs no slower.
+        To be called from the compact method. Outside training equal blocks are one loop on a CPU,
+        where they are stacked: it compiles faster and runs no slower.
+
+        Args:
+          x: what the first of these stages takes.
+          mode: how the network is run.
+          block: makes a block.
+          widths: of the stages.
+          strides: of the first block of each.
+          start: the number of the first of them, where others went before.
         """
-        strides = strides or (1, *(2 for _ in widths[1:]))
+        strides = strides or tuple(1 if start + i == 1 else 2 for i in range(len(widths)))
         ends, first_preacts, last_preacts = [], [], []
-        for stage, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+        for stage, (width, stride) in enumerate(zip(widths, strides, strict=True), start):
             first = block(width, stride, name=self.block_name(stage, 0))
             x, preact = first(x, mode)
             first_preacts.append(preact)
             names = self.equal_blocks(stage)
-            if mode.train or not _loops_blocks():
+            if not names or not self.has_variable(BLOCKS, names[0]):
                 for name in names:
                     x, preact = block(width, 1, name=name)(x, mode)
-            elif names:
+            else:
                 x, preact = _loop(self, names[0], block(width, 1, parent=None), x, mode)
             ends.append(x)
             last_preacts.append(preact)

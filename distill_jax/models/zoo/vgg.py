@@ -9,7 +9,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs, check_size
+from distill_jax.models.basics import Mode, Outputs, check_size, on_top
 from distill_jax.models.kernels.pools import global_average_pool, max_pool
 from distill_jax.models.zoo.heads import Head
 from distill_jax.models.zoo.layers import HE_VGG, Conv, conv_norm
@@ -31,6 +31,14 @@ def _conv(x: Array, mode: Mode, width: int, name: str, norm: str) -> Array:
     return conv_norm(x, mode, conv, norm)
 
 
+def _layers(x: Array, mode: Mode, block: str, width: int, count: int) -> Array:
+    """Convolutions with BatchNorms and ReLUs, but for the last ReLU."""
+    for index in range(count):
+        x = nn.relu(x) if index else x
+        x = _conv(x, mode, width, f"{block}.{3 * index}", f"{block}.{3 * index + 1}")
+    return x
+
+
 def _head(names: tuple[str, ...], widths: tuple[int, ...]) -> Head:
     return Head(names, widths, HE_VGG.linear, HE_VGG.linear_bias, parent=None)
 
@@ -48,19 +56,22 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
-        pools = 4 if min(images.shape[1:3]) >= 64 else 3
-        x, maps, preacts = images, [], []
-        for block, (width, count) in enumerate(zip(WIDTHS, self.counts, strict=True)):
-            for index in range(count):  # convolution, BatchNorm, ReLU
-                name, norm = f"block{block}.{3 * index}", f"block{block}.{3 * index + 1}"
-                preact = _conv(x, mode, width, name, norm)
-                x = nn.relu(preact)
-            maps.append(x)
-            preacts.append(preact)
-            x = max_pool(x) if block < pools else x
+        maps, preacts = [images], []
+        for block in range(4):
+            x = max_pool(maps[-1]) if block else images
+            preacts.append(_layers(x, mode, f"block{block}", WIDTHS[block], self.counts[block]))
+            maps.append(nn.relu(preacts[-1]))
+        return on_top(self.upper(maps[-1], mode), maps[1], maps[2:], preacts[1:])
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last block and what follows it, as layers of whichever module is called."""
+        x = max_pool(x) if min(x.shape[1:3]) >= 8 else x  # an eighth of the images
+        preact = _layers(x, mode, "block4", WIDTHS[4], self.counts[4])
+        x = nn.relu(preact)
         feature = global_average_pool(x)
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, tuple(maps[1:]), stem=maps[0], preacts=tuple(preacts[1:]))
+        return Outputs(logits, feature, (x,), preacts=(preact,))
 
     @nn.nowrap
     def head(self) -> Head:
@@ -84,17 +95,25 @@ class CifarVGG(nn.Module):
         for index in range(1, self.counts[0] + 1):
             x = nn.relu(_conv(x, mode, WIDTHS[0], f"conv{index}", f"bn{index}"))
         stem, x = x, max_pool(x)
-        for layer, (width, count) in enumerate(zip(WIDTHS[1:], self.counts[1:], strict=True), 1):
-            for index in range(count):
-                name, norm = f"layer{layer}.{3 * index}", f"layer{layer}.{3 * index + 1}"
-                preact = _conv(x, mode, width, name, norm)
-                x = nn.relu(preact)
-            x = max_pool(x)
+        for layer in range(1, 4):
+            x, preact = self._pooled(x, mode, layer)
             stages.append(x)
-            preacts.append(max_pool(preact))  # a pool and a ReLU commute
+            preacts.append(preact)
+        return on_top(self.upper(x, mode), stem, stages, preacts)
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last block and what follows it, as layers of whichever module is called."""
+        x, preact = self._pooled(x, mode, 4)
         feature = global_average_pool(x)
         logits = self.head().run(feature, mode)
-        return Outputs(logits, feature, tuple(stages), stem=stem, preacts=tuple(preacts))
+        return Outputs(logits, feature, (x,), preacts=(preact,))
+
+    @nn.nowrap
+    def _pooled(self, x: Array, mode: Mode, layer: int) -> tuple[Array, Array]:
+        """A block and its pool, after the last ReLU and before it: a pool and a ReLU commute."""
+        preact = _layers(x, mode, f"layer{layer}", WIDTHS[layer], self.counts[layer])
+        return max_pool(nn.relu(preact)), max_pool(preact)
 
     @nn.nowrap
     def head(self) -> Head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.models.basics import Mode, Outputs
+from distill_jax.models.basics import Mode, Outputs, on_top
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.kernels.pools import global_average_pool
 from distill_jax.models.zoo.heads import Head, one_layer
@@ -63,14 +63,26 @@ class WideResNet(Staged):
     @nn.compact
     def __call__(self, images: Array, mode: Mode) -> Outputs:
         x = Conv(16, use_bias=False, kernel_init=he_fan_out, name="conv1")(images, mode)
-        widths = tuple(width * self.factor for width in (16, 32, 64))
-        stages = self.run_stages(x, mode, PreActivationBlock, widths)
-        preact = BatchNorm(widths[-1], name="bn1")(stages.ends[-1], mode)
+        stages = self.run_stages(x, mode, PreActivationBlock, self._widths[:-1])
+        # A stage's end is normalised by the block after it: the first one of the next stage.
+        upper = self.upper(stages.ends[-1], mode)
+        return on_top(upper, x, stages.ends, stages.first_preacts[1:])
+
+    @nn.nowrap
+    def upper(self, x: Array, mode: Mode) -> Outputs:
+        """Runs the last stage and what follows it, as layers of whichever module is called.
+
+        The first of its preactivations is that of the stage before.
+        """
+        stages = self.run_stages(x, mode, PreActivationBlock, self._widths[-1:], start=3)
+        preact = BatchNorm(self._widths[-1], name="bn1")(stages.ends[-1], mode)
         feature = global_average_pool(nn.relu(preact))
         logits = self.head().run(feature, mode)
-        # A stage's end is normalised by the block after it: the first one of the next stage.
-        preacts = (*stages.first_preacts[1:], preact)
-        return Outputs(logits, feature, stages.ends, stem=x, preacts=preacts)
+        return Outputs(logits, feature, stages.ends, preacts=(*stages.first_preacts, preact))
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        return tuple(width * self.factor for width in (16, 32, 64))
 
     @nn.nowrap
     def head(self) -> Head:

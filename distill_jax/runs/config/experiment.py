@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_jax import graph, methods
 from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions, Method
-from distill_jax.models import EVOLVING, Network, published_rate
+from distill_jax.models import Network, backbone_name, published_rate
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
@@ -88,7 +88,7 @@ class Experiment:
             **changes,
         }
         if values["learning_rate"] is None:
-            base = graph.architecture(network.removeprefix(EVOLVING))[0]
+            base = graph.architecture(backbone_name(network))[0]
             adam = values["optimizer"] == "adamw"
             values["learning_rate"] = ADAM_RATE if adam else published_rate(base)
         fields = {f.name for f in dataclasses.fields(OptimOptions)}
@@ -108,7 +108,8 @@ class Experiment:
         """The methods of one network with their weights, the cross-entropy first.
 
         Args:
-          network: the network; one with branches has TESKD besides.
+          network: the network; one with branches has the method that trains them besides, where
+            none that is named does.
           frozen: the names of its frozen teachers.
           live: those of its live ones.
           changes: what differs from the experiment's: "methods", "method_options" and, as
@@ -119,28 +120,14 @@ class Experiment:
         Raises:
           ValueError: a teacher that none of the methods hears, or a method that is not prepared.
         """
-        values = {**self.overrides.get(network.name, {}), **changes}
-        weights = dict(values.get("methods", self.methods))
-        swept = {
-            name.removeprefix("methods."): value
-            for name, value in values.items()
-            if name.startswith("methods.")
-        }
-        weights |= {name: value for name, value in swept.items() if name in weights}
-        options = {**self.method_options, **values.get("method_options", {})}
-        ce = weights.pop("ce", None)
-        named: list[tuple[str, Method, float]] = []
-        if network.branches:
-            named.append(("teskd", self.evolve, weights.pop("teskd", 1.0)))
-        for name, weight in weights.items():
-            method = KD(self.loss) if name == "kd" else methods.build(name, options.get(name))
-            prepared = method.preparation() if phase and name not in before else None
-            named.append((name, prepared or method, weight))
+        named, ce, brought = self._named(network, changes, before, phase)
         every, own = [method for _, method, _ in named], network.name
         heard = [methods.heard(method, every, own, len(frozen), live) for method in every]
         chosen = [
             one for one, places in zip(named, heard, strict=True) if places or not one[1].taught
         ]
+        if brought and any(m.trains_branches for name, m, _ in chosen if name != network.method):
+            chosen = [one for one in chosen if one[0] != network.method]
         for name, method, _ in chosen:
             if not phase and name not in before and method.preparation() is not None:
                 raise ValueError(
@@ -149,7 +136,8 @@ class Experiment:
                 )
         if any(method.taught for method in every):
             for place, teacher in enumerate((*frozen, *live)):
-                if not any(place in places for places in heard):
+                pairs = zip(every, heard, strict=True)
+                if not any(place in places for method, places in pairs if method.taught):
                     raise ValueError(
                         f"{teacher} teaches {own}, but none of its methods does so along that edge "
                         f"({', '.join(name for name, *_ in named)}): name one in config.methods"
@@ -161,6 +149,40 @@ class Experiment:
         beside_kd = ce is None and any(name == "kd" for name, *_ in chosen)
         term = CrossEntropy(self.loss if beside_kd else None)
         return [("ce", term, 1.0 if ce is None else ce), *chosen]
+
+    def _named(
+        self,
+        network: Network,
+        changes: Mapping[str, Any],
+        before: Collection[str],
+        phase: bool,
+    ) -> tuple[list[tuple[str, Method, float]], float | None, bool]:
+        """The methods that are named with their weights, first the one that the network brings.
+
+        Returns:
+          The methods, the weight of the cross-entropy where it is told, and whether the first of
+          them is the network's without being named.
+        """
+        values = {**self.overrides.get(network.name, {}), **changes}
+        weights = dict(values.get("methods", self.methods))
+        swept = {
+            name.removeprefix("methods."): value
+            for name, value in values.items()
+            if name.startswith("methods.")
+        }
+        weights |= {name: value for name, value in swept.items() if name in weights}
+        options = {**self.method_options, **values.get("method_options", {})}
+        ce = weights.pop("ce", None)
+        brought = network.method is not None and network.method not in weights
+        if network.method is not None:
+            weights = {network.method: weights.pop(network.method, 1.0), **weights}
+        elsewhere: dict[str, Method] = {"kd": KD(self.loss), "teskd": self.evolve}
+        named = []
+        for name, weight in weights.items():
+            method = elsewhere.get(name) or methods.build(name, options.get(name))
+            prepared = method.preparation() if phase and name not in before else None
+            named.append((name, prepared or method, weight))
+        return named, ce, brought
 
     def seed_of(self, network: str, seed: int) -> int:
         """The seed of one network: its override's, else the run's."""

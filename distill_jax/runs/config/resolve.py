@@ -130,7 +130,7 @@ def _has_registered(experiment: Experiment) -> bool:
     """Whether networks or methods are a user's own."""
     sections = (*experiment.overrides.values(), *experiment.phases)
     named = {*experiment.methods, *(name for own in sections for name in own.get("methods", ()))}
-    networks = (graph.architecture(x.removeprefix(models.EVOLVING))[0] for x in experiment.networks)
+    networks = (graph.architecture(models.backbone_name(x))[0] for x in experiment.networks)
     return any(map(models.is_registered, networks)) or any(map(methods.is_registered, named))
 
 
