@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from distill_jax.methods import Context, Hyper, Method, Term, heard
+from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import optim
 from distill_jax.train.teachers import APPLY, HEAD, FrozenTeachers, FrozenVariables, TeacherOutputs
@@ -75,18 +76,26 @@ class Live(NamedTuple):
       params: its parameters.
       head: (params, feature) -> logits by its classifier.
       apply: (params, inputs) -> its outputs for other inputs, in training mode.
+      others: by data need its outputs on what is seen besides, likewise.
     """
 
     outputs: Outputs
     params: Any
     head: Callable[[Any, Array], Array]
     apply: Callable[[Any, Any], Outputs]
+    others: Mapping[str, Outputs] = {}
 
 
 def teacher_needs(methods: Methods) -> tuple[str, ...]:
     """The outputs that methods need of teachers besides the logits, each once."""
     wanted = {name: None for _, method in methods for name in method.needs}
     return tuple(name for name in wanted if name not in ("logits", APPLY, HEAD))
+
+
+def data_needs(methods: Methods) -> tuple[str, ...]:
+    """What methods need of the data besides the batch, in the order of `DATA_NEEDS`."""
+    wanted = {name for _, method in methods for name in method.data_needs}
+    return tuple(name for name in DATA_NEEDS if name in wanted)
 
 
 def needs_variables(methods: Methods) -> bool:
@@ -149,6 +158,9 @@ def student_terms(
             student=own.outputs,
             head=functools.partial(own.head, own.params),
             student_apply=functools.partial(own.apply, own.params),
+            labels=_labels_shown(name, method, context),
+            view=own.others.get("view"),
+            partner=own.others.get("partner"),
             teacher_mask=mask if len(places) == len(mask) else mask[np.asarray(places, int)],
             key=key_of(name),
             **_teachers_shown(student, method, frozen, live),
@@ -167,6 +179,37 @@ def student_terms(
         if name in variables:
             collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
     return terms, collections
+
+
+class _TwoLabels:
+    """In the place of the labels of mixed images, where reading one of them alone is an error."""
+
+    def __init__(self, method: str, labels: Array):
+        self.method, self.shape, self.dtype, self.ndim = method, labels.shape, labels.dtype, 1
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"method {self.method!r} reads the label of an example, and mixup and cutmix give it "
+            "two: expected methods that read none, as kd, or that count both, as ce; or "
+            "recipe.mixup and recipe.cutmix 0"
+        )
+
+    def _read(self, *_: Any) -> Any:
+        return self.value
+
+    # Python looks for these on the class.
+    __jax_array__ = __array__ = __getitem__ = __iter__ = _read
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read  # type: ignore[assignment]
+
+
+def _labels_shown(name: str, method: Method, context: Context) -> Any:
+    """The labels; of mixed images not where a method would take the first for the only one."""
+    if context.mixed is None or method.mixes_labels:
+        return context.labels
+    return _TwoLabels(name, context.labels)
 
 
 def _teachers_shown(
