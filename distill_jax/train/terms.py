@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -158,13 +159,13 @@ def student_terms(
             student=own.outputs,
             head=functools.partial(own.head, own.params),
             student_apply=functools.partial(own.apply, own.params),
-            labels=_labels_shown(name, method, context),
             view=own.others.get("view"),
             partner=own.others.get("partner"),
             teacher_mask=mask if len(places) == len(mask) else mask[np.asarray(places, int)],
             key=key_of(name),
             **_teachers_shown(student, method, frozen, live),
         )
+        _check_labels(name, method, variables.get(name, {}), shown)
         given, after = method.terms(variables.get(name, {}), shown)
         if double := terms.keys() & given.keys():
             raise ValueError(f"{student.name}: two methods give a term {', '.join(double)}")
@@ -181,35 +182,20 @@ def student_terms(
     return terms, collections
 
 
-class _TwoLabels:
-    """In the place of the labels of mixed images, where reading one of them alone is an error."""
-
-    def __init__(self, method: str, labels: Array):
-        self.method, self.shape, self.dtype, self.ndim = method, labels.shape, labels.dtype, 1
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getattr__(self, name: str) -> Any:
-        raise ValueError(
-            f"method {self.method!r} reads the label of an example, and mixup and cutmix give it "
-            "two: expected methods that read none, as kd, or that count both, as ce; or "
-            "recipe.mixup and recipe.cutmix 0"
-        )
-
-    def _read(self, *_: Any) -> Any:
-        return self.value
-
-    # Python looks for these on the class.
-    __jax_array__ = __array__ = __getitem__ = __iter__ = _read
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read  # type: ignore[assignment]
-
-
-def _labels_shown(name: str, method: Method, context: Context) -> Any:
-    """The labels; of mixed images not where a method would take the first for the only one."""
+def _check_labels(name: str, method: Method, variables: Any, context: Context) -> None:
+    """Raises ValueError where a method takes the first label of mixed images for the only one."""
     if context.mixed is None or method.mixes_labels:
-        return context.labels
-    return _TwoLabels(name, context.labels)
+        return
+    traced = jax.make_jaxpr(
+        lambda labels: method.terms(variables, dataclasses.replace(context, labels=labels))
+    )(context.labels).jaxpr
+    used = [x for equation in traced.eqns for x in equation.invars]
+    if any(x is traced.invars[0] for x in (*used, *traced.outvars)):
+        raise ValueError(
+            f"method {name!r} reads the label of an example, and mixup and cutmix give it two: "
+            "expected methods that read none, as kd, or that count both, as ce; or recipe.mixup "
+            "and recipe.cutmix 0"
+        )
 
 
 def _teachers_shown(

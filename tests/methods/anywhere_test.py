@@ -32,6 +32,8 @@ PHASED = (("plane6", "plane4#2", "plane2"), "dense+drop")
 REMEMBERED = (("plane6#2", "plane4", "plane2"), "dense+drop")
 BRANCHED = (("plane6", "plane4", "evolving:plane2"), "dense+drop")
 MUTUAL = (("plane4", "plane2"), "mutual")
+AUGMENTED = (("plane6#3", "plane4", "plane2"), "dense+drop")
+OWN_VIEWS = (("plane4#2", "plane2"), "mutual")
 PLACES = {
     **dict.fromkeys(("at", "nst", "vid", "fsp", "kdsvd", "ab", "reviewkd"), ALIKE),
     "ft": PHASED,
@@ -39,11 +41,13 @@ PLACES = {
     "ca_mkd": POOLED,
     "teskd": BRANCHED,
     "dml": MUTUAL,
+    **dict.fromkeys(("cs_kd", "ps_kd", "ddgsd"), AUGMENTED),
+    "kdcl": OWN_VIEWS,
 }
 QUICK = ("kd", "fitnet", "rkd", "ctkd", "srrl")  # with variables, and with the whole batch
 GROUPS = {
     place: tuple(name for name in METHODS if PLACES.get(name, ANY) == place)
-    for place in (ANY, ALIKE, POOLED, PHASED, REMEMBERED, BRANCHED, MUTUAL)
+    for place in dict.fromkeys((ANY, *PLACES.values()))
 }
 CASES = [(ANY, QUICK), *GROUPS.items()]
 SETTINGS = {
@@ -89,6 +93,8 @@ def weights_of(name):
 def run(place, methods, reporter=None, workdir=None, **changes):
     (*teachers, _), guidance = place
     config = {**BASE, "networks": place[0], "guidance": (guidance,), **changes}
+    if place in (AUGMENTED, OWN_VIEWS):
+        config["recipe"] = {**BASE["recipe"], "augment": "crop_flip"}
     # The labels count in the place of those that methods bring, and TESKD is there by itself.
     weights = {name: WEIGHT for name in methods if name != "teskd"} | {"ce": 1.0}
     if guidance != "mutual" and "teacher_weights" not in changes:
