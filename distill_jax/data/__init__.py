@@ -6,10 +6,10 @@ choice (validation split, low-data subset, order of an epoch, crop and flip) is 
 seed or of a key. Nothing here downloads.
 """
 
-from distill_jax.data.augment import AUGMENT, crop_flip, normalise
+from distill_jax.data.augment import AUGMENT, crop_flip, inception_crop, normalise
 from distill_jax.data.checks import take
 from distill_jax.data.dataset import NORMALISATION, DataError, Dataset, Split, check, from_arrays
-from distill_jax.data.order import epoch_order
+from distill_jax.data.order import epoch_order, partners
 from distill_jax.data.sources import NAMES, identity_of, is_registered, load, register_dataset
 from distill_jax.data.streamed import Streamed, at_epoch, chunks, parts
 from distill_jax.data.task import Metric, Task
@@ -31,9 +31,11 @@ __all__ = [
     "epoch_order",
     "from_arrays",
     "identity_of",
+    "inception_crop",
     "is_registered",
     "load",
     "normalise",
+    "partners",
     "parts",
     "register_dataset",
     "take",

@@ -1,6 +1,7 @@
 """Changes to images inside the compiled step: pure functions of (keys, images)."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -74,8 +75,47 @@ def _crop_flip_one(key: jax.Array, image: jax.Array, *, padding: int, flip: bool
     return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
 
 
+def inception_crop(keys: jax.Array, images: jax.Array) -> jax.Array:
+    """A random part of the image resized to all of it, then a mirror image half of the time.
+
+    The part has 0.08 to 1 of the image's area and a ratio of 3/4 to 4/3: of ten draws the first
+    that lies within the image, or what of the first does; resized bilinearly, with antialiasing.
+
+    Args:
+      keys: typed, (B,), one an example, on which alone its result depends.
+      images: uint8 or floats (B, H, W, C).
+
+    Returns:
+      Floats of the same shape and units.
+
+    References:
+      Szegedy et al., Going Deeper with Convolutions, CVPR 2015; as Beyer et al., Knowledge
+      Distillation: A Good Teacher Is Patient and Consistent, 2106.05237, have student and teacher
+      see it alike.
+    """
+    return jax.vmap(_inception_crop_one)(keys, images)
+
+
+def _inception_crop_one(key: jax.Array, image: jax.Array) -> jax.Array:
+    size_key, ratio_key, place_key, flip_key = jax.random.split(key, 4)
+    sides = jnp.array(image.shape[:2], jnp.float32)
+    area = jnp.prod(sides) * jax.random.uniform(size_key, (10,), minval=0.08, maxval=1.0)
+    log_ratio = jax.random.uniform(ratio_key, (10,), minval=-1.0, maxval=1.0) * math.log(4 / 3)
+    ratio = jnp.exp(log_ratio)
+    parts = jnp.sqrt(jnp.stack([area / ratio, area * ratio], 1))  # heights and widths
+    first = jnp.argmax(jnp.all(parts <= sides[None], 1))
+    part = jnp.minimum(parts[first], sides)
+    corner = jax.random.uniform(place_key, (2,)) * (sides - part)
+    scale = sides / part
+    crop = jax.image.scale_and_translate(
+        image.astype(jnp.float32), image.shape, (0, 1), scale, -corner * scale, "linear"
+    )
+    return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+
+
 AUGMENT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "none": unchanged,
     "crop_flip": crop_flip,
     "flip": functools.partial(crop_flip, padding=0),
+    "inception_crop": inception_crop,
 }

@@ -4,7 +4,7 @@ import numpy as np
 
 from distill_jax.data.checks import DataError, integer
 
-_EPOCH_STREAM = 3
+_EPOCH_STREAM, _PARTNER_STREAM = 3, 5
 
 
 def permutation(n: int, *entropy: int) -> np.ndarray:
@@ -42,3 +42,22 @@ def epoch_order(
     whole = n - n % batch_size
     remainder = order[whole:] if last_batch == "keep" else order[:0]
     return order[:whole].reshape(-1, batch_size), remainder
+
+
+def partners(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """For each example another one of its class, perhaps itself: (N,) int32 places, uniform there.
+
+    Args:
+      labels: (N,) integers of 0 or more.
+      seed: of the choice.
+      epoch: from 0; each has partners of its own.
+
+    Raises:
+      DataError: negative seed or epoch.
+    """
+    entropy = integer("seed", seed, 0), integer("epoch", epoch, 0), _PARTNER_STREAM
+    words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(len(labels))
+    sizes = np.bincount(labels)
+    by_class = np.argsort(labels, kind="stable")
+    first = (np.cumsum(sizes) - sizes)[labels]
+    return by_class[first + (words % sizes[labels].astype(np.uint64)).astype(int)].astype(np.int32)

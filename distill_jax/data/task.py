@@ -69,18 +69,29 @@ class Task:
 
         False where preprocessing uses its key or depends on `train`.
         """
+        evaluated, trained = self._traced
+        constants = zip(evaluated.consts, trained.consts, strict=False)
+        return (
+            not self.is_random
+            and str(evaluated) == str(trained)
+            and all(np.array_equal(one, other) for one, other in constants)
+        )
+
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """Whether training sees an example otherwise each time: preprocessing uses its key."""
+        trained = self._traced[1].jaxpr
+        used = [x for equation in trained.eqns for x in equation.invars]
+        return any(x is trained.invars[-1] for x in (*used, *trained.outvars))
+
+    @functools.cached_property
+    def _traced(self) -> tuple[Any, Any]:
+        """The preprocessing for evaluation and for training."""
         evaluated, trained = (
             jax.make_jaxpr(functools.partial(self._one, train=train))(self.spec, _key_shape())
             for train in (False, True)
         )
-        key = trained.jaxpr.invars[-1]
-        used = [x for equation in trained.jaxpr.eqns for x in equation.invars]
-        constants = zip(evaluated.consts, trained.consts, strict=False)
-        return (
-            not any(x is key for x in (*used, *trained.jaxpr.outvars))
-            and str(evaluated) == str(trained)
-            and all(np.array_equal(one, other) for one, other in constants)
-        )
+        return evaluated, trained
 
     def _one(self, inputs: Any, key: Array, train: bool) -> Any:
         return self.preprocess(inputs, key, train)

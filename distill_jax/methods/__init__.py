@@ -6,17 +6,19 @@ from distill_jax.methods.boundary import BSS
 from distill_jax.methods.byot import BYOT
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.consistency import CSKD, DDGSD
 from distill_jax.methods.contrastive import CRD
 from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
-from distill_jax.methods.dml import DML
+from distill_jax.methods.dml import DML, KDCL
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.peers import ONE, OKDDip
+from distill_jax.methods.progressive import PSKD
 from distill_jax.methods.registry import (
     ELSEWHERE,
     METHODS,
@@ -47,8 +49,10 @@ __all__ = [
     "CAMKD",
     "CC",
     "CRD",
+    "CSKD",
     "CTKD",
     "DCM",
+    "DDGSD",
     "DIST",
     "DKD",
     "DKS",
@@ -58,12 +62,14 @@ __all__ = [
     "FSP",
     "FT",
     "KD",
+    "KDCL",
     "KDSVD",
     "METHODS",
     "NKD",
     "NST",
     "ONE",
     "PKT",
+    "PSKD",
     "RKD",
     "SP",
     "SRRL",

@@ -14,6 +14,11 @@ from distill_jax.models import Outputs
 
 # What a method can ask of a teacher; a student shows all of it.
 OUTPUTS = ("logits", "feature", "stem", "stages", "preacts")
+# What a method can ask of the data. "view": the student is run on a second augmentation of the same
+# examples too, see `Context.view`. "partner": on another example of the same class for each, see
+# `Context.partner`. "own_view": networks that are trained together each see an augmentation of
+# their own in the place of a common one.
+DATA_NEEDS = ("view", "partner", "own_view")
 
 
 class Hyper(NamedTuple):
@@ -46,6 +51,18 @@ class Term(NamedTuple):
 
     value: Array
     weight: Array | float = 1.0
+
+
+class MixedLabels(NamedTuple):
+    """The labels of images that are mixtures of two.
+
+    Args:
+      labels: (B,) of the second one, as `Context.labels` are of the first.
+      share: () of the first in the mixture, in [0, 1].
+    """
+
+    labels: Array
+    share: Array
 
 
 class Shapes(NamedTuple):
@@ -94,6 +111,13 @@ class Context:
       teacher_apply: (k, inputs) -> outputs of teacher k for other inputs.
       student_apply: inputs -> outputs of the student for other inputs, in training mode and with
         gradient; what its layers keep of them is dropped.
+      view: where the method has the data need "view": outputs of the student on a second view of
+        the same examples, in training mode and with gradient. What its layers keep of it, such as
+        running statistics, they keep after the batch's.
+      partner: likewise with the need "partner", on another example of the same class for each,
+        perhaps the same one; after the view's.
+      epochs: of the whole training.
+      mixed: the other labels, where the images are mixtures; see `over_labels`.
     """
 
     student: Outputs
@@ -112,6 +136,10 @@ class Context:
     teacher_heads: tuple[Callable[[Array], Array], ...] = ()
     teacher_apply: Callable[[int, Any], Outputs] | None = None
     student_apply: Callable[[Any], Outputs] | None = None
+    view: Outputs | None = None
+    partner: Outputs | None = None
+    epochs: float = 1.0
+    mixed: MixedLabels | None = None
 
     @property
     def teacher_logits(self) -> Array:
@@ -119,6 +147,13 @@ class Context:
         if not self.teachers:
             return jnp.zeros((0, *self.student.logits.shape), self.student.logits.dtype)
         return jnp.stack([teacher.logits for teacher in self.teachers])
+
+    def over_labels(self, values: Callable[[Array], Array]) -> Array:
+        """`values(labels)`; of mixed images by both labels, by their shares."""
+        if self.mixed is None:
+            return values(self.labels)
+        share = self.mixed.share
+        return share * values(self.labels) + (1 - share) * values(self.mixed.labels)
 
     def over_teachers(self, term: Callable[[int, Outputs], Array]) -> Array:
         """Adds up `term(k, teacher)` of the kept teachers; each is computed, then masked."""
@@ -161,6 +196,10 @@ class Method:
     teaches_itself: ClassVar[bool] = True
     # Whether live teachers are shown without gradient, so that they learn nothing from it.
     detached: ClassVar[bool] = True
+    # What it needs of the data, of `DATA_NEEDS`.
+    data_needs: ClassVar[tuple[str, ...]] = ()
+    # Whether it counts labels by `Context.over_labels` alone; one that reads none need not say so.
+    mixes_labels: ClassVar[bool] = False
 
     def for_shapes(self, shapes: Shapes) -> Method:
         """The method for networks of these outputs; itself, but for what depends on them."""

@@ -1,4 +1,4 @@
-"""Networks that learn together: deep mutual learning."""
+"""Networks that learn together: deep mutual learning, collaborative learning."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import kl_divergence, kl_of_raised
+from distill_jax.methods.losses import cross_entropy, kl_divergence, kl_of_raised
+from distill_jax.methods.ranges import above_zero, share
 
 TARGETS = ("each", "mean_logits")
 
@@ -67,3 +68,50 @@ class DML(Method):
         if not self.epsilon:
             return kl_divergence(targets, logits, self.temperature)
         return kl_of_raised(targets, logits, self.temperature, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KDCL(Method):
+    """(1-α) CE + α T² KL(softmax(m/T) || softmax(s/T)), m the mean of all networks' logits.
+
+    Every network of a cycle sees an augmentation of its own of the same examples; its own logits
+    are in the mean, which passes no gradient. It stands in the place of the cross-entropy. The
+    paper's ways to weigh the networks against each other are others; none of their codes is public.
+
+    Args:
+      temperature: T > 0.
+      alpha: α in [0, 1].
+
+    Raises:
+      ValueError: a value out of its range, naming it.
+
+    References:
+      Guo et al., Online Knowledge Distillation via Collaborative Learning, CVPR 2020, 2006.04147,
+      in the unofficial form in which it can be compared.
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.5
+
+    edges: ClassVar[str] = "live"
+    teaches_itself: ClassVar[bool] = False
+    replaces_ce: ClassVar[bool] = True
+    data_needs: ClassVar[tuple[str, ...]] = ("own_view",)
+    mixes_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        above_zero("kdcl", temperature=self.temperature)
+        share("kdcl", alpha=self.alpha)
+
+    def terms(
+        self, variables: dict[str, Any], context: Context
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """{"kdcl_ce", "kdcl"}: the cross-entropy, and the KL without T²."""
+        own = context.student.logits
+        mean = jnp.mean(jnp.stack([own, *context.teacher_logits]), 0)
+        kl = kl_divergence(lax.stop_gradient(mean), own, self.temperature)
+        ce = context.over_labels(lambda labels: cross_entropy(own, labels))
+        return {
+            "kdcl_ce": Term(ce, 1 - self.alpha),
+            "kdcl": Term(kl, self.alpha * self.temperature**2),
+        }, variables

@@ -69,12 +69,13 @@ class CrossEntropy(Method):
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
     teaches_itself: ClassVar[bool] = False  # it is balanced against the teachers that KD hears
+    mixes_labels: ClassVar[bool] = True
 
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"ce"}; its weight is n (1-λ) where KD has teachers, else 1."""
-        value = cross_entropy(context.student.logits, context.labels)
+        value = context.over_labels(lambda y: cross_entropy(context.student.logits, y))
         weight: Array | float = 1.0
         if self.balance is not None and context.teachers:
             weight = ce_weight(context.teacher_mask, context.hyper.kd_weight, self.balance)

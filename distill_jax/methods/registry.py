@@ -18,17 +18,19 @@ from distill_jax.methods.boundary import BSS
 from distill_jax.methods.byot import BYOT
 from distill_jax.methods.ca_mkd import CAMKD
 from distill_jax.methods.connectors import AB, SRRL
+from distill_jax.methods.consistency import CSKD, DDGSD
 from distill_jax.methods.contrastive import CRD
 from distill_jax.methods.correlation import CC
 from distill_jax.methods.curriculum import CTKD
 from distill_jax.methods.decoupled import DKD, NKD
-from distill_jax.methods.dml import DML
+from distill_jax.methods.dml import DML, KDCL
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.peers import ONE, OKDDip
+from distill_jax.methods.progressive import PSKD
 from distill_jax.methods.relations import PKT, RKD, SP
 from distill_jax.methods.review import ReviewKD
 from distill_jax.methods.scaling import NormKD
@@ -84,6 +86,10 @@ METHODS: dict[str, type[Method]] = {
     "byot": BYOT,
     "dks": DKS,
     "dcm": DCM,
+    "cs_kd": CSKD,
+    "ps_kd": PSKD,
+    "ddgsd": DDGSD,
+    "kdcl": KDCL,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

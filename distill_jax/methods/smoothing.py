@@ -47,6 +47,7 @@ class LabelSmoothing(Method):
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         share("label_smoothing", smoothing=self.smoothing)
@@ -60,7 +61,9 @@ class LabelSmoothing(Method):
         classes, own = log_probs.shape[-1], 1 - self.smoothing
         if self.over == "all":
             own += self.smoothing / classes
-        targets = label_and_others(context.labels, classes, own, log_probs.dtype)
+        targets = context.over_labels(
+            lambda labels: label_and_others(labels, classes, own, log_probs.dtype)
+        )
         return {"label_smoothing": Term(-jnp.sum(targets * log_probs, -1))}, variables
 
 
@@ -94,6 +97,7 @@ class TfKDReg(Method):
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("tfkd_reg", temperature=self.temperature)
@@ -106,9 +110,13 @@ class TfKDReg(Method):
         """{"tfkd_reg_ce", "tfkd_reg"}."""
         log_probs = jax.nn.log_softmax(widen(context.student.logits))
         classes = log_probs.shape[-1]
-        virtual = label_and_others(context.labels, classes, self.correct, log_probs.dtype)
-        kl = kl_of_logs(jax.nn.log_softmax(virtual / self.temperature), log_probs)
-        ce = cross_entropy(context.student.logits, context.labels)
+
+        def divergence(labels: Array) -> Array:
+            virtual = label_and_others(labels, classes, self.correct, log_probs.dtype)
+            return kl_of_logs(jax.nn.log_softmax(virtual / self.temperature), log_probs)
+
+        kl = context.over_labels(divergence)
+        ce = context.over_labels(lambda labels: cross_entropy(context.student.logits, labels))
         return {
             "tfkd_reg_ce": Term(ce, 1 - self.alpha),
             "tfkd_reg": Term(kl, self.alpha * self.multiplier / classes),
@@ -141,6 +149,7 @@ class TfKDSelf(Method):
     multiplier: float = 50.0
 
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
     teaches_itself: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -160,6 +169,6 @@ class TfKDSelf(Method):
         weight = self.alpha * self.multiplier * self.temperature**2 / logits.shape[-1]
         of_ce = jnp.where(jnp.any(context.teacher_mask), 1 - self.alpha, 1.0)
         return {
-            "tfkd_self_ce": Term(cross_entropy(logits, context.labels), of_ce),
+            "tfkd_self_ce": Term(context.over_labels(lambda y: cross_entropy(logits, y)), of_ce),
             "tfkd_self": Term(context.over_teachers(divergence), weight),
         }, variables

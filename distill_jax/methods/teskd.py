@@ -55,6 +55,7 @@ class TESKD(Method):
     taught: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -85,7 +86,7 @@ class TESKD(Method):
         exits = exits_of(context.student)
         given = self.branch_weights or (1.0,) * (len(exits) - 1)
         weights = jnp.asarray(given, context.student.logits.dtype)
-        values = self._values(exits, context.labels, weights[:, None])
+        values = self._values(exits, context, weights[:, None])
         size = context.batch_size if self.feature_reduction == "sum" else 1
         return {
             "teskd_ce": Term(values[0], self.ce_weight),
@@ -95,12 +96,12 @@ class TESKD(Method):
         }, variables
 
     def _values(
-        self, exits: tuple[Outputs, ...], labels: Array, weights: Array
+        self, exits: tuple[Outputs, ...], context: Context, weights: Array
     ) -> tuple[Array, Array, Array]:
         """(B,) each: cross-entropy, KL with its T², squared distance of features."""
         logits = jnp.stack([exit.logits for exit in exits])
         features = jnp.stack([exit.feature for exit in exits])
-        ce = cross_entropy(logits, labels)
+        ce = context.over_labels(lambda labels: cross_entropy(logits, labels))
         target = lax.stop_gradient(logits[:1]) if self.detach_target else logits[:1]
         kl = self.temperature**2 * kl_of_raised(target, logits[1:], self.temperature)
         theirs, own = widen(features[1:]), lax.stop_gradient(widen(features[:1]))

@@ -10,10 +10,12 @@ from flax import linen as nn
 
 from distill_jax import data
 from distill_jax.methods import Method
+from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import Network
 from distill_jax.models.adapters import inputs_text
 from distill_jax.models.adapters.nnx_module import batch_norms_seen
 from distill_jax.train import optim, sharding
+from distill_jax.train.reach import check_labels
 from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.stage_methods import check_methods
 
@@ -26,6 +28,8 @@ SHARED = (
     "train_limit",
     "selection",
     "sync_bn",
+    "mixup",
+    "cutmix",
 )
 
 
@@ -52,6 +56,9 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
             f"augment is {recipe.augment!r}: expected 'none' for {dataset.name}, whose task says "
             "how its examples are preprocessed"
         )
+    _check_mixing(stage, dataset)
+    for name, method in stage.methods:
+        _check_needs(stage, dataset, name, method)
     for one in (network, *stage.teachers, *stage.live):
         if (one.classes, one.inputs) != (dataset.classes, dataset.inputs):
             raise ValueError(
@@ -61,6 +68,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     _check_moving(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
+    check_labels(stage, labels)
 
 
 def check_together(stages: Sequence[Stage]) -> None:
@@ -83,6 +91,61 @@ def check_together(stages: Sequence[Stage]) -> None:
                 f"{pair} together, but have {first.network.classes} and {other.network.classes} "
                 "classes: expected as many"
             )
+
+
+def _check_mixing(stage: Stage, dataset: data.Dataset) -> None:
+    """Raises ValueError where examples cannot be mixed."""
+    for name in ("mixup", "cutmix"):
+        alpha = getattr(stage.recipe, name)
+        if alpha and dataset.task is not None:
+            raise ValueError(
+                f"{name} is {alpha:g}: expected 0 for {dataset.name}, as images alone are mixed"
+            )
+
+
+def _check_needs(stage: Stage, dataset: data.Dataset, name: str, method: Method) -> None:
+    """Raises ValueError where the data cannot serve what a method needs of it."""
+    needs, recipe = method.data_needs, stage.recipe
+    if unknown := sorted(set(needs) - set(DATA_NEEDS)):
+        raise ValueError(
+            f"method {name!r} needs {', '.join(unknown)} of the data: expected some of {DATA_NEEDS}"
+        )
+    if "partner" in needs and isinstance(dataset.train.images, data.Streamed):
+        raise ValueError(
+            f"method {name!r} needs another example of the same class beside each, and images that "
+            "are streamed have only those of some steps at hand: expected images of one size"
+        )
+    if "partner" in needs and (recipe.mixup or recipe.cutmix):
+        raise ValueError(
+            f"method {name!r} needs another example of the same class, and mixup and cutmix make "
+            "images of two classes: expected recipe.mixup and recipe.cutmix 0"
+        )
+    if "view" in needs and (why := equal_views(stage, dataset)):
+        raise ValueError(f"method {name!r} compares two views of each example, but {why}")
+    if "own_view" in needs and stage.teachers:
+        raise ValueError(
+            f"method {name!r} gives each network an augmentation of its own, which frozen teachers "
+            f"such as {stage.teachers[0].name} do not see: expected live teachers alone"
+        )
+
+
+def equal_views(stage: Stage, dataset: data.Dataset) -> str:
+    """Why two views of an example are one and the same; empty where they are not."""
+    if dataset.task is None:
+        fixed, what = stage.recipe.augment == "none", "augment is 'none'"
+    else:
+        fixed, what = not dataset.task.is_random, "the task's preprocessing does not use its key"
+    return f"{what}, which makes them equal: expected random augmentation" if fixed else ""
+
+
+def view_warnings(stage: Stage, dataset: data.Dataset) -> list[str]:
+    """A line for each method that asks for views of its own where all are equal."""
+    why = equal_views(stage, dataset)
+    return [
+        f"{name} gives each network a view of its own, but {why}"
+        for name, method in stage.methods
+        if why and "own_view" in method.data_needs
+    ]
 
 
 def _check_statistics(stage: Stage, examples: int, topology: sharding.Topology) -> None:

@@ -15,6 +15,7 @@ from distill_jax.evals.metrics import measure
 from distill_jax.identity import digest
 from distill_jax.models import Network, Variables
 from distill_jax.train import preflight, programs, sharding
+from distill_jax.train.checks import view_warnings
 from distill_jax.train.metrics import accuracy_names
 from distill_jax.train.stage import Stage, frozen_teachers, needs_of
 from distill_jax.train.stage_methods import method_warnings
@@ -112,6 +113,7 @@ def run_preflight(
         terms, step = preflight.term_sizes(own_terms), float(ratio)
         rate = stage.recipe.optim.learning_rate
         warnings = method_warnings(stage, dataset.train.labels)
+        warnings += view_warnings(stage, dataset)
         warnings += preflight.warnings(quality, terms, plain_accuracy, step, rate)
         reports.append(preflight.Preflight(quality, terms, warnings, where, step))
     return reports

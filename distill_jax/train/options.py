@@ -100,6 +100,8 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
     why = "" if recipe.augment == "none" else f"augment is {recipe.augment!r}"
     if dataset.task is not None and not dataset.task.is_fixed:
         why = "the task's preprocessing uses its key or tells training from evaluation"
+    if recipe.mixup or recipe.cutmix:
+        why = "they are mixed by recipe.mixup or recipe.cutmix"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
     if teacher_logits == "table" and why:

@@ -87,20 +87,21 @@ def teacher_quality(
     return teachers
 
 
-def gradient_norm(loss: Callable[..., Array], *outputs: Outputs) -> Array:
+def gradient_norm(loss: Callable[..., Array], *outputs: Any) -> Array:
     """The norm of a loss's gradient by the network's logits, those of its branches too.
 
     Args:
       loss: from the outputs.
-      *outputs: of the network, on the batch and on other inputs.
+      *outputs: of the network, on the batch and on other inputs; or trees of such.
     """
     gradients = jax.grad(loss, tuple(range(len(outputs))))(*outputs)
+    gradients = jax.tree.leaves(gradients, is_leaf=lambda x: isinstance(x, Outputs))
     exits = [exit for own in gradients for exit in (own, *own.branches)]
     return optax.tree.norm([at_least_float32(exit.logits) for exit in exits])
 
 
 def term_gradients(
-    terms_of: Callable[..., dict[str, Term]], *outputs: Outputs
+    terms_of: Callable[..., dict[str, Term]], *outputs: Any
 ) -> dict[str, tuple[Array, Array]]:
     """Value and gradient norm of each term of the loss, times its weight.
 
@@ -109,10 +110,10 @@ def term_gradients(
 
     Args:
       terms_of: the terms from the outputs, all teachers kept.
-      *outputs: of the network, on the batch and on other inputs.
+      *outputs: of the network, on the batch and on other inputs; or trees of such.
     """
 
-    def weighted(*seen: Outputs) -> dict[str, Array]:
+    def weighted(*seen: Any) -> dict[str, Array]:
         return {k: term.weight * jnp.mean(term.value) for k, term in terms_of(*seen).items()}
 
     values, pullback = jax.vjp(weighted, *outputs)

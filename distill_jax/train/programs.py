@@ -23,7 +23,7 @@ from distill_jax.models import Network, Variables, run_once
 from distill_jax.models.backend import backend, traced_for
 from distill_jax.train import metrics, optim, preflight, sharding
 from distill_jax.train.metrics import StepMetrics, accuracy_names
-from distill_jax.train.stage import Recipe, Stage, frozen_teachers
+from distill_jax.train.stage import Recipe, Stage, data_needs_of, frozen_teachers
 from distill_jax.train.state import Batch, TrainState
 from distill_jax.train.step import Hypers, draw_from, make_train_step
 from distill_jax.train.teachers import (
@@ -32,7 +32,7 @@ from distill_jax.train.teachers import (
     TeacherOutputs,
     frozen_forward,
 )
-from distill_jax.train.terms import Live, Student, frozen_shown, student_terms
+from distill_jax.train.terms import Live, Student, data_needs, frozen_shown, student_terms
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
 DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
@@ -101,6 +101,9 @@ def _train_program(
             axis_name=axis_name,
             sync_bn=recipe.sync_bn,
             max_nonfinite_steps=max_nonfinite_steps,
+            epochs=recipe.epochs,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
         )
         return traced_for(topology.backend, body)
 
@@ -138,6 +141,7 @@ def zero_sums(
     batch_size: int,
     spec: Any,
     cached: TeacherOutputs | None,
+    partners: bool,
     where: jax.sharding.Sharding | None,
 ) -> dict[str, StepMetrics]:
     """Where the sums of a step's metrics start, by its shapes alone.
@@ -147,20 +151,23 @@ def zero_sums(
       state: and frozen, hyper, key: what it is given.
       batch_size: and spec, of one example: of its batch.
       cached: the teachers' outputs on the training split, where the batch brings theirs.
+      partners: whether it brings partners.
       where: the examples are, as the type of what a step is given has it.
     """
 
     def per_example(*shape, dtype=jnp.int32, where=None):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
 
+    inputs = jax.tree.map(lambda x: per_example(*x.shape, dtype=x.dtype, where=where), spec)
     batch = Batch(
-        inputs=jax.tree.map(lambda x: per_example(*x.shape, dtype=x.dtype, where=where), spec),
+        inputs=inputs,
         labels=per_example(where=where),
         index=per_example(),
         position=per_example(),
         teachers=jax.tree.map(
             lambda x: per_example(*x.shape[1:], dtype=x.dtype, where=where), cached
         ),
+        partners=inputs if partners else None,
     )
     return metrics.zeros_like(body.shapes(state, frozen, batch, hyper, key)[1])
 
@@ -360,11 +367,18 @@ def first_terms(
       taught: the frozen teachers' outputs on it.
       dataset: gives the preprocessing.
     """
-    structures = tuple(dataclasses.replace(s.structure, recipe=Recipe()) for s in stages)
+    needs = data_needs_of(stages)
+    seen = Recipe(augment=stages[0].recipe.augment if "view" in needs else "none")
+    structures = tuple(dataclasses.replace(s.structure, recipe=seen) for s in stages)
     program = _terms_program(structures, dataset.preprocessing, backend())
+    images = jax.tree.map(np.asarray, split.images)
+    partners = None
+    if "partner" in needs:
+        partners = data.take(images, data.partners(split.labels, seed=0, epoch=0))
     return program(
         *jax.device_get((state, teacher_variables)),
-        jax.tree.map(np.asarray, split.images),
+        images,
+        partners,
         split.labels,
         taught._replace(logits=taught.logits.swapaxes(0, 1)),
         {stage.network.name: stage.hyper for stage in stages},
@@ -378,10 +392,17 @@ def _terms_program(stages, preprocessing, platform):
     students = [_student(stage, teachers) for stage in stages]
     methods = tuple(pair for student in students for pair in student.methods)
 
-    def first_terms(state, teacher_variables, raw, labels, taught, hyper):
+    def first_terms(state, teacher_variables, raw, raw_partners, labels, taught, hyper):
         inputs, key = preprocessing.evaluate(raw), jax.random.key(0)
         taught_by = frozen_shown(frozen, taught, teacher_variables, methods)
         places = jnp.arange(len(labels), dtype=jnp.int32)
+        asked = data_needs(methods)
+        besides = {}
+        if "view" in asked:
+            keys = rng.per_example(key, places)
+            besides["view"] = preprocessing.train(stages[0].recipe.augment, keys, raw)
+        if "partner" in asked:
+            besides["partner"] = preprocessing.evaluate(raw_partners)
         context = Context(
             student=None,  # filled in by `student_terms`
             teachers=(),
@@ -405,7 +426,9 @@ def _terms_program(stages, preprocessing, platform):
                 return student.network.head({"params": params}, feature)
 
             params = state.params["networks"][student.name]
-            return Live(apply(params, inputs), params, head, apply)
+            own = data_needs(student.methods)
+            others = {need: apply(params, x) for need, x in besides.items() if need in own}
+            return Live(apply(params, inputs), params, head, apply, others)
 
         live = {student.name: live_of(student) for student in students}
 
@@ -423,16 +446,16 @@ def _terms_program(stages, preprocessing, platform):
                     lambda method: rng.stream(key, f"method {method}"),
                 )[0]
 
-            def terms_of(outputs, *others):
+            def terms_of(outputs, others, *asked):
                 # What methods ask on other inputs is moved by zeros, by which there is a gradient.
-                moves = iter(others)
+                moves = iter(asked)
 
                 def apply(params, inputs):
                     return jax.tree.map(jnp.add, own.apply(params, inputs), next(moves))
 
-                return terms_by(own._replace(outputs=outputs, apply=apply))
+                return terms_by(own._replace(outputs=outputs, apply=apply, others=others))
 
-            outputs = own.outputs, *_zeros_of_asked(terms_by, own)
+            outputs = own.outputs, own.others, *_zeros_of_asked(terms_by, own)
             whole = preflight.gradient_norm(lambda *x: total(terms_of(*x)), *outputs)
             labels_alone = preflight.gradient_norm(
                 lambda x: jnp.mean(cross_entropy(x.logits, labels)), own.outputs

@@ -1,4 +1,4 @@
-"""What a phase leaves as it is: the parameters that none of its terms depends on."""
+"""What terms depend on: parameters, which a phase else leaves as they are, and labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ import numpy as np
 
 from distill_jax import rng
 from distill_jax.methods import Context, Hyper
+from distill_jax.methods.base import MixedLabels
 from distill_jax.models import Network
 from distill_jax.train import optim
+from distill_jax.train.seen import ASKED_AGAIN
 from distill_jax.train.stage import Stage
 from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.teachers import FrozenTeachers
-from distill_jax.train.terms import Live, Student, frozen_shown, student_terms, teacher_needs
+from distill_jax.train.terms import (
+    Live,
+    Student,
+    data_needs,
+    frozen_shown,
+    student_terms,
+    teacher_needs,
+)
 
 ALL = ".*"  # in `OptimOptions.frozen`: nothing moves
 
@@ -51,20 +60,9 @@ def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
 
     The shapes of its methods' variables come flat, to be part of the cache's key.
     """
-    size, shapes = stage.recipe.batch_size, stage.network.shapes
-    paths = optim.parameter_paths(shapes["params"])
-
-    def of_batch(x: Any) -> Any:
-        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-
-    traced = jax.make_jaxpr(functools.partial(_values, stage))(
-        shapes["params"],
-        {network.name: network.shapes for network in (stage.network, *stage.live)},
-        jax.tree.unflatten(tree, leaves),
-        tuple(teacher.shapes for teacher in stage.teachers),
-        jax.tree.map(of_batch, stage.network.inputs),
-        jax.ShapeDtypeStruct((size,), jnp.int32),
-    ).jaxpr
+    paths = optim.parameter_paths(stage.network.shapes["params"])
+    given = _shapes_given(stage, jax.tree.unflatten(tree, leaves))
+    traced = jax.make_jaxpr(functools.partial(_values, stage))(*given).jaxpr
     needed = set(map(id, traced.outvars))
     for equation in reversed(traced.eqns):
         if needed.intersection(map(id, equation.outvars)):
@@ -76,7 +74,38 @@ def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
     return tuple(re.escape(path) for path in unreached if optim.moves(stage.recipe.optim, path))
 
 
-def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) -> Any:
+def check_labels(stage: Stage, labels: np.ndarray) -> None:
+    """Raises ValueError where images are mixed and a method takes the first label for the only one.
+
+    Args:
+      stage: to be trained.
+      labels: (N,) of the training split.
+    """
+    if stage.recipe.mixup or stage.recipe.cutmix:
+        given = _shapes_given(stage, method_shapes(stage, labels))
+        jax.eval_shape(functools.partial(_values, stage, mixed=True), *given)
+
+
+def _shapes_given(stage: Stage, methods: dict[str, Any]) -> tuple[Any, ...]:
+    """The shapes of what `_values` takes, of `methods` those of their variables."""
+    size = stage.recipe.batch_size
+
+    def of_batch(x: Any) -> Any:
+        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+
+    return (
+        stage.network.shapes["params"],
+        {network.name: network.shapes for network in (stage.network, *stage.live)},
+        methods,
+        tuple(teacher.shapes for teacher in stage.teachers),
+        jax.tree.map(of_batch, stage.network.inputs),
+        jax.ShapeDtypeStruct((size,), jnp.int32),
+    )
+
+
+def _values(
+    stage: Stage, params, variables, methods, teachers, inputs, labels, mixed: bool = False
+) -> Any:
     """The values of the terms of a stage's loss, by the parameters of its network."""
     key, networks = jax.random.key(0), {x.name: x for x in (stage.network, *stage.live)}
     student = Student(
@@ -89,6 +118,7 @@ def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) 
     )
     frozen = FrozenTeachers(stage.teachers, teacher_needs(stage.methods))
     taught = frozen.outputs(teachers, inputs, None)
+    needs = [need for need in ASKED_AGAIN if need in data_needs(stage.methods)]
 
     def live_of(network: Network, params: Any) -> Live:
         def apply(params, inputs):
@@ -98,7 +128,8 @@ def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) 
         def head(params, feature):
             return network.head({"params": params}, feature)
 
-        return Live(apply(params, inputs), params, head, apply)
+        others = {need: apply(params, inputs) for need in needs}
+        return Live(apply(params, inputs), params, head, apply, others)
 
     own = {name: given["params"] for name, given in variables.items()} | {student.name: params}
     context = Context(
@@ -111,6 +142,7 @@ def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) 
         index=labels,
         position=labels,
         batch_size=len(labels),
+        mixed=MixedLabels(labels, jnp.asarray(0.5)) if mixed else None,
     )
     terms, _ = student_terms(
         student,

@@ -24,7 +24,7 @@ from distill_jax import traced
 from distill_jax.models import run_once
 from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
-from distill_jax.train.state import Batch, DeviceDataset, Rows, examples_of
+from distill_jax.train.state import Batch, DeviceDataset, Order, Rows, examples_of
 from distill_jax.train.step import TrainStep
 
 AXIS = "devices"
@@ -168,21 +168,26 @@ class Topology:
         indices = np.arange(self.count, dtype=np.int32)
         return lambda *args: mapped(indices, *args)
 
-    def batch(self, device: Array | None, data: DeviceDataset, rows: Array) -> Batch:
-        """The examples `rows` (B,) of the data, or this device's share of them.
+    def batch(self, device: Array | None, data: DeviceDataset, order: Order) -> Batch:
+        """The examples of one step, or this device's share of them.
 
         One set of rows gathers inputs, labels and cached teachers' outputs, so that no image meets
         another's logits.
         """
+        rows, partners = order
         positions = jnp.arange(rows.shape[0], dtype=jnp.int32)
         if device is not None:
             local = rows.shape[0] // self.count
-            rows, positions = (
-                lax.dynamic_slice_in_dim(x, device * local, local) for x in (rows, positions)
+            rows, positions, partners = jax.tree.map(
+                lambda x: lax.dynamic_slice_in_dim(x, device * local, local),
+                (rows, positions, partners),
             )
         inputs, labels, teachers, index = jax.tree.map(lambda x: x[rows], data)
         inputs = examples_of(inputs)
-        return Batch(inputs, labels, rows if index is None else index, positions, teachers)
+        if partners is not None:
+            partners = examples_of(jax.tree.map(lambda x: x[partners], data.inputs))
+        places = rows if index is None else index
+        return Batch(inputs, labels, places, positions, teachers, partners)
 
 
 @jax.jit
@@ -267,18 +272,20 @@ def train_loop(step: TrainStep, topology: Topology, key: Any = None) -> Callable
       key: all that decides what the step computes; see `traced.Program`.
 
     Returns:
-      (state, sums, teachers' variables, data, order (S, B), start, stop, hyper, key) ->
-      (state, sums): `data` is a `DeviceDataset`, row t of `order` holds the examples of step t, and
-      `sums` the metrics so far. State and sums are donated.
+      (state, sums, teachers' variables, data, order, start, stop, hyper, key) -> (state, sums):
+      `data` is a `DeviceDataset`, `order` an `Order` or its rows (S, B) alone, row t of which holds
+      the examples of step t, and `sums` the metrics so far. State and sums are donated.
     """
     return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key)
 
 
 def _steps(step: TrainStep, topology: Topology) -> Callable:
     def train_steps(device, state, sums, variables, data, order, start, stop, hyper, key):
+        order = order if isinstance(order, Order) else Order(order)
+
         def body(t, carry):
             state, packed = carry
-            batch = topology.batch(device, data, order[t])
+            batch = topology.batch(device, data, jax.tree.map(lambda x: x[t], order))
             state, new = step(state, variables, batch, hyper, key)
             return state, metrics.merge(packed, metrics.pack(new))
 

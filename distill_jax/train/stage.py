@@ -14,7 +14,7 @@ from distill_jax.methods import Hyper
 from distill_jax.models import Network
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
-from distill_jax.train.terms import Methods, teacher_needs
+from distill_jax.train.terms import Methods, data_needs, teacher_needs
 
 SELECTIONS = ("validation", "test", "last")
 
@@ -28,6 +28,8 @@ class Recipe:
       batch_size: examples of a step, over all devices.
       last_batch: "drop" the partial batch of an epoch, or "keep" it as a smaller one.
       augment: a name in `data.AUGMENT`.
+      mixup: α of mixup, 0 for none: images of a batch are mixed by twos, and their labels.
+      cutmix: α of CutMix, 0 for none; beside mixup each mini-batch has one of both.
       train_limit: training images per class, chosen by the stage's seed; 0 takes all.
       selection: weights are those of the best epoch on "validation" (the later of equals), of the
         best on "test" (as the papers' codes do; biased upwards), or of the "last" epoch.
@@ -54,6 +56,8 @@ class Recipe:
     survival: float = 1.0
     dropping: Dropping = Dropping()
     optim: OptimOptions = OptimOptions()
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("train_limit", 0)):
@@ -73,6 +77,9 @@ class Recipe:
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature is a number above 0, got {self.temperature}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number of 0 or more, got {getattr(self, name)}")
         for name in ("kd_weight", "survival"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
@@ -169,6 +176,11 @@ def needs_of(stages: Sequence[Stage]) -> tuple[str, ...]:
     """The outputs besides the logits that methods of stages need of their frozen teachers."""
     methods = tuple(pair for stage in stages for pair in stage.methods)
     return teacher_needs(methods) if frozen_teachers(stages) else ()
+
+
+def data_needs_of(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What methods of stages need of the data besides the batch."""
+    return data_needs(tuple(pair for stage in stages for pair in stage.methods))
 
 
 def steps_per_epoch(examples: int, recipe: Recipe) -> int:

@@ -141,6 +141,18 @@ class DeviceDataset(NamedTuple):
     index: Any = None
 
 
+class Order(NamedTuple):
+    """Which examples make which step, as rows of a `DeviceDataset`; or those of one step (B,).
+
+    Args:
+      rows: (S, B) int32.
+      partners: (S, B) int32, of each another one of its class; None where no method needs them.
+    """
+
+    rows: Any
+    partners: Any = None
+
+
 @struct.dataclass
 class Batch:
     """A mini-batch, or a device's share of it.
@@ -151,6 +163,7 @@ class Batch:
       index: (B,) int32, places in the training split.
       position: (B,) int32, places in the whole batch: augmentation draws by them.
       teachers: cached outputs of the frozen teachers, (B, K, C) logits, where there are such.
+      partners: the inputs of another example of the same class for each, where a method needs them.
     """
 
     inputs: Any
@@ -158,3 +171,4 @@ class Batch:
     index: Array
     position: Array
     teachers: TeacherOutputs | None = None
+    partners: Any = None

@@ -18,6 +18,7 @@ from distill_jax.train import metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.guard import all_finite, guarded, nonfinite_counts
 from distill_jax.train.metrics import StepMetrics
+from distill_jax.train.seen import Preprocess, look
 from distill_jax.train.state import Batch, TrainState, join_variables, split_variables
 from distill_jax.train.teachers import FrozenTeachers, TeacherOutputs
 from distill_jax.train.terms import (
@@ -25,12 +26,12 @@ from distill_jax.train.terms import (
     Live,
     Student,
     Teaching,
+    data_needs,
     frozen_shown,
     student_terms,
     teacher_needs,
 )
 
-Preprocess = Callable[[Array, Any], Any]  # (keys (B,), inputs) -> what networks see of them
 Hypers = Mapping[str, Hyper]  # the numbers of each network in training
 TrainStep = Callable[
     [TrainState, Teaching, Batch, Hypers, Array],
@@ -99,6 +100,9 @@ def make_train_step(
     axis_name: str | None = None,
     sync_bn: bool = True,
     max_nonfinite_steps: int = 0,
+    epochs: float = 1.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
 ) -> TrainStep:
     """Builds the body of a training step, to be jitted or pmapped.
 
@@ -106,7 +110,8 @@ def make_train_step(
     teacher that no student keeps for a mini-batch is not run for it, and none is where the batch
     brings their outputs from a cache. Several students see one batch and teach each other by their
     outputs on it; each has an optimizer of its own. A network of which nothing moves keeps its
-    statistics too.
+    statistics too. Where a method needs a second view or partners, its network is run on these
+    after the batch, in the order of `DATA_NEEDS`, each time from the statistics of the time before.
 
     A step at which a term of a loss, a teacher's output, a gradient or a collection is not finite
     changes nothing. `max_nonfinite_steps` of them are passed over; after one more the state stays
@@ -121,6 +126,8 @@ def make_train_step(
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
         share by itself and the running statistics are averaged.
       max_nonfinite_steps: steps that are not finite and may be passed over.
+      epochs: of the whole training, for the methods.
+      mixup: α of mixup, cutmix: of CutMix; 0 for none. Images of a batch are then mixed by twos.
 
     Returns:
       (state, teachers' variables, batch, hyper of each network, key) -> (state, metrics of each).
@@ -129,17 +136,26 @@ def make_train_step(
     methods = tuple(pair for student in students for pair in student.methods)
     frozen = FrozenTeachers(teachers, teacher_needs(methods))
     heard = any(method.needs for _, method in methods)
+    needs = {student.name: data_needs(student.methods) for student in students}
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
-        keys = rng.per_example(rng.stream(key, "augment", state.step), batch.position)
-        inputs = preprocess(keys, batch.inputs)
+        seen = look(
+            preprocess,
+            needs,
+            batch,
+            key,
+            state.step,
+            mixup=mixup,
+            cutmix=cutmix,
+            axis_name=axis_name,
+        )
         drawn = {
             s.name: None if s.draw_mask is None else s.draw_mask(key, state.step, hyper[s.name])
             for s in students
         }
         run = _kept_by_any(students, drawn, len(teachers))
-        taught = _teacher_outputs(frozen, variables, inputs, batch.teachers, run)
+        taught = _teacher_outputs(frozen, variables, seen.inputs, batch.teachers, run)
         shown = frozen_shown(frozen, taught, variables, methods)
         context = Context(
             student=None,  # type: ignore[arg-type]  # `student_terms` fills it in, and its teachers
@@ -147,32 +163,44 @@ def make_train_step(
             teacher_mask=jnp.ones(0, bool),
             labels=batch.labels,
             hyper=Hyper(),
-            inputs=inputs,
             index=batch.index,
             position=batch.position,
             batch_size=len(batch.labels) * devices,
             epoch=state.step / steps_per_epoch,
             axis_name=axis_name,
+            epochs=epochs,
+            mixed=seen.mixed,
         )
 
-        def forward(name, params, inputs):
+        def forward(name, params, inputs, collections=None, stream="network"):
+            before = state.collections["networks"][name] if collections is None else collections
             return networks[name].apply(
-                {"params": params, **state.collections["networks"][name]},
+                {"params": params, **before},
                 inputs,
                 train=True,
-                rngs=rng.stream(key, "network", state.step),
+                rngs=rng.stream(key, stream, state.step),
                 axis_name=axis_name if sync_bn else None,
             )
 
+        def forward_all(name, params):
+            outputs, collections = forward(name, params, seen.own[name])
+            others = {}
+            for need, inputs in seen.others[name].items():
+                others[need], collections = forward(
+                    name, params, inputs, collections, f"network {need}"
+                )
+            return outputs, collections, others
+
         def loss_of(params):
             own = params["networks"]
-            forwards = {name: forward(name, own[name], inputs) for name in networks}
+            forwards = {name: forward_all(name, own[name]) for name in networks}
             live = {
                 name: Live(
                     forwards[name][0],
                     own[name],
                     lambda params, x, name=name: networks[name].head({"params": params}, x),
                     lambda params, x, name=name: forward(name, params, x)[0],
+                    forwards[name][2],
                 )
                 for name in networks
             }
@@ -182,7 +210,7 @@ def make_train_step(
                 terms[name], kept[name] = student_terms(
                     student,
                     join_variables(params["methods"][name], state.collections["methods"][name]),
-                    dataclasses.replace(context, hyper=hyper[name]),
+                    dataclasses.replace(context, hyper=hyper[name], inputs=seen.own[name]),
                     shown,
                     live,
                     drawn[name],
@@ -192,7 +220,7 @@ def make_train_step(
             return sum(losses[1:], losses[0]), (forwards, terms, kept)
 
         grads, (forwards, terms, kept) = jax.grad(loss_of, has_aux=True)(state.params)
-        counted = {name: _count(forwards[name][0], batch.labels, terms[name]) for name in networks}
+        counted = {name: _count(forwards[name][0], context, terms[name]) for name in networks}
         collections = {name: forwards[name][1] for name in networks}
         spoilt = jnp.zeros(len(teachers), jnp.int32)
         if heard:  # else they would be computed for this alone
@@ -288,19 +316,22 @@ def _update(student, hyper, state, grads):
     return optax.apply_updates(held, updates), after
 
 
-def _count(outputs: Outputs, labels: Array, terms: dict[str, Term]) -> StepMetrics:
+def _count(outputs: Outputs, context: Context, terms: dict[str, Term]) -> StepMetrics:
     """What is counted of a step on this device."""
-    size = jnp.asarray(len(labels), jnp.int32)
+    size = jnp.asarray(len(context.labels), jnp.int32)
 
     def pair(term: Term):
-        return jnp.sum(jnp.broadcast_to(term.value, labels.shape)), size
+        return jnp.sum(jnp.broadcast_to(term.value, context.labels.shape)), size
+
+    def right(outputs: Outputs):
+        best = jnp.argmax(outputs.logits, -1)
+        return metrics.mean_of(context.over_labels(lambda labels: best == labels))
 
     pairs = {name: pair(term) for name, term in terms.items()}
     weighted = {name: (terms[name].weight * value, n) for name, (value, n) in pairs.items()}
     loss = sum((value for value, _ in weighted.values()), jnp.float32(0))
     exits = (outputs, *outputs.branches)
-    accuracy = tuple(metrics.mean_of(jnp.argmax(x.logits, -1) == labels) for x in exits)
-    return StepMetrics((loss, size), accuracy, pairs, weighted, None, {})
+    return StepMetrics((loss, size), tuple(map(right, exits)), pairs, weighted, None, {})
 
 
 def _averaged(collections: Any, axis_name: str) -> Any:

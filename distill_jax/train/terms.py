@@ -7,11 +7,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from distill_jax.methods import Context, Hyper, Method, Term, heard
+from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import optim
 from distill_jax.train.teachers import APPLY, HEAD, FrozenTeachers, FrozenVariables, TeacherOutputs
@@ -75,18 +77,26 @@ class Live(NamedTuple):
       params: its parameters.
       head: (params, feature) -> logits by its classifier.
       apply: (params, inputs) -> its outputs for other inputs, in training mode.
+      others: by data need its outputs on what is seen besides, likewise.
     """
 
     outputs: Outputs
     params: Any
     head: Callable[[Any, Array], Array]
     apply: Callable[[Any, Any], Outputs]
+    others: Mapping[str, Outputs] = {}
 
 
 def teacher_needs(methods: Methods) -> tuple[str, ...]:
     """The outputs that methods need of teachers besides the logits, each once."""
     wanted = {name: None for _, method in methods for name in method.needs}
     return tuple(name for name in wanted if name not in ("logits", APPLY, HEAD))
+
+
+def data_needs(methods: Methods) -> tuple[str, ...]:
+    """What methods need of the data besides the batch, in the order of `DATA_NEEDS`."""
+    wanted = {name for _, method in methods for name in method.data_needs}
+    return tuple(name for name in DATA_NEEDS if name in wanted)
 
 
 def needs_variables(methods: Methods) -> bool:
@@ -149,10 +159,13 @@ def student_terms(
             student=own.outputs,
             head=functools.partial(own.head, own.params),
             student_apply=functools.partial(own.apply, own.params),
+            view=own.others.get("view"),
+            partner=own.others.get("partner"),
             teacher_mask=mask if len(places) == len(mask) else mask[np.asarray(places, int)],
             key=key_of(name),
             **_teachers_shown(student, method, frozen, live),
         )
+        _check_labels(name, method, variables.get(name, {}), shown)
         given, after = method.terms(variables.get(name, {}), shown)
         if double := terms.keys() & given.keys():
             raise ValueError(f"{student.name}: two methods give a term {', '.join(double)}")
@@ -167,6 +180,22 @@ def student_terms(
         if name in variables:
             collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
     return terms, collections
+
+
+def _check_labels(name: str, method: Method, variables: Any, context: Context) -> None:
+    """Raises ValueError where a method takes the first label of mixed images for the only one."""
+    if context.mixed is None or method.mixes_labels:
+        return
+    traced = jax.make_jaxpr(
+        lambda labels: method.terms(variables, dataclasses.replace(context, labels=labels))
+    )(context.labels).jaxpr
+    used = [x for equation in traced.eqns for x in equation.invars]
+    if any(x is traced.invars[0] for x in (*used, *traced.outvars)):
+        raise ValueError(
+            f"method {name!r} reads the label of an example, and mixup and cutmix give it two: "
+            "expected methods that read none, as kd, or that count both, as ce; or recipe.mixup "
+            "and recipe.cutmix 0"
+        )
 
 
 def _teachers_shown(

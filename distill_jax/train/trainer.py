@@ -20,8 +20,8 @@ from distill_jax.train.evaluation import StageResult
 from distill_jax.train.guard import is_halted
 from distill_jax.train.options import ReplicaInputs, TrainOptions, cache_shapes, caches_teachers
 from distill_jax.train.replica import Progress, Replica
-from distill_jax.train.stage import frozen_teachers, steps_per_epoch
-from distill_jax.train.state import DeviceDataset, TrainState
+from distill_jax.train.stage import data_needs_of, frozen_teachers, steps_per_epoch
+from distill_jax.train.state import DeviceDataset, Order, TrainState
 from distill_jax.train.terms import needs_variables
 
 # How long the machine works before it looks up: signals, saves, progress. Each time costs: on a CPU
@@ -48,7 +48,7 @@ class _Chunk(NamedTuple):
     start: int
     steps: int
     data: DeviceDataset
-    order: np.ndarray  # (S, B), or (replicas, S, B)
+    order: Order  # of (S, B) rows, or (replicas, S, B)
 
 
 class Trainer:
@@ -69,6 +69,7 @@ class Trainer:
         self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe
         self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
+        self.needs_partners = "partner" in data_needs_of(self.stages)
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
         self.eval_split = "test" if self.recipe.selection == "test" else "valid"
@@ -147,6 +148,7 @@ class Trainer:
             batch_size=self.recipe.batch_size,
             spec=self.dataset.spec,
             cached=cached,
+            partners=self.needs_partners,
             where=self.topology.replicated if alike else None,
         )
 
@@ -228,6 +230,7 @@ class Trainer:
         epoch, images, seconds = self.epochs_done, 0, 0.0
         first, step = epoch * self.steps, self.step
         for orders in self._orders(epoch):
+            replicas, steps, batch_size = orders.rows.shape
             idle = time.perf_counter()
             for chunk in self._chunks(orders, epoch, skip=step - first):
                 begin, end = first + chunk.start, first + chunk.start + chunk.steps
@@ -235,7 +238,7 @@ class Trainer:
                 while step < end:
                     size = min(self.dispatch_size, end - step)
                     took, step = self._dispatch(chunk, step - begin, step - begin + size)
-                    images += size * orders.shape[0] * orders.shape[2]
+                    images += size * replicas * batch_size
                     seconds, waited, spent = seconds + waited + took, 0.0, waited + took
                     for replica in self.replicas:
                         replica.seconds += spent
@@ -243,10 +246,10 @@ class Trainer:
                     self.dispatch_size = _next_size(self.dispatch_size, size, took)
                     yield size
                 idle = time.perf_counter()
-            first += orders.shape[1]
+            first += steps
         self._end_epoch(images / seconds if seconds else 0.0)
 
-    def _orders(self, epoch: int) -> list[np.ndarray]:
+    def _orders(self, epoch: int) -> list[Order]:
         """Who sees which examples when, (replicas, S, B); a smaller last batch apart."""
         orders = [
             data.epoch_order(
@@ -260,18 +263,28 @@ class Trainer:
         ]
         whole = np.stack([order for order, _ in orders])
         rest = np.stack([order[None] for _, order in orders])
-        return [whole, rest] if rest.size else [whole]
+        return [self._with_partners(x, epoch) for x in (whole, rest) if x.size]
 
-    def _chunks(self, orders: np.ndarray, epoch: int, skip: int) -> Iterator[_Chunk]:
+    def _with_partners(self, rows: np.ndarray, epoch: int) -> Order:
+        if not self.needs_partners:
+            return Order(rows)
+        tables = [
+            data.partners(r.dataset.train.labels, seed=r.seed, epoch=epoch) for r in self.replicas
+        ]
+        return Order(rows, np.stack([table[own] for table, own in zip(tables, rows, strict=True)]))
+
+    def _chunks(self, orders: Order, epoch: int, skip: int) -> Iterator[_Chunk]:
         """The steps of `orders`, from the chunk that holds step `skip` on."""
+        steps = orders.rows.shape[1]
         if self.streamed:
             split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
-            for chunk in data.chunks(split, orders[0], skip=skip):
+            for chunk in data.chunks(split, orders.rows[0], skip=skip):
                 part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
                 placed = self.topology.device_put(self.topology.hold(part))
-                yield _Chunk(chunk.start, chunk.steps, placed, chunk.order)
-        elif self.data is not None and skip < orders.shape[1]:
-            yield _Chunk(0, orders.shape[1], self.data, orders[0] if self.alone else orders)
+                yield _Chunk(chunk.start, chunk.steps, placed, Order(chunk.order))
+        elif self.data is not None and skip < steps:
+            own = jax.tree.map(lambda x: x[0], orders) if self.alone else orders
+            yield _Chunk(0, steps, self.data, own)
 
     def _dispatch(self, chunk: _Chunk, start: int, stop: int) -> tuple[float, int]:
         """Trains from step `start` of a chunk to `stop`; how long that took, and the step then."""

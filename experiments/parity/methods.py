@@ -24,6 +24,7 @@ from experiments.parity.logits import LOGITS
 from experiments.parity.losses import outputs, terms_of
 from experiments.parity.reviewed import REVIEWED
 from experiments.parity.several import SEVERAL
+from experiments.parity.views import VIEWS
 
 
 def fitnet(numbers: dict[str, Any], inputs: Arrays, state: Arrays) -> Computed:
@@ -93,6 +94,7 @@ METHODS: dict[str, Compute] = {
     **REVIEWED,
     **FACTORS,
     **BRANCHED,
+    **VIEWS,
     "fitnet": fitnet,
     "dml": dml,
     "crd": crd,

@@ -264,7 +264,7 @@ class TestAugment:
             jax.block_until_ready(jax.jit(data.crop_flip)(keys, self.both()[1]))
 
     def test_table(self):
-        assert set(data.AUGMENT) == {"none", "crop_flip", "flip"}
+        assert set(data.AUGMENT) == {"none", "crop_flip", "flip", "inception_crop"}
         np.testing.assert_array_equal(data.AUGMENT["none"](*self.both()), self.images)
         same = data.AUGMENT["crop_flip"](*self.both()) == data.crop_flip(*self.both(), padding=4)
         assert same.all()
@@ -277,3 +277,79 @@ class TestAugment:
 
     def both(self):
         return self.keys, jnp.asarray(self.images)
+
+
+class TestPartners:
+    LABELS = np.random.default_rng(0).integers(0, 3, 40)
+
+    def test_partners_outlive_versions(self):
+        """Resumed runs rest on these numbers."""
+        assert data.partners(np.arange(8) % 2, seed=0, epoch=1).tolist() == [4, 5, 0, 7, 2, 3, 4, 1]
+
+    def test_each_is_of_the_same_class_and_each_of_that_as_often(self):
+        tables = np.stack(
+            [data.partners(self.LABELS, seed=1, epoch=epoch) for epoch in range(3000)]
+        )
+        assert tables.dtype == np.int32 and tables.shape == (3000, 40)
+        assert (self.LABELS[tables] == self.LABELS).all()
+        for example, label in enumerate(self.LABELS[:4]):
+            counts = np.bincount(tables[:, example], minlength=40)[label == self.LABELS]
+            expected = 3000 / len(counts)  # itself among them
+            assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+    def test_examples_seeds_and_epochs_have_partners_of_their_own(self):
+        tables = [data.partners(self.LABELS, seed=s, epoch=e) for s in (0, 1) for e in (0, 1)]
+        assert len({table.tobytes() for table in tables}) == 4
+        again = data.partners(self.LABELS, seed=0, epoch=0)
+        np.testing.assert_array_equal(again, tables[0])
+        # What is behind an example changes nothing for it but who there is of its class.
+        more = data.partners(np.append(self.LABELS, 3), seed=0, epoch=0)
+        np.testing.assert_array_equal(more[:-1], again)
+        assert more[-1] == len(self.LABELS)
+
+    @pytest.mark.parametrize("change", [{"seed": -1}, {"epoch": 0.5}])
+    def test_refuses(self, change):
+        with pytest.raises(data.DataError, match="seed is -1|epoch is 0.5"):
+            data.partners(self.LABELS, **({"seed": 0, "epoch": 0} | change))
+
+
+def bilinear(image, top, left, height, width):
+    """A part of an image resized to its size: a triangle of weights around each place, in NumPy."""
+
+    def weights(length, start, part):
+        scale = part / length
+        centres = start + (np.arange(length) + 0.5) * scale - 0.5
+        reach = max(scale, 1.0)  # antialiased where it shrinks
+        given = np.maximum(0, 1 - np.abs(np.arange(length)[None] - centres[:, None]) / reach)
+        return given / given.sum(1, keepdims=True)
+
+    rows, columns = weights(image.shape[0], top, height), weights(image.shape[1], left, width)
+    return np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), columns)
+
+
+class TestInceptionCrop:
+    IMAGES = np.random.default_rng(0).integers(0, 256, (12, 9, 7, 3), np.uint8)
+    KEYS = jax.random.split(jax.random.key(3), 12)
+
+    def test_it_is_a_part_resized_and_mirrored_half_of_the_time(self):
+        ours, flipped = np.asarray(data.inception_crop(self.KEYS, self.IMAGES)), []
+        assert ours.shape == self.IMAGES.shape and ours.dtype == np.float32
+        for key, image, crop in zip(self.KEYS, self.IMAGES, ours, strict=True):
+            size, ratio, place, flip = jax.random.split(key, 4)
+            area = 63 * np.asarray(jax.random.uniform(size, (10,), minval=0.08, maxval=1.0))
+            log = np.asarray(jax.random.uniform(ratio, (10,), minval=-1.0, maxval=1.0))
+            aspect = np.exp(log * np.log(4 / 3))
+            heights, widths = np.sqrt(area / aspect), np.sqrt(area * aspect)
+            fits = [i for i in range(10) if heights[i] <= 9 and widths[i] <= 7]
+            height, width = min(heights[fits[0]], 9), min(widths[fits[0]], 7)
+            top, left = np.asarray(jax.random.uniform(place, (2,))) * (9 - height, 7 - width)
+            expected = bilinear(image, top, left, height, width)
+            flipped.append(bool(jax.random.bernoulli(flip)))
+            expected = expected[:, ::-1] if flipped[-1] else expected
+            np.testing.assert_allclose(crop, expected, atol=0.02)
+        assert len(set(flipped)) == 2
+
+    def test_an_example_depends_on_its_own_key_alone(self):
+        whole, rows = np.asarray(data.inception_crop(self.KEYS, self.IMAGES)), np.array([7, 2])
+        some = np.asarray(data.inception_crop(self.KEYS[rows], self.IMAGES[rows]))
+        np.testing.assert_allclose(some, whole[rows], atol=1e-3)

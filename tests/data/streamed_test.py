@@ -227,6 +227,28 @@ def test_a_memory_of_the_examples_is_theirs_whatever_the_chunks(monkeypatch):
     assert digests(distill_jax.run(config, dataset=dataset_of())) == whole
 
 
+@pytest.mark.slow
+def test_views_and_mixtures_are_the_same_whatever_the_chunks(monkeypatch):
+    recipe = {**CONFIG["recipe"], "epochs": 1, "mixup": 0.4, "cutmix": 1.0}
+    config = {**CONFIG, "recipe": recipe, "methods": {"ddgsd": 1.0}}
+    whole = digests(distill_jax.run(config, dataset=dataset_of()))
+    steps_of_chunks(monkeypatch, 1)
+    assert digests(distill_jax.run(config, dataset=dataset_of())) == whole
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("cs_kd", "'cs_kd' needs another example of the same class .* streamed .*expected images"),
+        ("ddgsd", "'ddgsd' compares two views .*augment is 'none', which makes them equal"),
+    ],
+)
+def test_what_a_method_needs_and_streamed_images_cannot_give_is_refused(method, message):
+    config = {**CONFIG, "methods": {method: 1.0}, "recipe": {"epochs": 1, "batch_size": 8}}
+    with pytest.raises(distill_jax.ConfigError, match=message):
+        distill_jax.run(config, dataset=dataset_of())
+
+
 @pytest.mark.parametrize("dispatches", [3, 6])
 def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, reference, tmp_path, dispatches):
     steps_of_chunks(monkeypatch, 2)  # of 4 steps an epoch, the last a smaller batch

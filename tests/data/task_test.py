@@ -508,6 +508,13 @@ def test_float_images_out_of_their_range(images, value_range, message):
     [
         ({"networks": ("plane2",), "guidance": ("none",)}, flat, "plane2 takes images, float32"),
         ({"recipe": {"augment": "crop_flip"}}, flat, "augment is 'crop_flip': expected 'none'"),
+        (
+            {"recipe": {"mixup": 0.2}},
+            flat,
+            "mixup is 0.2: expected 0 for .* are mixed",
+        ),
+        ({"recipe": {"cutmix": 1.0}}, flat, "cutmix is 1: expected 0 for .* images alone"),
+        ({"methods": {"ddgsd": 1.0}}, flat, "'ddgsd' compares two views .* does not use its key"),
         ({"teacher_logits": "table"}, noisy, "images that never change, but the task's preproc"),
         ({}, lambda x, key, train: x["ids"], "build of task_teacher .*int32 .1, 4.*TypeError"),
     ],

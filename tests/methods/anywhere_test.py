@@ -34,6 +34,8 @@ BRANCHED = (("plane6", "plane4", "evolving:plane2"), "dense+drop")
 PEERED = (("plane6", "plane4", "okddip:plane2"), "dense+drop")
 MUTUAL = (("plane4", "plane2"), "mutual")
 MUTUAL_EXITS = (("dks:plane4", "dks:plane2"), "mutual")
+AUGMENTED = (("plane6#3", "plane4", "plane2"), "dense+drop")
+OWN_VIEWS = (("plane4#2", "plane2"), "mutual")
 PLACES = {
     **dict.fromkeys(("at", "nst", "vid", "fsp", "kdsvd", "ab", "reviewkd"), ALIKE),
     "ft": PHASED,
@@ -43,13 +45,13 @@ PLACES = {
     **dict.fromkeys(("one", "okddip"), PEERED),
     "dml": MUTUAL,
     "dcm": MUTUAL_EXITS,
+    **dict.fromkeys(("cs_kd", "ps_kd", "ddgsd"), AUGMENTED),
+    "kdcl": OWN_VIEWS,
 }
 QUICK = ("kd", "fitnet", "rkd", "ctkd", "srrl")  # with variables, and with the whole batch
 GROUPS = {
     place: tuple(name for name in METHODS if PLACES.get(name, ANY) == place)
-    for place in (
-        *(ANY, ALIKE, POOLED, PHASED, REMEMBERED, BRANCHED, PEERED, MUTUAL, MUTUAL_EXITS),
-    )
+    for place in dict.fromkeys((ANY, *PLACES.values()))
 }
 CASES = [(ANY, QUICK), *GROUPS.items()]
 SETTINGS = {
@@ -100,6 +102,8 @@ def run(place, methods, reporter=None, workdir=None, **changes):
     if place in (BRANCHED, PEERED):  # the last one has branches, and no other
         config["overrides"] = {place[0][-1]: {"methods": {**weights, "kd": WEIGHT}}}
         weights = {"kd": WEIGHT, "ce": 1.0}
+    if place in (AUGMENTED, OWN_VIEWS):
+        config["recipe"] = {**BASE["recipe"], "augment": "crop_flip"}
     if guidance != "mutual" and "teacher_weights" not in changes:
         files = {name: weights_of(name) for name in teachers}
         config["teacher_weights"] = ",".join(f"{name}={file}" for name, file in files.items())

@@ -68,6 +68,8 @@ def taught(method, shapes):
             teacher_heads=tuple(map(head, teachers)),
             teacher_apply=lambda k, inputs: teachers[k],
             student_apply=lambda inputs: student,
+            view=student,
+            partner=student,
         )
         terms, _ = method.terms(variables, context)
         return sum(term.weight * jnp.mean(term.value) for term in terms.values())

@@ -310,6 +310,8 @@ def test_one_network_that_is_not_finite_stops_all_and_is_named():
         ({"train_limit": 3}, "but train_limit is 0 and 3"),
         ({"last_batch": "keep"}, "but last_batch is 'drop' and 'keep'"),
         ({"sync_bn": False}, "but sync_bn is True and False"),
+        ({"mixup": 0.2}, "but mixup is 0.0 and 0.2"),
+        ({"cutmix": 1.0}, "but cutmix is 0.0 and 1.0"),
         ({"seed": 7}, "but seed is 0 and 7"),
     ],
 )

@@ -178,6 +178,43 @@ CONFIGS = [
     ({"recipe": {"weight_decay": -1e-4}}, ["weight_decay", "-0.0001"]),
     ({"recipe": {"warmup_epochs": -1.0}}, ["warmup_epochs", "-1.0"]),
     ({"recipe": {"augment": "mixup"}}, ["augment is one of", "'mixup'"]),
+    ({"recipe": {"mixup": -0.1}}, ["mixup is a number of 0 or more, got -0.1"]),
+    ({"recipe": {"cutmix": NAN}}, ["cutmix is a number of 0 or more, got nan"]),
+    (
+        {"teacher_logits": "table", "recipe": {"mixup": 0.2}},
+        ["'table' needs images that never change, but they are mixed by recipe.mixup"],
+    ),
+    *(
+        (
+            {"methods": {"kd": 1.0, name: 1.0}, "recipe": recipe},
+            [f"method {name!r} reads the label of an example", "recipe.mixup and recipe.cutmix 0"],
+        )
+        for name, recipe in (
+            ("dkd", {"mixup": 0.2}),
+            ("crd", {"cutmix": 1.0}),
+            ("ps_kd", {"mixup": 0.2, "cutmix": 1.0}),
+        )
+    ),
+    (
+        {"methods": {"cs_kd": 1.0}, "recipe": {"mixup": 0.2}},
+        ["'cs_kd' needs another example of the same class", "recipe.mixup and recipe.cutmix 0"],
+    ),
+    ({"methods": {"ddgsd": 1.0}}, ["'ddgsd' compares two views", "augment is 'none'"]),
+    (
+        {
+            "networks": ("plane6", "plane4", "plane2"),
+            "guidance": "plane4<plane2;plane2<plane4+plane6",
+            "methods": {"kd": 1.0, "kdcl": 1.0},
+        },
+        ["'kdcl' gives each network an augmentation", "such as plane6", "live teachers alone"],
+    ),
+    ({"method_options": {"cs_kd": {"temperature": 0}}}, ["cs_kd's temperature", "above 0, got 0"]),
+    ({"method_options": {"ps_kd": {"alpha": 2}}}, ["ps_kd's alpha", "between 0 and 1, got 2"]),
+    (
+        {"method_options": {"ddgsd": {"distance_weight": -1}}},
+        ["ddgsd's distance_weight is a number of 0 or more, got -1"],
+    ),
+    ({"method_options": {"kdcl": {"alpha": NAN}}}, ["kdcl's alpha", "between 0 and 1, got nan"]),
     ({"recipe": {"epoch": 3}}, ["unknown 'epoch'; did you mean 'epochs'?"]),
     ({"evolve": {"temperature": -1.0}}, ["temperature is a number above 0, got -1.0"]),
     ({"dropping": {"survival": 1.5}}, ["survival is between 0 and 1, got 1.5"]),

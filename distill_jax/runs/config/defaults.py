@@ -104,7 +104,19 @@ FIELDS = (
     Field(
         "recipe.augment",
         "none",
-        "none, flip (random mirror images) or crop_flip (random crops of the padded image too).",
+        "none, flip (random mirror images), crop_flip (random crops of the padded image too) or "
+        "inception_crop (random parts of 8 % or more, resized, and mirror images).",
+    ),
+    Field(
+        "recipe.mixup",
+        0.0,
+        "α of mixup, by which images of a batch are mixed by twos, and their labels; 0 for none.",
+    ),
+    Field(
+        "recipe.cutmix",
+        0.0,
+        "α of CutMix, which puts a box of one image into another. 0 for none; where mixup is "
+        "above 0 too, each mini-batch has one of both.",
     ),
     Field("recipe.train_limit", 0, "Training images a class; 0 takes all."),
     Field(
