@@ -13,6 +13,7 @@ from distill_jax.methods.dml import DML
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
+from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.registry import (
@@ -49,6 +50,7 @@ __all__ = [
     "DML",
     "EBKD",
     "ELSEWHERE",
+    "FRSKD",
     "FSP",
     "FT",
     "KD",

@@ -139,6 +139,20 @@ def check_maps(
             )
 
 
+def check_pyramid(name: str, maps: Sequence[Array]) -> None:
+    """Raises ValueError where a student's map is neither of the size of the one before nor half."""
+    shapes = [x.shape[1:] for x in maps]
+    said = f"{name}: the student's maps are {_listed(shapes)}"
+    if any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"{said}: expected height, width and channels of each")
+    for before, after in zip(shapes, shapes[1:], strict=False):
+        pairs = zip(before[:2], after[:2], strict=True)
+        if any(n not in (size, size // 2, -(-size // 2)) for size, n in pairs):
+            raise ValueError(
+                f"{said}: expected each as high and wide as the one before it, or half"
+            )
+
+
 def _each(shapes: Shapes) -> Iterator[tuple[str, Outputs]]:
     yield "the student", shapes.student
     for k, teacher in enumerate(shapes.teachers):

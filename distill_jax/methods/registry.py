@@ -25,6 +25,7 @@ from distill_jax.methods.dml import DML
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
+from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.relations import PKT, RKD, SP
@@ -76,6 +77,7 @@ METHODS: dict[str, type[Method]] = {
     "ft": FT,
     "reviewkd": ReviewKD,
     "semckd": SemCKD,
+    "frskd": FRSKD,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

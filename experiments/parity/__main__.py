@@ -40,7 +40,7 @@ from experiments.parity.cases import Case, Found, files, network_name, read_case
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
 Check = Callable[[Case, str], Iterator[Found]]
 # Methods of peers and of a network that teaches itself.
-NOT_BUILT = ("byot", "cskd", "ddgsd", "dks_dcm", "frskd", "kdcl_mean", "okddip", "one", "pskd")
+NOT_BUILT = ("byot", "cskd", "ddgsd", "dks_dcm", "kdcl_mean", "okddip", "one", "pskd")
 _WIDTH = 80
 
 
