@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 
 # What a method can ask of a teacher; a student shows all of it.
@@ -26,6 +27,7 @@ class Hyper(NamedTuple):
       kd_weight: λ in [0, 1].
       survival: probability that a teacher survives "bernoulli" dropping.
       methods: the weight of each method of the stage, by its name.
+      label_smoothing: ε of `Context.cross_entropy`, None for none.
     """
 
     lr_scale: Array | float = 1.0
@@ -34,6 +36,7 @@ class Hyper(NamedTuple):
     kd_weight: Array | float = 0.0
     survival: Array | float = 1.0
     methods: dict[str, Array | float] = {}
+    label_smoothing: Array | float | None = None
 
 
 class Term(NamedTuple):
@@ -120,6 +123,10 @@ class Context:
             return jnp.zeros((0, *self.student.logits.shape), self.student.logits.dtype)
         return jnp.stack([teacher.logits for teacher in self.teachers])
 
+    def cross_entropy(self, logits: Array) -> Array:
+        """(..., B) of logits (..., B, C), with the labels smoothed as the recipe says."""
+        return cross_entropy(logits, self.labels, self.hyper.label_smoothing)
+
     def over_teachers(self, term: Callable[[int, Outputs], Array]) -> Array:
         """Adds up `term(k, teacher)` of the kept teachers; each is computed, then masked."""
         values = []
@@ -152,6 +159,9 @@ class Method:
     taught: ClassVar[bool] = True
     # Whether it counts the labels itself, in the place of the cross-entropy term.
     replaces_ce: ClassVar[bool] = False
+    # Whether a recipe may smooth the labels where it replaces that term: it counts them by
+    # `Context.cross_entropy`, or not at all.
+    takes_label_smoothing: ClassVar[bool] = False
     # The edges that it travels along: "frozen", "live", or "all". Where a method of the network is
     # made for live edges they are left to it.
     edges: ClassVar[str] = "all"

@@ -187,6 +187,7 @@ class Paraphrasing(FT):
     """
 
     replaces_ce: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """{"params": {"0": of the largest teacher, "1": ...}}."""

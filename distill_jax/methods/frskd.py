@@ -12,7 +12,7 @@ from jax import Array, lax
 from distill_jax.methods import adapters, features, ranges
 from distill_jax.methods.attention import attention_gap
 from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.losses import cross_entropy, kl_divergence
+from distill_jax.methods.losses import kl_divergence
 from distill_jax.methods.review import nearest
 from distill_jax.models.basics import Mode
 from distill_jax.models.kernels.pools import global_average_pool
@@ -170,7 +170,7 @@ class FRSKD(Method):
         ]
         kl = kl_divergence(lax.stop_gradient(own), logits, self.temperature)
         return {
-            "frskd_ce": Term(cross_entropy(own, context.labels)),
+            "frskd_ce": Term(context.cross_entropy(own)),
             "frskd_kl": Term(kl, self.kd_weight * self.temperature**2),
             "frskd_at": Term(sum(gaps[1:], gaps[0]), self.feature_weight),
         }, {**variables, "batch_stats": stats}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.losses import bounded_square, cross_entropy, soften, widen
+from distill_jax.methods.losses import bounded_square, soften, widen
 from distill_jax.models import Outputs
 
 
@@ -54,6 +54,7 @@ class TESKD(Method):
     needs: ClassVar[tuple[str, ...]] = ()
     taught: ClassVar[bool] = False
     replaces_ce: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -85,7 +86,7 @@ class TESKD(Method):
         exits = (context.student, *context.student.branches)
         given = self.branch_weights or (1.0,) * (len(exits) - 1)
         weights = jnp.asarray(given, context.student.logits.dtype)
-        values = self._values(exits, context.labels, weights[:, None])
+        values = self._values(exits, context, weights[:, None])
         size = context.batch_size if self.feature_reduction == "sum" else 1
         return {
             "teskd_ce": Term(values[0], self.ce_weight),
@@ -95,12 +96,12 @@ class TESKD(Method):
         }, variables
 
     def _values(
-        self, exits: tuple[Outputs, ...], labels: Array, weights: Array
+        self, exits: tuple[Outputs, ...], context: Context, weights: Array
     ) -> tuple[Array, Array, Array]:
         """(B,) each: cross-entropy, KL with its T², squared distance of features."""
         logits = jnp.stack([exit.logits for exit in exits])
         features = jnp.stack([exit.feature for exit in exits])
-        ce = cross_entropy(logits, labels)
+        ce = context.cross_entropy(logits)
         target = lax.stop_gradient(logits[:1]) if self.detach_target else logits[:1]
         targets = jax.nn.softmax(soften(target, self.temperature)) + 1e-7
         log_probs = jax.nn.log_softmax(soften(logits[1:], self.temperature))

@@ -35,6 +35,8 @@ class Recipe:
       temperature: T > 0.
       kd_weight: λ in [0, 1].
       survival: probability that a source survives "bernoulli" dropping.
+      label_smoothing: ε in [0, 1) that the cross-entropy takes from the label and spreads over all
+        classes, wherever a loss counts the labels by one.
       dropping: which teachers are dropped.
       optim: the optimizer and its schedule.
 
@@ -52,6 +54,7 @@ class Recipe:
     temperature: float = 1.0
     kd_weight: float = 0.0
     survival: float = 1.0
+    label_smoothing: float = 0.0
     dropping: Dropping = Dropping()
     optim: OptimOptions = OptimOptions()
 
@@ -76,6 +79,10 @@ class Recipe:
         for name in ("kd_weight", "survival"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is 0 or more and below 1, got {self.label_smoothing}"
+            )
 
     @property
     def structure(self) -> Recipe:
@@ -87,6 +94,7 @@ class Recipe:
             temperature=1.0,
             kd_weight=0.0,
             survival=1.0,
+            label_smoothing=0.5 if self.label_smoothing else 0.0,  # none is another program
             train_limit=0,
             selection="last",
         )
@@ -150,6 +158,7 @@ class Stage:
             kd_weight=recipe.kd_weight,
             survival=recipe.survival,
             methods=dict(zip(names, self.weights, strict=True)),
+            label_smoothing=recipe.label_smoothing or None,
         )
         wide = jnp.float64 if self.network.dtype == "float64" else jnp.float32
         return jax.tree.map(lambda number: jnp.asarray(number, wide), numbers)

@@ -112,6 +112,12 @@ FIELDS = (
     ),
     Field("recipe.temperature", 4.0, "T of kd, above 0."),
     Field("recipe.kd_weight", 0.5, "λ of kd, from 0 to 1; the cross-entropy has 1 - λ."),
+    Field(
+        "recipe.label_smoothing",
+        0.0,
+        "ε, from 0 to below 1, that the cross-entropy with the labels takes from the label and "
+        "spreads over all classes.",
+    ),
     Field("recipe.optimizer", "sgd", "sgd, adamw or a registered one."),
     Field(
         "recipe.learning_rate",
