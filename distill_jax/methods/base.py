@@ -28,6 +28,7 @@ class Hyper(NamedTuple):
       survival: probability that a teacher survives "bernoulli" dropping.
       methods: the weight of each method of the stage, by its name.
       label_smoothing: ε of `Context.cross_entropy`, None for none.
+      average_decay: of the moving average of the network's variables, None where it keeps none.
     """
 
     lr_scale: Array | float = 1.0
@@ -37,6 +38,7 @@ class Hyper(NamedTuple):
     survival: Array | float = 1.0
     methods: dict[str, Array | float] = {}
     label_smoothing: Array | float | None = None
+    average_decay: Array | float | None = None
 
 
 class Term(NamedTuple):

@@ -37,6 +37,8 @@ class Recipe:
       survival: probability that a source survives "bernoulli" dropping.
       label_smoothing: ε in [0, 1) that the cross-entropy takes from the label and spreads over all
         classes, wherever a loss counts the labels by one.
+      ema: decay in (0, 1), a step, of an exponential moving average of the network's variables,
+        which is what is evaluated, kept and deployed; 0 keeps none, see `averaging`.
       dropping: which teachers are dropped.
       optim: the optimizer and its schedule.
 
@@ -55,6 +57,7 @@ class Recipe:
     kd_weight: float = 0.0
     survival: float = 1.0
     label_smoothing: float = 0.0
+    ema: float = 0.0
     dropping: Dropping = Dropping()
     optim: OptimOptions = OptimOptions()
 
@@ -79,10 +82,9 @@ class Recipe:
         for name in ("kd_weight", "survival"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is 0 or more and below 1, got {self.label_smoothing}"
-            )
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is 0 or more and below 1, got {getattr(self, name)}")
 
     @property
     def structure(self) -> Recipe:
@@ -95,6 +97,7 @@ class Recipe:
             kd_weight=0.0,
             survival=1.0,
             label_smoothing=0.5 if self.label_smoothing else 0.0,  # none is another program
+            ema=0.5 if self.ema else 0.0,
             train_limit=0,
             selection="last",
         )
@@ -159,6 +162,7 @@ class Stage:
             survival=recipe.survival,
             methods=dict(zip(names, self.weights, strict=True)),
             label_smoothing=recipe.label_smoothing or None,
+            average_decay=recipe.ema or None,
         )
         wide = jnp.float64 if self.network.dtype == "float64" else jnp.float32
         return jax.tree.map(lambda number: jnp.asarray(number, wide), numbers)
