@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from distill_jax.methods import features
+from distill_jax.methods import features, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.models import Outputs
 
@@ -34,7 +34,7 @@ class AT(Method):
     needs: ClassVar[tuple[str, ...]] = ("stages",)
 
     def __post_init__(self) -> None:
-        features.check_counts("at", power=self.power)
+        ranges.counts("at", power=self.power)
         if self.power % 2:
             raise ValueError(f"at's power is an even number, got {self.power}")
 

@@ -67,13 +67,6 @@ def _windows(size: int, n: int) -> np.ndarray:
     return weights
 
 
-def check_counts(name: str, **numbers: int) -> None:
-    """Raises ValueError where a number of a method is no whole number above 0."""
-    for option, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}'s {option} is a whole number above 0, got {value!r}")
-
-
 def check_vectors(name: str, shapes: Shapes) -> None:
     """Raises ValueError where a network shows no vector before its classifier."""
     for whose, outputs in _each(shapes):

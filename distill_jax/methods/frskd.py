@@ -137,7 +137,7 @@ class FRSKD(Method):
     def __post_init__(self) -> None:
         ranges.above_zero("frskd", temperature=self.temperature)
         ranges.not_negative("frskd", kd_weight=self.kd_weight, feature_weight=self.feature_weight)
-        features.check_counts("frskd", width=self.width, depth=self.depth)
+        ranges.counts("frskd", width=self.width, depth=self.depth)
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where the stages are no pyramid, or a batch is too small."""

@@ -11,14 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import rng
-from distill_jax.methods import Context, Hyper
-from distill_jax.models import Network
-from distill_jax.train import optim
+from distill_jax.train import optim, untrained
 from distill_jax.train.stage import Stage
 from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.teachers import FrozenTeachers
-from distill_jax.train.terms import Live, Student, frozen_shown, student_terms, teacher_needs
+from distill_jax.train.terms import Student, frozen_shown, student_terms, teacher_needs
 
 ALL = ".*"  # in `OptimOptions.frozen`: nothing moves
 
@@ -78,7 +75,7 @@ def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
 
 def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) -> Any:
     """The values of the terms of a stage's loss, by the parameters of its network."""
-    key, networks = jax.random.key(0), {x.name: x for x in (stage.network, *stage.live)}
+    networks = {x.name: x for x in (stage.network, *stage.live)}
     student = Student(
         network=stage.network,
         methods=stage.methods,
@@ -89,36 +86,14 @@ def _values(stage: Stage, params, variables, methods, teachers, inputs, labels) 
     )
     frozen = FrozenTeachers(stage.teachers, teacher_needs(stage.methods))
     taught = frozen.outputs(teachers, inputs, None)
-
-    def live_of(network: Network, params: Any) -> Live:
-        def apply(params, inputs):
-            given = {**variables[network.name], "params": params}
-            return network.apply(given, inputs, train=True, rngs=rng.stream(key, "network"))[0]
-
-        def head(params, feature):
-            return network.head({"params": params}, feature)
-
-        return Live(apply(params, inputs), params, head, apply)
-
-    own = {name: given["params"] for name, given in variables.items()} | {student.name: params}
-    context = Context(
-        student=None,  # type: ignore[arg-type]  # filled in by `student_terms`, as its teachers are
-        teachers=(),
-        teacher_mask=jnp.ones(0, bool),
-        labels=labels,
-        hyper=Hyper(),
-        inputs=inputs,
-        index=labels,
-        position=labels,
-        batch_size=len(labels),
-    )
+    own = variables | {student.name: {**variables[student.name], "params": params}}
     terms, _ = student_terms(
         student,
         methods,
-        context,
+        untrained.first_context(inputs, labels),
         frozen_shown(frozen, taught, teachers, stage.methods),
-        {name: live_of(network, own[name]) for name, network in networks.items()},
+        {name: untrained.live(x, own[name], inputs) for name, x in networks.items()},
         None,
-        lambda name: rng.stream(key, f"method {name}"),
+        untrained.key_of,
     )
     return [term.value for term in terms.values()]
