@@ -142,7 +142,7 @@ def _cost(costs: Sequence[StageCost]) -> tuple[str, str, str]:
     sizes = [cost.device_bytes for cost in costs if cost.device_bytes is not None]
     return (
         _step(costs[0].step_seconds),
-        duration(sum(cost.seconds for cost in costs)),
+        report.duration(sum(cost.seconds for cost in costs)),
         f"{max(sizes) / 2**20:,.0f}" if sizes else "",
     )
 
@@ -162,23 +162,12 @@ def _summary(
     lines = [f"{len(states)} stages, {left} to be trained; in {workdir}"]
     if costs:
         seconds = sum(cost.seconds for cost in costs.values())
-        device = jax.devices()[0].device_kind
+        device, lasts = jax.devices()[0].device_kind, report.duration(seconds)
         lines.append(
-            f"about {duration(seconds)} for these, one at a time on {device}, compiling apart; "
+            f"about {lasts} for these, one at a time on {device}, compiling apart; "
             "from a few steps of each kind"
         )
     return lines
-
-
-def duration(seconds: float) -> str:
-    """A time in two digits or three: 40 s, 3 min, 2.17 h."""
-    if seconds < 99.5:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = minutes / 60
-    return f"{hours:.3g} h" if hours < 100 else f"{hours:,.0f} h"
 
 
 PLAN = Command(

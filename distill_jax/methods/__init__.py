@@ -15,6 +15,7 @@ from distill_jax.methods.dml import DML, KDCL
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
+from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.peers import ONE, OKDDip
@@ -59,6 +60,7 @@ __all__ = [
     "DML",
     "EBKD",
     "ELSEWHERE",
+    "FRSKD",
     "FSP",
     "FT",
     "KD",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from distill_jax.methods import features
+from distill_jax.methods import features, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.models import Outputs
 
@@ -34,7 +34,7 @@ class AT(Method):
     needs: ClassVar[tuple[str, ...]] = ("stages",)
 
     def __post_init__(self) -> None:
-        features.check_counts("at", power=self.power)
+        ranges.counts("at", power=self.power)
         if self.power % 2:
             raise ValueError(f"at's power is an even number, got {self.power}")
 
@@ -48,12 +48,9 @@ class AT(Method):
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"at"}."""
 
-        def attention(x: Array) -> Array:
-            return features.unit(jnp.mean(x**self.power, -1).reshape(len(x), -1))
-
         def gap(own: Array, other: Array) -> Array:
             own, other = features.pool_to_smaller(own, other)
-            return jnp.mean(jnp.square(attention(own) - attention(other)), -1)
+            return attention_gap(own, other, self.power)
 
         return {"at": Term(_over_stages(context, gap))}, variables
 
@@ -94,6 +91,15 @@ class NST(Method):
             return kernel(other, other) + kernel(own, own) - 2 * kernel(own, other)
 
         return {"nst": Term(_over_stages(context, discrepancy))}, variables
+
+
+def attention_gap(one: Array, other: Array, power: int = 2) -> Array:
+    """(B,) the mean square of the difference of two maps' attention, over the positions."""
+    return jnp.mean(jnp.square(_attention(one, power) - _attention(other, power)), -1)
+
+
+def _attention(x: Array, power: int) -> Array:
+    return features.unit(jnp.mean(x**power, -1).reshape(len(x), -1))
 
 
 def _over_stages(context: Context, term: Any) -> Array:

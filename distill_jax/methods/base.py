@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 
 # What a method can ask of a teacher; a student shows all of it.
@@ -31,6 +32,8 @@ class Hyper(NamedTuple):
       kd_weight: λ in [0, 1].
       survival: probability that a teacher survives "bernoulli" dropping.
       methods: the weight of each method of the stage, by its name.
+      label_smoothing: ε of `Context.cross_entropy`, None for none.
+      average_decay: of the moving average of the network's variables, None where it keeps none.
     """
 
     lr_scale: Array | float = 1.0
@@ -39,6 +42,8 @@ class Hyper(NamedTuple):
     kd_weight: Array | float = 0.0
     survival: Array | float = 1.0
     methods: dict[str, Array | float] = {}
+    label_smoothing: Array | float | None = None
+    average_decay: Array | float | None = None
 
 
 class Term(NamedTuple):
@@ -155,6 +160,11 @@ class Context:
         share = self.mixed.share
         return share * values(self.labels) + (1 - share) * values(self.mixed.labels)
 
+    def cross_entropy(self, logits: Array) -> Array:
+        """(..., B) of logits (..., B, C), with labels smoothed and mixed as the recipe says."""
+        smoothing = self.hyper.label_smoothing
+        return self.over_labels(lambda labels: cross_entropy(logits, labels, smoothing))
+
     def over_teachers(self, term: Callable[[int, Outputs], Array]) -> Array:
         """Adds up `term(k, teacher)` of the kept teachers; each is computed, then masked."""
         values = []
@@ -189,6 +199,9 @@ class Method:
     replaces_ce: ClassVar[bool] = False
     # Whether it trains a network's branches, and so needs some.
     trains_branches: ClassVar[bool] = False
+    # Whether a recipe may smooth the labels where it replaces that term: it counts them by
+    # `Context.cross_entropy`, or not at all.
+    takes_label_smoothing: ClassVar[bool] = False
     # The edges that it travels along: "frozen", "live", or "all". Where a method of the network is
     # made for live edges they are left to it.
     edges: ClassVar[str] = "all"
@@ -198,7 +211,8 @@ class Method:
     detached: ClassVar[bool] = True
     # What it needs of the data, of `DATA_NEEDS`.
     data_needs: ClassVar[tuple[str, ...]] = ()
-    # Whether it counts labels by `Context.over_labels` alone; one that reads none need not say so.
+    # Whether it counts labels by `Context.over_labels` or `Context.cross_entropy` alone; one that
+    # reads none need not say so.
     mixes_labels: ClassVar[bool] = False
 
     def for_shapes(self, shapes: Shapes) -> Method:

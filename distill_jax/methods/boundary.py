@@ -60,7 +60,7 @@ class BSS(Method):
             limit=self.limit,
             epochs=self.epochs,
         )
-        features.check_counts("bss", steps=self.steps, samples=self.samples)
+        ranges.counts("bss", steps=self.steps, samples=self.samples)
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where inputs are nothing that can be moved."""

@@ -13,7 +13,7 @@ from distill_jax.methods import adapters, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.methods.exits import check_branches, check_equal_vectors, exits_of, logits_of
 from distill_jax.methods.features import check_vectors
-from distill_jax.methods.losses import bounded_square, cross_entropy, soften, widen
+from distill_jax.methods.losses import bounded_square, soften, widen
 from distill_jax.models.zoo.layers import Linear
 
 FORMS = {"journal": (0.3, 0.03), "conference": (0.1, 1e-6)}  # kd_weight, feature_weight
@@ -57,6 +57,8 @@ class BYOT(Method):
     taught: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.one_of("byot", FORMS, form=self.form)
@@ -96,9 +98,9 @@ class BYOT(Method):
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"byot_ce", "byot_branches_ce", "byot_kd", "byot_feature"}."""
-        logits, labels = logits_of(exits_of(context.student)), context.labels
+        logits = logits_of(exits_of(context.student))
         (kd, feature), journal = self.weights, self.form == "journal"
-        ce = cross_entropy(logits, labels)
+        ce = context.cross_entropy(logits)
         targets = jax.nn.softmax(soften(lax.stop_gradient(logits[:1]), self.temperature))
         log_probs = jax.nn.log_softmax(soften(logits[1:], self.temperature))
         soft = -jnp.sum(targets * log_probs, (0, -1))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import bounded_square, cross_entropy, kl_divergence, widen
+from distill_jax.methods.losses import bounded_square, kl_divergence, widen
 from distill_jax.methods.ranges import above_zero, not_negative
 
 
@@ -93,7 +93,7 @@ class DDGSD(Method):
         a, b = context.student.logits, context.view.logits
         divergence = kl_divergence(a, b, self.temperature) + kl_divergence(b, a, self.temperature)
         return {
-            "ddgsd_ce": Term(context.over_labels(lambda labels: cross_entropy(b, labels))),
+            "ddgsd_ce": Term(context.cross_entropy(b)),
             "ddgsd": Term(divergence, self.divergence_weight / a.shape[-1]),
             "ddgsd_distance": Term(
                 jnp.mean(bounded_square(widen(a) - widen(b)), -1), self.distance_weight

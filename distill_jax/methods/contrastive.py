@@ -82,7 +82,7 @@ class CRD(Method):
     needs: ClassVar[tuple[str, ...]] = ("feature",)
 
     def __post_init__(self) -> None:
-        features.check_counts("crd", embedding_size=self.embedding_size, negatives=self.negatives)
+        ranges.counts("crd", embedding_size=self.embedding_size, negatives=self.negatives)
         ranges.above_zero("crd", temperature=self.temperature)
         ranges.share("crd", momentum=self.momentum)
 

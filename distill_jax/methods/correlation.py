@@ -65,7 +65,7 @@ class CC(Method):
     def __post_init__(self) -> None:
         ranges.one_of("cc", ("linear", "gaussian"), kernel=self.kernel)
         ranges.above_zero("cc", gamma=self.gamma)
-        features.check_counts("cc", embedding_size=self.embedding_size, order=self.order)
+        ranges.counts("cc", embedding_size=self.embedding_size, order=self.order)
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where a network shows no vector, or a batch has one example."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import cross_entropy, kl_divergence, kl_of_raised
+from distill_jax.methods.losses import kl_divergence, kl_of_raised
 from distill_jax.methods.ranges import above_zero, share
 
 TARGETS = ("each", "mean_logits")
@@ -98,6 +98,7 @@ class KDCL(Method):
     replaces_ce: ClassVar[bool] = True
     data_needs: ClassVar[tuple[str, ...]] = ("own_view",)
     mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("kdcl", temperature=self.temperature)
@@ -110,7 +111,7 @@ class KDCL(Method):
         own = context.student.logits
         mean = jnp.mean(jnp.stack([own, *context.teacher_logits]), 0)
         kl = kl_divergence(lax.stop_gradient(mean), own, self.temperature)
-        ce = context.over_labels(lambda labels: cross_entropy(own, labels))
+        ce = context.cross_entropy(own)
         return {
             "kdcl_ce": Term(ce, 1 - self.alpha),
             "kdcl": Term(kl, self.alpha * self.temperature**2),

@@ -92,7 +92,7 @@ class FT(Method):
         ranges.one_of("ft", ("attention", "factor"), form=self.form)
         ranges.above_zero("ft", rate=self.rate)
         ranges.share("ft", rate=self.rate)
-        features.check_counts("ft", power=self.power, order=self.order)
+        ranges.counts("ft", power=self.power, order=self.order)
 
     def preparation(self) -> Method:
         """The training of the paraphrasers."""
@@ -187,6 +187,7 @@ class Paraphrasing(FT):
     """
 
     replaces_ce: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """{"params": {"0": of the largest teacher, "1": ...}}."""

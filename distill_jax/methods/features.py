@@ -67,13 +67,6 @@ def _windows(size: int, n: int) -> np.ndarray:
     return weights
 
 
-def check_counts(name: str, **numbers: int) -> None:
-    """Raises ValueError where a number of a method is no whole number above 0."""
-    for option, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}'s {option} is a whole number above 0, got {value!r}")
-
-
 def check_vectors(name: str, shapes: Shapes) -> None:
     """Raises ValueError where a network shows no vector before its classifier."""
     for whose, outputs in _each(shapes):
@@ -136,6 +129,20 @@ def check_maps(
         if size and min(gaps) < 0 < max(gaps):
             raise ValueError(
                 f"{said}: expected a map at least or at most as high and wide as {own}"
+            )
+
+
+def check_pyramid(name: str, maps: Sequence[Array]) -> None:
+    """Raises ValueError where a student's map is neither of the size of the one before nor half."""
+    shapes = [x.shape[1:] for x in maps]
+    said = f"{name}: the student's maps are {_listed(shapes)}"
+    if any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"{said}: expected height, width and channels of each")
+    for before, after in zip(shapes, shapes[1:], strict=False):
+        pairs = zip(before[:2], after[:2], strict=True)
+        if any(n not in (size, size // 2, -(-size // 2)) for size, n in pairs):
+            raise ValueError(
+                f"{said}: expected each as high and wide as the one before it, or half"
             )
 
 

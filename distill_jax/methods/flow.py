@@ -111,7 +111,7 @@ class KDSVD(Method):
     needs: ClassVar[tuple[str, ...]] = ("stages",)
 
     def __post_init__(self) -> None:
-        features.check_counts("kdsvd", rank=self.rank)
+        ranges.counts("kdsvd", rank=self.rank)
         ranges.one_of("kdsvd", ("channels", "width"), along=self.along)
 
     def check(self, shapes: Shapes) -> None:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import cross_entropy, kl_divergence
+from distill_jax.methods.losses import kl_divergence
 from distill_jax.methods.scaling import standardise
 
 KL_REDUCTIONS = ("batch_mean", "element_mean")
@@ -75,7 +75,7 @@ class CrossEntropy(Method):
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:
         """{"ce"}; its weight is n (1-λ) where KD has teachers, else 1."""
-        value = context.over_labels(lambda y: cross_entropy(context.student.logits, y))
+        value = context.cross_entropy(context.student.logits)
         weight: Array | float = 1.0
         if self.balance is not None and context.teachers:
             weight = ce_weight(context.teacher_mask, context.hyper.kd_weight, self.balance)

@@ -12,12 +12,13 @@ from jax import Array, lax
 _FAR, _FAR_SQUARE = 1e32, 1e30
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Array, labels: Array, smoothing: Array | float | None = None) -> Array:
     """Cross-entropy with integer labels, -log softmax(s)[y].
 
     Args:
       logits: (..., B, C), any float type; computed in float32.
       labels: (B,) integers in [0, C).
+      smoothing: ε that is taken from the label and spread over all C classes; None for none.
 
     Returns:
       (..., B) float32, in nats.
@@ -28,7 +29,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     one_hot = jnp.broadcast_to(one_hot, log_probs.shape)
     # A masked sum, not a gather: a label out of range gives 0 here instead of another class.
-    return -jnp.sum(jnp.where(one_hot, log_probs, 0.0), -1)
+    value = -jnp.sum(jnp.where(one_hot, log_probs, 0.0), -1)
+    if smoothing is None:
+        return value
+    return (1 - smoothing) * value - smoothing * jnp.mean(log_probs, -1)
 
 
 def kl_divergence(teacher_logits: Array, logits: Array, temperature: Array | float) -> Array:

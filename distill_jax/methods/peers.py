@@ -18,9 +18,8 @@ from distill_jax.methods.exits import (
     exits_of,
     logits_of,
 )
-from distill_jax.methods.features import check_counts
-from distill_jax.methods.losses import cross_entropy, kl_of_raised
-from distill_jax.methods.ranges import above_zero, not_negative
+from distill_jax.methods.losses import kl_of_raised
+from distill_jax.methods.ranges import above_zero, counts, not_negative
 from distill_jax.models.basics import Mode, at_least_float32
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.zoo.layers import Linear, torch_uniform
@@ -77,6 +76,8 @@ class ONE(Method):
     taught: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("one", temperature=self.temperature)
@@ -103,12 +104,12 @@ class ONE(Method):
         """{"one_ce", "one_ensemble", "one_kl"}: of all exits, of their ensemble, and between."""
         logits = logits_of(exits_of(context.student))
         ensemble, stats = self.ensemble(variables, context)
-        ce = jnp.sum(cross_entropy(logits, context.labels), 0)
+        ce = jnp.sum(context.cross_entropy(logits), 0)
         kl = kl_of_raised(lax.stop_gradient(ensemble), logits, self.temperature)
         ramp = self.kd_weight * rampup(context.epoch, self.rampup_epochs)
         return {
             "one_ce": Term(ce),
-            "one_ensemble": Term(cross_entropy(ensemble, context.labels)),
+            "one_ensemble": Term(context.cross_entropy(ensemble)),
             "one_kl": Term(jnp.sum(kl, 0), self.temperature**2 * ramp),
         }, {**variables, "batch_stats": stats}
 
@@ -155,11 +156,13 @@ class OKDDip(Method):
     taught: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("okddip", temperature=self.temperature)
         not_negative("okddip", kd_weight=self.kd_weight, rampup_epochs=self.rampup_epochs)
-        check_counts("okddip", factor=self.factor)
+        counts("okddip", factor=self.factor)
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where there are no branches, or their vectors differ in length."""
@@ -183,8 +186,8 @@ class OKDDip(Method):
         leader_kl = kl_of_raised(jnp.mean(peers, 0), leader, self.temperature)
         ramp = self.kd_weight * rampup(context.epoch, self.rampup_epochs)
         return {
-            "okddip_ce": Term(jnp.sum(cross_entropy(peers, context.labels), 0)),
-            "okddip_leader_ce": Term(cross_entropy(leader, context.labels)),
+            "okddip_ce": Term(jnp.sum(context.cross_entropy(peers), 0)),
+            "okddip_leader_ce": Term(context.cross_entropy(leader)),
             "okddip_kl": Term(kl, self.temperature**2 * ramp),
             "okddip_leader_kl": Term(leader_kl, self.temperature**2 * ramp),
         }, variables

@@ -22,6 +22,13 @@ def share(method: str, **numbers: Any) -> None:
     _each(method, numbers, lambda value: 0 <= value <= 1, "a number between 0 and 1")
 
 
+def counts(method: str, **numbers: Any) -> None:
+    """Raises ValueError where one of a method's numbers is no whole number above 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{method}'s {name} is a whole number above 0, got {value!r}")
+
+
 def one_of(method: str, allowed: Collection[Any], **options: Any) -> None:
     """Raises ValueError where one of a method's options is none of those allowed."""
     for name, value in options.items():

@@ -27,6 +27,7 @@ from distill_jax.methods.dml import DML, KDCL
 from distill_jax.methods.factors import FT
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.methods.flow import FSP, KDSVD
+from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
 from distill_jax.methods.peers import ONE, OKDDip
@@ -90,6 +91,7 @@ METHODS: dict[str, type[Method]] = {
     "ps_kd": PSKD,
     "ddgsd": DDGSD,
     "kdcl": KDCL,
+    "frskd": FRSKD,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

@@ -117,7 +117,7 @@ class ReviewKD(Method):
 
     def __post_init__(self) -> None:
         ranges.not_negative("reviewkd", warmup_epochs=self.warmup_epochs)
-        features.check_counts("reviewkd", max_channels=self.max_channels)
+        ranges.counts("reviewkd", max_channels=self.max_channels)
         if not isinstance(self.student_preact, bool):
             raise ValueError(
                 f"reviewkd's student_preact is True or False, got {self.student_preact!r}"

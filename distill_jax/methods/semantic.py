@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from distill_jax.methods import adapters, features
+from distill_jax.methods import adapters, features, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.models import Outputs
 from distill_jax.models.basics import Mode, at_least_float32
@@ -97,7 +97,7 @@ class SemCKD(Method):
     needs: ClassVar[tuple[str, ...]] = ("stages",)
 
     def __post_init__(self) -> None:
-        features.check_counts("semckd", factor=self.factor)
+        ranges.counts("semckd", factor=self.factor)
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where a stage is no map, or a batch is too small for its layers."""

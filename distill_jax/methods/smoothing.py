@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from distill_jax.methods.base import Context, Method, Term
-from distill_jax.methods.losses import cross_entropy, kl_divergence, kl_of_logs, widen
+from distill_jax.methods.losses import kl_divergence, kl_of_logs, widen
 from distill_jax.methods.ranges import above_zero, not_negative, one_of, share
 from distill_jax.models import Outputs
 
@@ -27,7 +27,8 @@ def label_and_others(labels: Array, classes: int, own: float, dtype: Any) -> Arr
 class LabelSmoothing(Method):
     """-Σ_c u_c log softmax(s)_c, where u takes ε from the label and spreads it over the classes.
 
-    It stands in the place of the cross-entropy, with teachers or without.
+    It stands in the place of the cross-entropy, with teachers or without. A recipe's own
+    `label_smoothing` is this over all classes, of whatever cross-entropy there is.
 
     Args:
       smoothing: ε in [0, 1].
@@ -98,6 +99,7 @@ class TfKDReg(Method):
     taught: ClassVar[bool] = False
     replaces_ce: ClassVar[bool] = True
     mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("tfkd_reg", temperature=self.temperature)
@@ -116,7 +118,7 @@ class TfKDReg(Method):
             return kl_of_logs(jax.nn.log_softmax(virtual / self.temperature), log_probs)
 
         kl = context.over_labels(divergence)
-        ce = context.over_labels(lambda labels: cross_entropy(context.student.logits, labels))
+        ce = context.cross_entropy(context.student.logits)
         return {
             "tfkd_reg_ce": Term(ce, 1 - self.alpha),
             "tfkd_reg": Term(kl, self.alpha * self.multiplier / classes),
@@ -150,6 +152,7 @@ class TfKDSelf(Method):
 
     replaces_ce: ClassVar[bool] = True
     mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
     teaches_itself: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -169,6 +172,6 @@ class TfKDSelf(Method):
         weight = self.alpha * self.multiplier * self.temperature**2 / logits.shape[-1]
         of_ce = jnp.where(jnp.any(context.teacher_mask), 1 - self.alpha, 1.0)
         return {
-            "tfkd_self_ce": Term(context.over_labels(lambda y: cross_entropy(logits, y)), of_ce),
+            "tfkd_self_ce": Term(context.cross_entropy(logits), of_ce),
             "tfkd_self": Term(context.over_teachers(divergence), weight),
         }, variables

@@ -12,7 +12,6 @@ from jax import Array, lax
 from distill_jax.methods import ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.methods.exits import check_branches, exits_of, logits_of
-from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 
 EPSILON = 1e-8  # added to the probabilities of DKS and DCM, before they are scaled to sum to 1
@@ -60,6 +59,8 @@ class DKS(Method):
     taught: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.not_negative("dks", kd_weight=self.kd_weight)
@@ -76,7 +77,7 @@ class DKS(Method):
         others = ~jnp.eye(len(logits), dtype=bool)[..., None]
         kl = jnp.where(others, synergy(logits, logits), 0.0)
         return {
-            "dks_ce": Term(jnp.sum(cross_entropy(logits, context.labels), 0)),
+            "dks_ce": Term(jnp.sum(context.cross_entropy(logits), 0)),
             "dks_kl": Term(jnp.sum(kl, (0, 1)), self.kd_weight),
         }, variables
 
@@ -106,6 +107,8 @@ class DCM(Method):
     teaches_itself: ClassVar[bool] = False
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.not_negative("dcm", kd_weight=self.kd_weight)
@@ -130,6 +133,6 @@ class DCM(Method):
             return jnp.sum(synergy(logits_of(exits_of(teacher)), logits), (0, 1))
 
         return {
-            "dcm_ce": Term(jnp.sum(cross_entropy(logits, context.labels), 0)),
+            "dcm_ce": Term(jnp.sum(context.cross_entropy(logits), 0)),
             "dcm_kl": Term(context.over_teachers(divergence), self.kd_weight),
         }, variables

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from distill_jax.methods.base import Context, Method, Shapes, Term
 from distill_jax.methods.exits import check_branches, exits_of
-from distill_jax.methods.losses import bounded_square, cross_entropy, kl_of_raised, widen
+from distill_jax.methods.losses import bounded_square, kl_of_raised, widen
 from distill_jax.models import Outputs
 
 
@@ -56,6 +56,7 @@ class TESKD(Method):
     trains_branches: ClassVar[bool] = True
     replaces_ce: ClassVar[bool] = True
     mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -101,7 +102,7 @@ class TESKD(Method):
         """(B,) each: cross-entropy, KL with its T², squared distance of features."""
         logits = jnp.stack([exit.logits for exit in exits])
         features = jnp.stack([exit.feature for exit in exits])
-        ce = context.over_labels(lambda labels: cross_entropy(logits, labels))
+        ce = context.cross_entropy(logits)
         target = lax.stop_gradient(logits[:1]) if self.detach_target else logits[:1]
         kl = self.temperature**2 * kl_of_raised(target, logits[1:], self.temperature)
         theirs, own = widen(features[1:]), lax.stop_gradient(widen(features[:1]))

@@ -1,5 +1,6 @@
 """What one sees of a run: progress while it goes, tables and files when it is done."""
 
+from distill_jax.report.estimate import duration
 from distill_jax.report.events import json_reporter, stage_fields
 from distill_jax.report.progress import brief, console, console_reporter, describe
 from distill_jax.report.summary import summarise
@@ -13,6 +14,7 @@ __all__ = [
     "console",
     "console_reporter",
     "describe",
+    "duration",
     "json_reporter",
     "results_table",
     "stage_fields",

@@ -124,7 +124,7 @@ class Estimate:
     def words(self) -> str:
         """The time left, such as "about 12 min left of the run"; "" while it is not known."""
         seconds = self.seconds_left()
-        return "" if seconds is None else f"about {_duration(seconds)} left of the run"
+        return "" if seconds is None else f"about {duration(seconds)} left of the run"
 
 
 def _key(group: Planned) -> Hashable:
@@ -166,7 +166,8 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time, about: 40 s, 12 min, 3 h 20 min, 30 h, 5 days."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{max(1, round(seconds))} s"

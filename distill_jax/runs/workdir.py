@@ -13,7 +13,7 @@ from typing import Any
 
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
-from distill_jax.runs.config import RECORDED, RESOLVED
+from distill_jax.runs.config import RECORDED, RESOLVED, default_config
 
 log = logging.getLogger("distill_jax")
 LOCK = ".lock"
@@ -152,7 +152,10 @@ def _check_same(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _identifying(config: dict[str, Any]) -> dict[str, Any]:
     left_out = (*RESUMABLE_FIELDS, "registered")
     kept = {name: value for name, value in config.items() if name not in left_out}
-    kept = {"precision": "default", **kept}  # as where there was no such field yet
+    # Fields that there were not yet are as they are by default.
+    kept = {"precision": "default", **kept}
+    if isinstance(kept.get("recipe"), dict):
+        kept["recipe"] = {**default_config().recipe.to_dict(), **kept["recipe"]}
     if isinstance(kept.get("dataset"), dict):
         fields = kept["dataset"].items()
         # Options are left out where there are none, as where there were none yet.

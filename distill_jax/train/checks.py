@@ -66,9 +66,22 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
                 f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
     _check_moving(stage)
+    _check_smoothing(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
     check_labels(stage, labels)
+
+
+def _check_smoothing(stage: Stage) -> None:
+    """Raises ValueError where labels are to be smoothed that a method counts in its own way."""
+    smoothing = stage.recipe.label_smoothing
+    for name, method in stage.methods if smoothing else ():
+        if method.replaces_ce and not method.takes_label_smoothing:
+            raise ValueError(
+                f"label_smoothing is {smoothing:g}, and method {name!r} counts the labels of "
+                f"{stage.network.name} itself in the place of the cross-entropy that it smooths: "
+                "expected 0 beside it"
+            )
 
 
 def check_together(stages: Sequence[Stage]) -> None:

@@ -17,11 +17,11 @@ from distill_jax import data, rng, traced
 from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import measure
-from distill_jax.methods import Context, Hyper, total
+from distill_jax.methods import total
 from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Network, Variables, run_once
 from distill_jax.models.backend import backend, traced_for
-from distill_jax.train import metrics, optim, preflight, sharding
+from distill_jax.train import metrics, optim, preflight, sharding, untrained
 from distill_jax.train.metrics import StepMetrics, accuracy_names
 from distill_jax.train.stage import Recipe, Stage, data_needs_of, frozen_teachers
 from distill_jax.train.state import Batch, TrainState
@@ -393,42 +393,21 @@ def _terms_program(stages, preprocessing, platform):
     methods = tuple(pair for student in students for pair in student.methods)
 
     def first_terms(state, teacher_variables, raw, raw_partners, labels, taught, hyper):
-        inputs, key = preprocessing.evaluate(raw), jax.random.key(0)
+        inputs = preprocessing.evaluate(raw)
         taught_by = frozen_shown(frozen, taught, teacher_variables, methods)
-        places = jnp.arange(len(labels), dtype=jnp.int32)
-        asked = data_needs(methods)
-        besides = {}
+        context = untrained.first_context(inputs, labels)
+        asked, besides = data_needs(methods), {}
         if "view" in asked:
-            keys = rng.per_example(key, places)
+            keys = rng.per_example(jax.random.key(untrained.KEY), context.position)
             besides["view"] = preprocessing.train(stages[0].recipe.augment, keys, raw)
         if "partner" in asked:
             besides["partner"] = preprocessing.evaluate(raw_partners)
-        context = Context(
-            student=None,  # filled in by `student_terms`
-            teachers=(),
-            teacher_mask=jnp.ones(0, bool),
-            labels=labels,
-            hyper=Hyper(),
-            inputs=inputs,
-            index=places,
-            position=places,
-            batch_size=len(labels),
-        )
 
         def live_of(student):
-            def apply(params, inputs):
-                # By the batch's own statistics: an untrained network has no others.
-                variables = {**state.variables(student.name), "params": params}
-                rngs = rng.stream(key, "network")
-                return student.network.apply(variables, inputs, train=True, rngs=rngs)[0]
-
-            def head(params, feature):
-                return student.network.head({"params": params}, feature)
-
-            params = state.params["networks"][student.name]
             own = data_needs(student.methods)
-            others = {need: apply(params, x) for need, x in besides.items() if need in own}
-            return Live(apply(params, inputs), params, head, apply, others)
+            others = {need: x for need, x in besides.items() if need in own}
+            variables = state.variables(student.name)
+            return untrained.live(student.network, variables, inputs, others)
 
         live = {student.name: live_of(student) for student in students}
 
@@ -443,7 +422,7 @@ def _terms_program(stages, preprocessing, platform):
                     taught_by,
                     {**live, student.name: shown},
                     None,
-                    lambda method: rng.stream(key, f"method {method}"),
+                    untrained.key_of,
                 )[0]
 
             def terms_of(outputs, others, *asked):

@@ -11,17 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import rng
-from distill_jax.methods import Context, Hyper
 from distill_jax.methods.base import MixedLabels
-from distill_jax.models import Network
-from distill_jax.train import optim
+from distill_jax.train import optim, untrained
 from distill_jax.train.seen import ASKED_AGAIN
 from distill_jax.train.stage import Stage
 from distill_jax.train.stage_methods import method_shapes
 from distill_jax.train.teachers import FrozenTeachers
 from distill_jax.train.terms import (
-    Live,
     Student,
     data_needs,
     frozen_shown,
@@ -107,7 +103,7 @@ def _values(
     stage: Stage, params, variables, methods, teachers, inputs, labels, mixed: bool = False
 ) -> Any:
     """The values of the terms of a stage's loss, by the parameters of its network."""
-    key, networks = jax.random.key(0), {x.name: x for x in (stage.network, *stage.live)}
+    networks = {x.name: x for x in (stage.network, *stage.live)}
     student = Student(
         network=stage.network,
         methods=stage.methods,
@@ -119,38 +115,16 @@ def _values(
     frozen = FrozenTeachers(stage.teachers, teacher_needs(stage.methods))
     taught = frozen.outputs(teachers, inputs, None)
     needs = [need for need in ASKED_AGAIN if need in data_needs(stage.methods)]
-
-    def live_of(network: Network, params: Any) -> Live:
-        def apply(params, inputs):
-            given = {**variables[network.name], "params": params}
-            return network.apply(given, inputs, train=True, rngs=rng.stream(key, "network"))[0]
-
-        def head(params, feature):
-            return network.head({"params": params}, feature)
-
-        others = {need: apply(params, inputs) for need in needs}
-        return Live(apply(params, inputs), params, head, apply, others)
-
-    own = {name: given["params"] for name, given in variables.items()} | {student.name: params}
-    context = Context(
-        student=None,  # type: ignore[arg-type]  # filled in by `student_terms`, as its teachers are
-        teachers=(),
-        teacher_mask=jnp.ones(0, bool),
-        labels=labels,
-        hyper=Hyper(),
-        inputs=inputs,
-        index=labels,
-        position=labels,
-        batch_size=len(labels),
-        mixed=MixedLabels(labels, jnp.asarray(0.5)) if mixed else None,
-    )
+    others = dict.fromkeys(needs, inputs)
+    own = variables | {student.name: {**variables[student.name], "params": params}}
+    mixture = MixedLabels(labels, jnp.asarray(0.5)) if mixed else None
     terms, _ = student_terms(
         student,
         methods,
-        context,
+        dataclasses.replace(untrained.first_context(inputs, labels), mixed=mixture),
         frozen_shown(frozen, taught, teachers, stage.methods),
-        {name: live_of(network, own[name]) for name, network in networks.items()},
+        {name: untrained.live(x, own[name], inputs, others) for name, x in networks.items()},
         None,
-        lambda name: rng.stream(key, f"method {name}"),
+        untrained.key_of,
     )
     return [term.value for term in terms.values()]

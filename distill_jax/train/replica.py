@@ -34,7 +34,8 @@ class Progress:
         stage, key = self.stage, jax.random.key(self.stage.seed)
         drawn = init_methods(stage, labels, key)
         own = begin_methods(stage, drawn, self.start.get("methods", {}))
-        return init_state(stage.network, stage.recipe.optim, key, own, self.start.get("network"))
+        start, averaged = self.start.get("network"), stage.recipe.ema > 0
+        return init_state(stage.network, stage.recipe.optim, key, own, start, averaged)
 
 
 class Replica:

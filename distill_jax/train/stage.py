@@ -37,6 +37,10 @@ class Recipe:
       temperature: T > 0.
       kd_weight: λ in [0, 1].
       survival: probability that a source survives "bernoulli" dropping.
+      label_smoothing: ε in [0, 1) that the cross-entropy takes from the label and spreads over all
+        classes, wherever a loss counts the labels by one.
+      ema: decay in (0, 1), a step, of an exponential moving average of the network's variables,
+        which is what is evaluated, kept and deployed; 0 keeps none, see `averaging`.
       dropping: which teachers are dropped.
       optim: the optimizer and its schedule.
 
@@ -54,6 +58,8 @@ class Recipe:
     temperature: float = 1.0
     kd_weight: float = 0.0
     survival: float = 1.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     dropping: Dropping = Dropping()
     optim: OptimOptions = OptimOptions()
     mixup: float = 0.0
@@ -83,6 +89,9 @@ class Recipe:
         for name in ("kd_weight", "survival"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is 0 or more and below 1, got {getattr(self, name)}")
 
     @property
     def structure(self) -> Recipe:
@@ -94,6 +103,8 @@ class Recipe:
             temperature=1.0,
             kd_weight=0.0,
             survival=1.0,
+            label_smoothing=0.5 if self.label_smoothing else 0.0,  # none is another program
+            ema=0.5 if self.ema else 0.0,
             train_limit=0,
             selection="last",
         )
@@ -157,6 +168,8 @@ class Stage:
             kd_weight=recipe.kd_weight,
             survival=recipe.survival,
             methods=dict(zip(names, self.weights, strict=True)),
+            label_smoothing=recipe.label_smoothing or None,
+            average_decay=recipe.ema or None,
         )
         wide = jnp.float64 if self.network.dtype == "float64" else jnp.float32
         return jax.tree.map(lambda number: jnp.asarray(number, wide), numbers)

@@ -11,6 +11,7 @@ from flax import struct
 from jax import Array
 
 from distill_jax.models import Variables
+from distill_jax.train import averaging
 from distill_jax.train.teachers import TeacherOutputs
 
 
@@ -22,7 +23,8 @@ class TrainState:
       step: () int32, steps done.
       params: {"networks": {network: ...}, "methods": {network: {method: ...}}}: what is trained,
         the adapters of a network's methods beside its own.
-      collections: likewise what is kept and not trained: running statistics, memory.
+      collections: likewise what is kept and not trained: running statistics, memory; and where a
+        network keeps a moving average of its variables, "averages": {network: ...}.
       opt_state: by network, of its own parameters and those of its methods.
       skipped: () int32, steps whose numbers were not finite and whose update was not made.
     """
@@ -49,16 +51,27 @@ class TrainState:
     def only(self, network: str) -> TrainState:
         """The part of one network."""
         params, collections = (
-            {kind: {network: by_name[network]} for kind, by_name in tree.items()}
+            {kind: {network: own[network]} for kind, own in tree.items() if network in own}
             for tree in (self.params, self.collections)
         )
         own = {network: self.opt_state[network]}
         return dataclasses.replace(self, params=params, collections=collections, opt_state=own)
 
+    @property
+    def averages(self) -> dict[str, Variables]:
+        """The moving average of the variables of each network that keeps one."""
+        return self.collections.get("averages", {})
+
     def variables(self, network: str) -> Variables:
         """What `Network.apply` takes."""
         params, collections = self.params["networks"], self.collections["networks"]
         return {"params": params[network], **collections[network]}
+
+    def deployed(self, network: str) -> Variables:
+        """What is evaluated and kept of a network: the average where it has one."""
+        own = self.variables(network)
+        average = self.averages.get(network)
+        return own if average is None else averaging.as_variables(average, own)
 
     def method_variables(self, network: str) -> dict[str, Variables]:
         """The variables of a network's methods, by the method's name."""
@@ -68,7 +81,8 @@ class TrainState:
 
 def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """{"networks": ..., "methods": ...} of two states as one."""
-    return {kind: {**one[kind], **other[kind]} for kind in one}
+    kinds = dict.fromkeys((*one, *other))
+    return {kind: {**one.get(kind, {}), **other.get(kind, {})} for kind in kinds}
 
 
 def join_variables(params: dict[str, Any], collections: dict[str, Any]) -> dict[str, Variables]:

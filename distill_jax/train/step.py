@@ -14,7 +14,7 @@ from jax import Array, lax
 from distill_jax import graph, rng
 from distill_jax.methods import Context, Hyper, Term, total
 from distill_jax.models import Network, Outputs, Variables
-from distill_jax.train import metrics, optim
+from distill_jax.train import averaging, metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.guard import all_finite, guarded, nonfinite_counts
 from distill_jax.train.metrics import StepMetrics
@@ -61,6 +61,7 @@ def init_state(
     key: Array,
     method_variables: dict[str, Variables] | None = None,
     start: Variables | None = None,
+    averaged: bool = False,
 ) -> TrainState:
     """A fresh state of one network; `TrainState.join` makes one of several.
 
@@ -70,6 +71,7 @@ def init_state(
       key: the parameters are drawn from its stream "init", those of `name#2` from "init 2".
       method_variables: those of the methods, by name.
       start: the network's variables to begin with instead of drawing them.
+      averaged: keep a moving average of the network's variables, which starts at these.
     """
     _, draw = graph.architecture(network.name)
     stream = "init" if draw == 1 else f"init {draw}"
@@ -88,6 +90,8 @@ def init_state(
         "networks": {network.name: collections},
         "methods": {network.name: own_collections},
     }
+    if averaged:
+        collections["averages"] = {network.name: averaging.begin(variables)}
     return TrainState(step, params, collections, opt_state, skipped)
 
 
@@ -253,9 +257,22 @@ def make_train_step(
             }
         collections = {"networks": collections, "methods": kept}
         updated = TrainState(state.step + 1, params, collections, opt_state, state.skipped)
+        updated = _with_averages(updated, state, hyper)
         return guarded(state, updated, counted, causes, max_nonfinite_steps)
 
     return train_step
+
+
+def _with_averages(updated: TrainState, before: TrainState, hyper: Hypers) -> TrainState:
+    """The state after a step with the averages of the networks that keep one."""
+    if not before.averages:
+        return updated
+    averages = {
+        name: averaging.moved(own, updated.variables(name), hyper[name].average_decay, before.step)
+        for name, own in before.averages.items()
+    }
+    collections = {**updated.collections, "averages": averages}
+    return dataclasses.replace(updated, collections=collections)
 
 
 def _trained(params: Any, name: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Trainer:
         states = [replica.first_state() for replica in self.replicas]
         self.state = self._together(states)
         self.best = [
-            {p.name: self.topology.replicate(state.variables(p.name)) for p in replica.networks}
+            {p.name: self.topology.replicate(state.deployed(p.name)) for p in replica.networks}
             for replica, state in zip(self.replicas, states, strict=True)
         ]
         self.zeros = self._zero_sums(program.body, states[0], keys[0])
@@ -160,8 +160,8 @@ class Trainer:
         return tree if self.alone else self.topology.member(i, tree)
 
     def _variables(self, i: int, network: str) -> Variables:
-        """The weights of a network where they can be evaluated; a copy, as the state is donated."""
-        return self.topology.replicate(self._of(i, self.state).variables(network))
+        """What is evaluated of a network, where it can be; a copy, as the state is donated."""
+        return self.topology.replicate(self._of(i, self.state).deployed(network))
 
     @property
     def step(self) -> int:
@@ -420,7 +420,7 @@ class Trainer:
                 replica=i,
             )
         state, best = self._of(i, self.state), self.best[i][name]
-        last = best if progress.best_epoch + 1 == epochs else state.variables(name)
+        last = best if progress.best_epoch + 1 == epochs else state.deployed(name)
         deployed, scored = evaluation.score(
             progress.stage, progress.teachers, best, last, self.dataset, self.topology
         )

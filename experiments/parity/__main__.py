@@ -40,7 +40,7 @@ from experiments.parity.cases import Case, Found, files, network_name, read_case
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
 Check = Callable[[Case, str], Iterator[Found]]
 # Methods of peers and of a network that teaches itself.
-NOT_BUILT = ("frskd",)
+NOT_BUILT: tuple[str, ...] = ()
 _WIDTH = 80
 
 

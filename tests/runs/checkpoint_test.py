@@ -267,6 +267,17 @@ def test_another_experiments_folder_is_refused_with_every_difference(copied, cha
     assert {path: path.read_bytes() for path in files(folder)} == before
 
 
+def test_a_field_of_the_recipe_that_there_was_not_yet_is_at_its_default(copied):
+    folder, rows = copied
+    path = folder / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["resolved"]["recipe"]["ema"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(WorkdirError, match=r"recipe.ema is 0.0 there and 0.9 here"):
+        distill_jax.run({**TINY, "recipe": {**TINY["recipe"], "ema": 0.9}}, workdir=folder)
+    assert distill_jax.run(TINY, workdir=folder).rows == rows
+
+
 def test_data_that_was_given_is_known_by_its_content(copied):
     folder, rows = copied
     dataset = data.load(**TINY["dataset"])

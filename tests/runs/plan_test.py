@@ -78,6 +78,13 @@ def test_a_field_added_at_its_default_leaves_every_spec_alone():
 
 
 # -------------------------------------------------------------------------------------------- ids
+def test_ids_of_earlier_runs_are_found_again():
+    assert id_of() == "da74c78680779056"
+    recipe = {**TINY["recipe"], "label_smoothing": 0.0}
+    assert id_of(recipe=recipe) == id_of()
+    assert id_of(recipe={**recipe, "label_smoothing": 0.1}) != id_of()
+
+
 def test_ids_differ_by_method_weight_option_and_phase():
     kd, fitnet = {"kd": 1.0}, {"kd": 1.0, "fitnet": 1.0}
     variants = [

@@ -1,6 +1,5 @@
 """CRD's memory in training: on devices, after a stop, and of replicas trained at once."""
 
-import copy
 import dataclasses
 import functools
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from marks import slow
+from saved import Saved
 
 import distill_jax
 from distill_jax import data, models
@@ -70,30 +70,6 @@ def dataset():
     draw = np.random.default_rng(3)
     pair = draw.integers(0, 256, (N, *SHAPE), np.uint8), draw.integers(0, CLASSES, N)
     return data.from_arrays(pair, pair, classes=CLASSES, valid_fraction=0)
-
-
-class Saved:
-    """Checkpoints in memory."""
-
-    def __init__(self):
-        self.all = {}
-
-    def steps(self):
-        """Those there are."""
-        return sorted(self.all)
-
-    def save(self, step, arrays, meta):
-        """Keeps it."""
-        self.all[step] = jax.device_get(arrays), copy.deepcopy(meta)
-
-    def restore(self, template, among=None):
-        """The newest."""
-        return self.all[max(among)]
-
-    @property
-    def last(self):
-        """The state of the newest."""
-        return self.all[max(self.all)][0]["state"]
 
 
 def inputs_of(stage, saved=None):

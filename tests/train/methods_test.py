@@ -1,6 +1,5 @@
 """Methods in the step and the trainer: what they are given, what is kept of them, and where."""
 
-import copy
 import dataclasses
 import functools
 from typing import ClassVar
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from marks import slow
+from saved import Saved
 
 from distill_jax import data, models, rng
 from distill_jax.methods import BSS, KD, TESKD, CrossEntropy, Hyper, LossOptions, Method, Term
@@ -423,27 +423,6 @@ def dataset():
     labels = np.arange(N + 8, dtype=np.int32) % CLASSES
     pair = images, labels
     return data.from_arrays(pair, pair, classes=CLASSES, valid_fraction=0.2)
-
-
-class Saved:
-    """Checkpoints in memory."""
-
-    def __init__(self):
-        self.all = {}
-
-    def steps(self):
-        """Those there are."""
-        return sorted(self.all)
-
-    def save(self, step, arrays, meta):
-        """Keeps it."""
-        self.all[step] = jax.device_get(arrays), copy.deepcopy(meta)
-
-    def restore(self, template, among=None):
-        """The newest, of the template's shapes."""
-        step = max(among)
-        chex.assert_trees_all_equal_shapes_and_dtypes(self.all[step][0], jax.device_get(template))
-        return self.all[step]
 
 
 def inputs_of(stage, checkpoints=None):

@@ -124,6 +124,18 @@ FIELDS = (
     ),
     Field("recipe.temperature", 4.0, "T of kd, above 0."),
     Field("recipe.kd_weight", 0.5, "λ of kd, from 0 to 1; the cross-entropy has 1 - λ."),
+    Field(
+        "recipe.label_smoothing",
+        0.0,
+        "ε, from 0 to below 1, that the cross-entropy with the labels takes from the label and "
+        "spreads over all classes.",
+    ),
+    Field(
+        "recipe.ema",
+        0.0,
+        "Decay, a step, of an exponential moving average of the network's weights and statistics, "
+        "such as 0.999. The average is what is evaluated, kept and teaches others; 0 keeps none.",
+    ),
     Field("recipe.optimizer", "sgd", "sgd, adamw or a registered one."),
     Field(
         "recipe.learning_rate",
