@@ -1,0 +1,103 @@
+"""Axes that several pictures have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill_jax.report.page import svg
+from distill_jax.report.page.record import mean
+from distill_jax.report.page.svg import Picture
+
+LINE = 0.27  # inches of a line of a picture with names at its left
+Curve = list[tuple[float, float]]  # (epoch, value) of a seed
+
+
+def height_of(lines: int) -> float:
+    """Inches of a picture with names at its left."""
+    return 0.75 + LINE * lines
+
+
+def named_lines(figure: Any, names: Sequence[str], label: str) -> Any:
+    """Axes with a name at the left of each line, the first one on top."""
+    axes = figure.add_subplot()
+    axes.set_yticks(range(len(names)), [svg.cut(name) for name in names])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    return axes
+
+
+def lines_picture(
+    name: str,
+    title: str,
+    lines: Sequence[tuple[str, list[Curve]]],
+    label: str,
+    *,
+    top: float | None = None,
+    log: bool = False,
+) -> Picture:
+    """Lines over epochs: means over seeds, with a band from the lowest to the highest of them."""
+    seeds = max(sum(map(bool, seeds)) for _, seeds in lines)
+    every = [value for _, own in lines for seed in own for _, value in seed]
+    positive = [value for value in every if value > 0]
+    # Terms of one loss differ by orders of magnitude, or do not: then zero is worth seeing.
+    wide = log and len(positive) == len(every) and max(every) > 30 * min(every)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = figure.add_subplot()
+        for i, (_, own) in enumerate(lines):
+            epochs, low, middle, high = _band(own)
+            # Of many epochs marks on some tell lines apart that have one colour.
+            axes.plot(epochs, middle, **svg.look(i), markevery=max(1, len(epochs) // 8))
+            if seeds > 1:
+                axes.fill_between(epochs, low, high, color=svg.colour(i), alpha=0.18, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        first, last = axes.dataLim.intervalx
+        if last - first < 2:
+            axes.set_xlim(first - 0.5, last + 0.5)
+        if wide:
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
+        elif log and len(positive) == len(every):
+            axes.set_ylim(bottom=0)
+        if top is not None:
+            axes.set_ylim(0, top)
+
+    note = f"mean of {seeds} seeds; the band is from the lowest to the highest" if seeds > 1 else ""
+    legend = svg.keys([text for text, _ in lines])
+    return svg.picture(name, title, draw, legend=legend, note=note)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Ticks as numbers with a unit's prefix, such as 20k, few enough to stand side by side."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_locator(NullLocator())
+    if axis.get_scale() == "log":
+        low, high = sorted(axis.get_view_interval())
+        decades = math.log10(high / low)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.2 else (1,), numticks=8))
+    else:
+        axis.get_major_locator().set_params(nbins=5)
+
+
+def scaled(seeds: list[Curve], factor: float) -> list[Curve]:
+    """Each seed's values times a factor."""
+    return [[(epoch, factor * value) for epoch, value in seed] for seed in seeds]
+
+
+def _band(seeds: list[Curve]) -> tuple[list[float], ...]:
+    """Epochs, and of each the lowest, the mean and the highest of the seeds that have it."""
+    by_epoch: dict[float, list[float]] = {}
+    for seed in seeds:
+        for epoch, value in seed:
+            by_epoch.setdefault(epoch, []).append(value)
+    epochs = sorted(by_epoch)
+    reductions: tuple[Callable[[list[float]], float], ...] = (min, mean, max)
+    return (epochs, *([reduce(by_epoch[x]) for x in epochs] for reduce in reductions))
