@@ -35,15 +35,24 @@ def lines_picture(
     lines: Sequence[tuple[str, list[Curve]]],
     label: str,
     *,
-    top: float | None = None,
-    log: bool = False,
+    kind: str = "",
 ) -> Picture:
-    """Lines over epochs: means over seeds, with a band from the lowest to the highest of them."""
+    """Lines over epochs: means over seeds, with a band from the lowest to the highest of them.
+
+    Args:
+      name: see `svg.picture`.
+      title: likewise.
+      lines: text and seeds of each.
+      label: of the values.
+      kind: "accuracies" may leave the first epochs out, "sizes" may be logarithmic, and begin at
+        zero where they are not.
+    """
     seeds = max(sum(map(bool, seeds)) for _, seeds in lines)
     every = [value for _, own in lines for seed in own for _, value in seed]
+    bottom = _bottom(lines) if kind == "accuracies" else None
     positive = [value for value in every if value > 0]
     # Terms of one loss differ by orders of magnitude, or do not: then zero is worth seeing.
-    wide = log and len(positive) == len(every) and max(every) > 30 * min(every)
+    wide = kind == "sizes" and len(positive) == len(every) and max(every) > 30 * min(every)
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -63,21 +72,36 @@ def lines_picture(
         if wide:
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
-        elif log and len(positive) == len(every):
+        elif kind == "sizes" and len(positive) == len(every):
             axes.set_ylim(bottom=0)
-        if top is not None:
-            axes.set_ylim(0, top)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
+        if kind == "accuracies":
+            low, high = axes.get_ylim()
+            axes.set_ylim(top=min(high, 100 + 0.02 * (100 - low)))
 
-    note = f"mean of {seeds} seeds; the band is from the lowest to the highest" if seeds > 1 else ""
+    notes = [f"mean of {seeds} seeds; the band is from the lowest to the highest"] * (seeds > 1)
+    notes += ["the first epochs lie below the picture"] * (bottom is not None)
     legend = svg.keys([text for text, _ in lines])
-    return svg.picture(name, title, draw, legend=legend, note=note)
+    return svg.picture(name, title, draw, legend=legend, note="; ".join(notes))
+
+
+def _bottom(lines: Sequence[tuple[str, list[Curve]]]) -> float | None:
+    """Where an axis begins that shows how later epochs differ; None where it shows that anyway."""
+    points = [point for _, own in lines for seed in own for point in seed]
+    last = max(epoch for epoch, _ in points)
+    late = [value for epoch, value in points if epoch > last / 4]
+    low, high = min(late), max(late)
+    if last < 20 or low - min(value for _, value in points) < 2 * (high - low):
+        return None
+    return low - 0.3 * (high - low or 1.0)
 
 
 def plain_ticks(axis: Any) -> None:
-    """Ticks as numbers with a unit's prefix, such as 20k, few enough to stand side by side."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+    """Ticks as short numbers such as 20k, few enough to stand side by side."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     axis.set_minor_locator(NullLocator())
     if axis.get_scale() == "log":
         low, high = sorted(axis.get_view_interval())
@@ -85,6 +109,19 @@ def plain_ticks(axis: Any) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.2 else (1,), numticks=8))
     else:
         axis.get_major_locator().set_params(nbins=5)
+
+
+def short(number: float) -> str:
+    """A number as text: 0.02, 500, 20k, 1.5M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:g}{unit}"
+    return f"{number:g}"
+
+
+def so_far(seed: Curve) -> Curve:
+    """The means of a seed's values up to each epoch."""
+    return [(epoch, mean(value for _, value in seed[:n])) for n, (epoch, _) in enumerate(seed, 1)]
 
 
 def scaled(seeds: list[Curve], factor: float) -> list[Curve]:

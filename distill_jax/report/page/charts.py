@@ -6,11 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.report.page import svg
-from distill_jax.report.page.axes import height_of, lines_picture, named_lines, plain_ticks, scaled
+from distill_jax.report.page.axes import (
+    height_of,
+    lines_picture,
+    named_lines,
+    plain_ticks,
+    scaled,
+    so_far,
+)
 from distill_jax.report.page.record import Group, Row, RunRecord, mean, number, spread
 from distill_jax.report.page.svg import Key, Picture
 
 BARS = 16  # of a picture, at most
+_RELIABILITY = (
+    "test set, in bins of confidence, larger where more examples are; on the diagonal it is as "
+    "often right as it is sure"
+)
 
 
 def results(runs: Sequence[RunRecord]) -> list[Picture]:
@@ -34,7 +45,11 @@ def results(runs: Sequence[RunRecord]) -> list[Picture]:
 
         note = "◆ mean ± standard deviation, ○ each seed"
         name = f"results-{len(pictures)}"
-        pictures.append(svg.picture(name, network, draw, note=note, height=height_of(len(lines))))
+        pictures.append(
+            svg.picture(
+                name, f"Test accuracy of {network}", draw, note=note, height=height_of(len(lines))
+            )
+        )
     return pictures
 
 
@@ -55,6 +70,7 @@ def curves(run: RunRecord) -> list[Picture]:
                 network,
                 [(label, scaled(own, 100)) for label, own in lines],
                 f"{split} accuracy, %",
+                kind="accuracies",
             )
         )
     return pictures
@@ -72,7 +88,7 @@ def terms(run: RunRecord) -> list[Picture]:
             title = f"{group.network}: {group.label}"
             name = f"terms-{len(pictures)}"
             pictures.append(
-                lines_picture(name, title, lines, "weighted term of the loss", log=True)
+                lines_picture(name, title, lines, "weighted term of the loss", kind="sizes")
             )
     return pictures
 
@@ -84,10 +100,10 @@ def kept(run: RunRecord) -> list[Picture]:
         prefix = "train_kept_"
         lines = [(x.removeprefix(prefix), group.curves(x)) for x in group.names(prefix)]
         if lines:
-            own = [(label, scaled(values, 100)) for label, values in lines]
+            own = [(label, [so_far(seed) for seed in scaled(x, 100)]) for label, x in lines]
             title = f"{group.network}: {group.label}"
             name = f"kept-{len(pictures)}"
-            pictures.append(lines_picture(name, title, own, "kept, % of the steps", top=105))
+            pictures.append(lines_picture(name, title, own, "kept so far, % of the steps"))
     return pictures
 
 
@@ -130,7 +146,8 @@ def agreement(run: RunRecord) -> list[Picture]:
 
         height, name = height_of(len(lines)), f"agreement-{len(pictures)}"
         legend = svg.keys(teachers)
-        pictures.append(svg.picture(name, network, draw, legend=legend, height=height))
+        title = f"Agreement of {network} with its teachers"
+        pictures.append(svg.picture(name, title, draw, legend=legend, height=height))
     return pictures
 
 
@@ -149,14 +166,18 @@ def reliability(run: RunRecord) -> list[Picture]:
             axes = figure.add_subplot()
             axes.plot([0, 100], [0, 100], color=svg.GRID, linewidth=1)
             for i, own in enumerate(lines.values()):
-                axes.plot(*_bins([row["reliability"] for row in own]), **svg.look(i))
+                confidence, right, sizes = _bins([row["reliability"] for row in own])
+                style = svg.look(i)
+                axes.plot(confidence, right, linewidth=0.9, **{**style, "marker": ""})
+                axes.scatter(confidence, right, sizes, style["color"], style["marker"], zorder=3)
             axes.set(xlim=(0, 102), ylim=(-2, 102))
             axes.set(xlabel="confidence, %", ylabel="right, %")
 
         errors = [100 * mean(number(row, "ece") for row in own) for own in lines.values()]
         names = [f"{x}, ECE {error:.2f} %" for x, error in zip(lines, errors, strict=True)]
         name = f"reliability-{len(pictures)}"
-        pictures.append(svg.picture(name, network, draw, legend=svg.keys(names)))
+        title = f"Reliability of {network}"
+        pictures.append(svg.picture(name, title, draw, legend=svg.keys(names), note=_RELIABILITY))
     return pictures
 
 
@@ -197,9 +218,16 @@ def _scatter(
     colours = {group.label: labels.index(group.guidance[0]) for group in groups if group.guidance}
 
     def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
+        from matplotlib.transforms import ScaledTranslation
+
+        axes, drawn = figure.add_subplot(), dict.fromkeys(networks, 0)
         for group in groups:
+            # Networks of one size stand side by side.
+            aside = ScaledTranslation(drawn[group.network] * 5 / 72, 0, figure.dpi_scale_trans)
+            drawn[group.network] += 1
             values = [100 * x for x in group.accuracies]
+            # Draws nothing: what is moved aside does not count for the limits.
+            axes.plot([of[group.network]] * len(values), values, linestyle="none")
             axes.errorbar(
                 of[group.network],
                 mean(values),
@@ -207,8 +235,7 @@ def _scatter(
                 fmt=markers[group.network],
                 color=svg.colour(colours.get(group.label, 0)),
                 capsize=2,
-                alpha=0.85,
-                markersize=6,
+                transform=axes.transData + aside,
             )
         if max(of.values()) > 4 * min(of.values()):
             axes.set_xscale("log")
@@ -217,14 +244,20 @@ def _scatter(
 
     legend = [Key(glyphs[marker], None, network) for network, marker in markers.items()]
     legend += [Key("■", i, labels[i]) for i in sorted(set(colours.values()))]
-    return svg.picture(name, title, draw, legend=legend)
+    note = "ways of training one network stand side by side"
+    return svg.picture(name, title, draw, legend=legend, note=note)
 
 
-def _bins(records: Sequence[Row]) -> tuple[list[float], list[float]]:
-    """Mean confidence and share that is right, %, of each bin that any seed has examples in."""
+def _bins(records: Sequence[Row]) -> tuple[list[float], list[float], list[float]]:
+    """Mean confidence and share that is right, %, and size of each bin that has examples."""
     sums = [
         [sum(values) for values in zip(*(record[name] for record in records), strict=True)]
         for name in ("count", "confidence", "right")
     ]
     filled = [(c, s, r) for c, s, r in zip(*sums, strict=True) if c]
-    return [100 * s / c for c, s, _ in filled], [100 * r / c for c, _, r in filled]
+    total = sum(c for c, *_ in filled)
+    return (
+        [100 * s / c for c, s, _ in filled],
+        [100 * r / c for c, _, r in filled],
+        [6 + 80 * c / total for c, *_ in filled],
+    )

@@ -9,8 +9,8 @@ from distill_jax.report.page.record import RunRecord, StageRecord, number, perce
 from distill_jax.report.page.svg import Key, Picture
 
 ROW = 0.3  # inches between networks
-BULGE = 1.1  # inches that arcs may take
-_LEFT, _RIGHT = -1.25, 2.95  # inches, with the networks at 0
+BULGE = 1.1  # inches that arcs may take at most
+MARGIN = 0.2  # inches
 
 
 def graphs(run: RunRecord) -> list[Picture]:
@@ -45,9 +45,13 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         height = ROW * len(networks)
-        axes.set(xlim=(_LEFT, _RIGHT), ylim=(-height + ROW / 2, ROW / 2))
-        places = {network: -ROW * i for i, network in enumerate(networks)}
+        spans = [abs(networks.index(a) - networks.index(b)) for a, b, *_ in edges]
         bend = min(0.55, 2 * BULGE / max(height - ROW, ROW))
+        # In inches, with the networks at 0 and the arcs left of them.
+        left = -MARGIN - bend * ROW * max(spans, default=0) / 2
+        right = svg.WIDTH + left - 0.05
+        axes.set(xlim=(left, svg.WIDTH + left), ylim=(-height + ROW / 2, ROW / 2))
+        places = {network: -ROW * i for i, network in enumerate(networks)}
         for teacher, student, methods, live in edges:
             style: dict[str, Any] = {
                 "color": svg.colour(travels.index((methods, live))),
@@ -56,12 +60,14 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
             if teacher == student:
                 axes.text(-0.12, places[student], "↻", ha="right", va="center", size=12, **style)
                 continue
-            _arrow(axes, places[teacher], places[student], bend, live, style["color"])
+            both = (student, teacher, methods, live) in edges
+            if not both or networks.index(teacher) < networks.index(student):
+                _arrow(axes, places[teacher], places[student], bend, live, both, style["color"])
         for network, y in places.items():
             axes.plot(0, y, "o", color=svg.TEXT, markersize=6)
             axes.text(0.14, y, svg.cut(network), va="center")
             own = [stage for stage in stages if stage.network == network]
-            axes.text(_RIGHT, y, _result(run, own), va="center", ha="right")
+            axes.text(right, y, _result(run, own), va="center", ha="right")
 
     legend = [
         Key("╍╍" if live else "━━", i, ", ".join(methods) + " (live)" * live)
@@ -71,17 +77,18 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
     return svg.picture(name, label, draw, legend=legend, height=ROW * len(networks))
 
 
-def _arrow(axes: Any, start: float, end: float, bend: float, live: bool, colour: str) -> None:
+def _arrow(
+    axes: Any, start: float, end: float, bend: float, live: bool, both: bool, colour: str
+) -> None:
     from matplotlib.patches import FancyArrowPatch
 
-    down = end < start
     axes.add_patch(
         FancyArrowPatch(
             (0, start),
             (0, end),
-            # Upward arcs are flatter: two networks that teach each other have one of each.
-            connectionstyle=f"arc3,rad={bend if down else -bend * 0.6}",
-            arrowstyle="-|>",
+            # Always left; upward ones are flatter, so that none hides a downward one.
+            connectionstyle=f"arc3,rad={bend if end < start else -bend * 0.6}",
+            arrowstyle="<|-|>" if both else "-|>",
             mutation_scale=10,
             shrinkA=4,
             shrinkB=4,

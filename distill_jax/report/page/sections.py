@@ -118,8 +118,9 @@ def missing(run: RunRecord) -> list[str]:
         lines.append("methods on edges: runs of earlier versions did not record them")
     if rows and not any(row["teachers"] for row in rows):
         lines.append("agreement: no network of the table has a teacher")
-    if run.stages and not any(group.names("train_kept_") for group in run.groups):
-        lines.append("how often teachers were kept: none is dropped, or it was not recorded")
+    dropped = any("+drop" in label for label in run.labels)
+    if dropped and not any(group.names("train_kept_") for group in run.groups):
+        lines.append("how often each teacher was kept: it was not recorded, or not yet")
     if any(stage.history and not stage.memory for stage in run.stages):
         lines.append("memory: some stages were copied from a store, or are of earlier versions")
     if not run.started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -34,26 +35,24 @@ def _run(run: RunRecord, prefix: str, several: bool) -> list[str]:
     parts.append(f'<p class="state">{escape(sections.state(run))}</p>')
     add = parts.extend
     add(_pictures("Who teaches whom", f"{prefix}graph", graph.graphs(run), _GRAPH))
+    own = [] if several else charts.results([run])
+    shown = _grid([*own, *charts.efficiency(run)])
+    if run.latency.seconds:
+        shown.append(_note(f"Latency: a batch of one on {run.latency.device}, compiled."))
     if run.rows:
         title, table, notes = sections.results(run)
-        add(_section("Results", f"{prefix}table", [_note(title), _table(table)]))
-        parts += [_note(note) for note in notes]
-    if not several:
-        add(_pictures("Accuracy of each guidance", f"{prefix}results", charts.results([run])))
+        shown = [_note(title), _table(table), *map(_note, notes), *shown]
+    add(_section("Results", f"{prefix}results", shown))
     add(_pictures("Learning curves", f"{prefix}curves", charts.curves(run)))
-    measured = f"latency on {run.latency.device}, a batch of one" if run.latency.seconds else ""
-    add(_pictures("Accuracy and size", f"{prefix}size", charts.efficiency(run), measured))
     if run.rows:
-        own = [_table(sections.fidelity(run))]
-        add(_section("Agreement and calibration", f"{prefix}fidelity", own))
-    add(_pictures("Agreement with teachers", f"{prefix}agreement", charts.agreement(run)))
-    add(_pictures("Reliability", f"{prefix}reliability", charts.reliability(run), _RELIABILITY))
+        shown = _grid([*charts.agreement(run), *charts.reliability(run)])
+        shown = [_table(sections.fidelity(run)), *shown]
+        add(_section("Agreement and calibration", f"{prefix}fidelity", shown))
     add(_pictures("Stochastic teaching", f"{prefix}kept", charts.kept(run), _KEPT))
     add(_pictures("Terms of the loss", f"{prefix}terms", charts.terms(run), _TERMS))
     if run.stages:
-        own = [_table(sections.stages(run)), _note(_COSTS)]
-        add(_section("Stages", f"{prefix}stages", own))
-    add(_pictures("Time and memory", f"{prefix}costs", charts.costs(run)))
+        shown = [_table(sections.stages(run)), _note(_COSTS), *_grid(charts.costs(run))]
+        add(_section("Stages, time and memory", f"{prefix}stages", shown))
     if lines := sections.missing(run):
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         add(_section("Not on this page", f"{prefix}missing", [f'<ul class="note">{items}</ul>']))
@@ -84,14 +83,17 @@ def _section(title: str, name: str, parts: list[str]) -> list[str]:
 def _pictures(title: str, name: str, pictures: list[Picture], note: str = "") -> list[str]:
     if not pictures:
         return []
-    figures = ['<div class="pictures">', *map(_figure, pictures), "</div>"]
-    return _section(title, name, [_note(note)] * bool(note) + figures)
+    return _section(title, name, [_note(note)] * bool(note) + _grid(pictures))
+
+
+def _grid(pictures: list[Picture]) -> list[str]:
+    return ['<div class="pictures">', *map(_figure, pictures), "</div>"] if pictures else []
 
 
 def _figure(picture: Picture) -> str:
     legend = "".join(map(_key, picture.legend))
     return (
-        f'<figure id="{picture.name}"><figcaption>{escape(picture.title)}</figcaption>\n'
+        f'<figure id="{picture.name}"><figcaption>{_text(picture.title)}</figcaption>\n'
         f"{picture.svg}\n"
         + (f'<ul class="legend">{legend}</ul>' if legend else "")
         + (_note(picture.note) if picture.note else "")
@@ -101,7 +103,12 @@ def _figure(picture: Picture) -> str:
 
 def _key(key: Key) -> str:
     colour = "text" if key.colour is None else f"c{key.colour % len(svg.LIGHT)}"
-    return f'<li><b style="color: var(--{colour})">{key.glyph}</b> {escape(key.text)}</li>'
+    return f'<li><b style="color: var(--{colour})">{key.glyph}</b> {_text(key.text)}</li>'
+
+
+def _text(text: str) -> str:
+    """A text that may be broken after the marks of a guidance."""
+    return re.sub(r"(\+|;|:|,|&lt;|&gt;)", r"\1<wbr>", escape(text, quote=False))
 
 
 def _note(text: str) -> str:
@@ -111,7 +118,7 @@ def _note(text: str) -> str:
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         own = (
-            f"<{tag}{' class=n' if i in table.numbers else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{' class=n' if i in table.numbers else ''}>{_text(cell)}</{tag}>"
             for i, cell in enumerate(cells)
         )
         return f"<tr>{''.join(own)}</tr>"
@@ -127,7 +134,6 @@ def _pairs(table: Table) -> str:
 
 
 _GRAPH = "Arcs lead from teachers to students; beside each network its accuracy on the test set."
-_RELIABILITY = "Of the test set, in 15 bins of confidence; on the diagonal it is as sure as right."
 _KEPT = "How many of an epoch's steps each teacher taught at."
 _TERMS = "Each term times its weight, as the loss adds them up; epochs of training."
 _COSTS = (
