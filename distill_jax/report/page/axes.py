@@ -11,6 +11,7 @@ from distill_jax.report.page.record import mean
 from distill_jax.report.page.svg import Picture
 
 LINE = 0.27  # inches of a line of a picture with names at its left
+CHARACTER = 0.076  # inches
 Curve = list[tuple[float, float]]  # (epoch, value) of a seed
 
 
@@ -21,8 +22,9 @@ def height_of(lines: int) -> float:
 
 def named_lines(figure: Any, names: Sequence[str], label: str) -> Any:
     """Axes with a name at the left of each line, the first one on top."""
-    axes = figure.add_subplot()
-    axes.set_yticks(range(len(names)), [svg.cut(name) for name in names])
+    texts = [svg.cut(name) for name in names]
+    axes = svg.room(figure, 0.2 + CHARACTER * max(map(len, texts)))
+    axes.set_yticks(range(len(names)), texts)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
     axes.grid(visible=False, axis="y")
     axes.xaxis.get_major_locator().set_params(nbins=5)
@@ -57,7 +59,7 @@ def lines_picture(
     def draw(figure: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        axes = figure.add_subplot()
+        axes = svg.room(figure)
         for i, (_, own) in enumerate(lines):
             epochs, low, middle, high = _band(own)
             # Of many epochs marks on some tell lines apart that have one colour.

@@ -163,7 +163,7 @@ def reliability(run: RunRecord) -> list[Picture]:
             continue
 
         def draw(figure: Any, lines=lines) -> None:
-            axes = figure.add_subplot()
+            axes = svg.room(figure)
             axes.plot([0, 100], [0, 100], color=svg.GRID, linewidth=1)
             for i, own in enumerate(lines.values()):
                 confidence, right, sizes = _bins([row["reliability"] for row in own])
@@ -220,7 +220,7 @@ def _scatter(
     def draw(figure: Any) -> None:
         from matplotlib.transforms import ScaledTranslation
 
-        axes, drawn = figure.add_subplot(), dict.fromkeys(networks, 0)
+        axes, drawn = svg.room(figure), dict.fromkeys(networks, 0)
         for group in groups:
             # Networks of one size stand side by side.
             aside = ScaledTranslation(drawn[group.network] * 5 / 72, 0, figure.dpi_scale_trans)

@@ -41,7 +41,6 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
     travels = list(dict.fromkeys((methods, live) for *_, methods, live in edges))
 
     def draw(figure: Any) -> None:
-        figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         height = ROW * len(networks)

@@ -93,8 +93,8 @@ class RunRecord:
     def __post_init__(self) -> None:
         for row in self.rows:
             _check(row, _ROW, "results.json")
-            for name in () if row.get("failed") else _MEASURED:
-                number(row, name)
+            if not row.get("failed"):
+                _check_measured(row)
 
     @property
     def labels(self) -> list[str]:
@@ -177,11 +177,14 @@ def stage_record(planned: Any, result: Any, epochs: list[dict[str, Any]]) -> Sta
     if result is not None:
         _check(result, {"record": dict, "history": list}, "result.json")
         record, history = result["record"], result["history"]
-        for name in _MEASURED:
-            number(record, name)
+        _check_measured(record)
     for epoch in history:
         _check(epoch, {"epoch": int}, "an epoch")
-    edges = planned.get("edges", {})
+        for name in epoch:
+            if name.startswith(("train_", "valid_", "test_")):
+                number(epoch, name)
+    edges = {name: planned.get("edges", {}).get(name, []) for name in planned["teachers"]}
+    _check(edges, dict.fromkeys(edges, list), "the edges of a stage")
     peaks = [
         (number(line, f"{where}_peak_bytes"), where)
         for line in epochs
@@ -193,7 +196,7 @@ def stage_record(planned: Any, result: Any, epochs: list[dict[str, Any]]) -> Sta
         planned["network"],
         planned["seed"],
         tuple(planned["guidance"]),
-        {teacher: tuple(edges.get(teacher, ())) for teacher in planned["teachers"]},
+        {teacher: tuple(methods) for teacher, methods in edges.items()},
         tuple(planned.get("live", ())),
         bool(planned.get("phase")),
         planned["epochs"],
@@ -235,6 +238,24 @@ def percent(values: list[float]) -> str:
     return f"{100 * mean(values):.2f}" + (
         " %" if deviation is None else f" ± {100 * deviation:.2f} %"
     )
+
+
+def _check_measured(record: Mapping[str, Any]) -> None:
+    """Raises RecordError for numbers of a finished stage that are none."""
+    for name in (*_MEASURED, *(x for x in ("seconds", "ece") if x in record)):
+        number(record, name)
+    tables = {name: record.get(name, {}) for name in ("agreement", "kl", "reliability")}
+    _check(tables, dict.fromkeys(tables, dict), "a stage")
+    for name in ("agreement", "kl"):
+        for teacher in tables[name]:
+            number(tables[name], teacher)
+    if bins := tables["reliability"]:
+        _check(bins, dict.fromkeys(("count", "right", "confidence"), list), "reliability")
+        for values in zip(bins["count"], bins["right"], bins["confidence"], strict=False):
+            for value in values:
+                number({"a bin": value}, "a bin")
+        if len({len(values) for values in bins.values()}) != 1:
+            raise RecordError("reliability has lists of several lengths: expected one")
 
 
 def _check(value: Any, fields: Mapping[str, type], where: str) -> None:

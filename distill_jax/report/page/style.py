@@ -31,7 +31,8 @@ h1 { font-size: 1.5rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; border-top: 2px solid var(--text); }
 h3 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; }
 h4 { margin: 1rem 0 .3rem; }
-.pictures { margin-top: .6rem; display: flex; flex-wrap: wrap; gap: 1.2rem 1.6rem; align-items: flex-start; }
+.pictures { margin-top: .6rem; display: flex; flex-wrap: wrap; gap: 1.2rem 1.6rem;
+  align-items: flex-start; }
 figure { margin: 0; width: 26.5rem; max-width: 100%; break-inside: avoid; }
 figcaption { font-weight: 600; }
 figure svg { width: 100%; height: auto; display: block; }
