@@ -75,7 +75,7 @@ def lines_picture(
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
         elif kind == "sizes" and len(positive) == len(every):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * max(every))
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
         if kind == "accuracies":

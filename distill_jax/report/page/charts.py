@@ -221,13 +221,16 @@ def _scatter(
         from matplotlib.transforms import ScaledTranslation
 
         axes, drawn = svg.room(figure), dict.fromkeys(networks, 0)
+        axes.margins(x=0.12)
         for group in groups:
             # Networks of one size stand side by side.
             aside = ScaledTranslation(drawn[group.network] * 5 / 72, 0, figure.dpi_scale_trans)
             drawn[group.network] += 1
             values = [100 * x for x in group.accuracies]
             # Draws nothing: what is moved aside does not count for the limits.
-            axes.plot([of[group.network]] * len(values), values, linestyle="none")
+            reach = spread(values) or 0.0
+            ends = [mean(values) - reach, mean(values) + reach]
+            axes.plot([of[group.network]] * 2, ends, linestyle="none")
             axes.errorbar(
                 of[group.network],
                 mean(values),

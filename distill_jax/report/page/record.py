@@ -31,6 +31,7 @@ class StageRecord:
       guidance: the labels that use it.
       edges: by teacher the methods by which it teaches; no methods where they were not recorded.
       live: the teachers that are trained with it.
+      methods: the names of all terms' methods, those of nobody's edges too.
       phase: whether it only prepares another stage.
       epochs: that were asked for; 0 of given weights.
       record: of a finished one; empty of any other.
@@ -44,6 +45,7 @@ class StageRecord:
     guidance: tuple[str, ...]
     edges: dict[str, tuple[str, ...]]
     live: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     phase: bool = False
     epochs: int = 0
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -198,6 +200,7 @@ def stage_record(planned: Any, result: Any, epochs: list[dict[str, Any]]) -> Sta
         tuple(planned["guidance"]),
         {teacher: tuple(methods) for teacher, methods in edges.items()},
         tuple(planned.get("live", ())),
+        tuple(planned.get("methods", ())),
         bool(planned.get("phase")),
         planned["epochs"],
         record,

@@ -87,12 +87,14 @@ def fidelity(run: RunRecord) -> Table:
 
 def stages(run: RunRecord) -> Table:
     """Each way of training a network: how far it is, what teaches it, its time and memory."""
-    headings = ["network", "guidance", "taught by", "done", "test accuracy", "seconds", "MiB"]
+    headings = ["network", "guidance", "taught by", "methods", "done"]
+    headings += ["test accuracy", "seconds", "MiB"]
     rows = [
         [
             group.network,
             group.label,
             taught(group) or "-",
+            ", ".join(group.stages[0].methods),
             _done(group, run),
             percent(group.accuracies) if group.done else "",
             f"{mean(number(x.record, 'seconds') for x in group.done):.1f}" if group.done else "",
@@ -100,7 +102,7 @@ def stages(run: RunRecord) -> Table:
         ]
         for group in run.groups
     ]
-    return Table(headings, rows, (4, 5, 6))
+    return Table(headings, rows, (5, 6, 7))
 
 
 def missing(run: RunRecord) -> list[str]:

@@ -134,7 +134,7 @@ def _pairs(table: Table) -> str:
 
 
 _GRAPH = "Arcs lead from teachers to students; beside each network its accuracy on the test set."
-_KEPT = "How many of an epoch's steps each teacher taught at."
+_KEPT = "The share of all steps so far at which each teacher taught."
 _TERMS = "Each term times its weight, as the loss adds them up; epochs of training."
 _COSTS = (
     "Seconds: the mean over seeds; stages that were trained at once share them. Memory: the most "
