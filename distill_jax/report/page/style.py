@@ -49,5 +49,12 @@ td { min-width: 3rem; max-width: 28rem; }
 .n { text-align: right; white-space: nowrap; }
 pre { font-size: .8rem; white-space: pre-wrap; }
 summary { cursor: pointer; }
-@media print { body { font-size: 11px; max-width: none; } h3 { break-after: avoid; } }
+@media print {
+  body { font-size: 11px; max-width: none; padding: 0; }
+  h2, h3, h4, .note { break-after: avoid; }
+  figure { width: 47%; }
+  .wide { overflow: visible; }
+  table { font-size: .75rem; }
+  tr { break-inside: avoid; }
+}
 """
