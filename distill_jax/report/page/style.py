@@ -52,7 +52,8 @@ summary { cursor: pointer; }
 @media print {
   body { font-size: 11px; max-width: none; padding: 0; }
   h2, h3, h4, .note { break-after: avoid; }
-  figure { width: 47%; }
+  .pictures { display: block; }
+  figure { display: inline-block; width: 47%; margin: 0 2% 1rem 0; vertical-align: top; }
   .wide { overflow: visible; }
   table { font-size: .75rem; }
   tr { break-inside: avoid; }

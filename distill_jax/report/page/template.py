@@ -108,7 +108,7 @@ def _key(key: Key) -> str:
 
 def _text(text: str) -> str:
     """A text that may be broken after the marks of a guidance."""
-    return re.sub(r"(\+|;|:|,|&lt;|&gt;)", r"\1<wbr>", escape(text, quote=False))
+    return re.sub(r"(\+|;|:|&lt;|&gt;)", r"\1<wbr>", escape(text, quote=False))
 
 
 def _note(text: str) -> str:
