@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from distill_jax.commands.arguments import HELP, ArgumentsError, Command, columns, parse, usage
 from distill_jax.commands.evaluate import EVALUATE
 from distill_jax.commands.plan import PLAN
+from distill_jax.commands.report import REPORT
 from distill_jax.commands.show import SHOW
 from distill_jax.commands.train import TRAIN
 from distill_jax.data import DataError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "train": TRAIN,
     "plan": PLAN,
     "show": SHOW,
+    "report": REPORT,
     "evaluate": EVALUATE,
 }
 REFUSED = (

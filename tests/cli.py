@@ -23,6 +23,7 @@ QUICKLY_COMPILED = [
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # from 0.11 on an unknown flag
     QUICKLY_COMPILED.append("--xla_cpu_use_fusion_emitters=false")
+MEASURED = ("images_per_second", "process_peak_bytes", "device_peak_bytes")  # of an epoch's line
 DEVICES = "--xla_force_host_platform_device_count=4"  # of the tests themselves
 
 
@@ -83,8 +84,8 @@ def _command(arguments, log, errors, limit, shared, given):
 
 
 def outcome(workdir):
-    """All that a run gives and that does not tell the time: rows, and the epochs of each stage."""
+    """All that a run gives but time and memory: rows, and the epochs of each stage."""
     rows = json.loads((workdir / "results.json").read_text())
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    return timeless, [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    return timeless, [{k: v for k, v in x.items() if k not in MEASURED} for x in lines]

@@ -47,6 +47,7 @@ class Command(NamedTuple):
       run: what it does with its arguments: the words and flags by name, `config` and `config_file`;
         returns the exit code.
       words: the names of the arguments that stand without dashes.
+      more: the name of a list of further ones; "" takes none.
       flags: those that it takes.
       config: whether it takes a config: "required", "optional" or "no".
     """
@@ -56,6 +57,7 @@ class Command(NamedTuple):
     words: tuple[str, ...] = ()
     flags: tuple[Flag, ...] = ()
     config: str = "no"
+    more: str = ""
 
 
 def parse(name: str, command: Command, argv: Sequence[str]) -> SimpleNamespace:
@@ -84,14 +86,15 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> SimpleNamespace:
             source, config = str(find_config(text)), load_config(text)
             _check_sections(given)
     words = _parsed(values, config, given)
-    if len(words) != len(command.words):
+    own_words, rest = words[: len(command.words)], words[len(command.words) :]
+    if len(own_words) != len(command.words) or (rest and not command.more):
         expected = " ".join(command.words) or "values as --config.FIELD=VALUE"
         got = f"got {' '.join(map(repr, words))}" if words else "got none"
         raise ArgumentsError(f"{name}: expected {expected}, {got}")
     own = {flag.name: values[flag.name].value for flag in command.flags}
-    return SimpleNamespace(
-        **dict(zip(command.words, words, strict=True)), **own, config=config, config_file=source
-    )
+    own |= dict(zip(command.words, own_words, strict=True))
+    own |= {command.more: rest} if command.more else {}
+    return SimpleNamespace(**own, config=config, config_file=source)
 
 
 def _parsed(
@@ -156,6 +159,7 @@ def _quoted(argument: str) -> str:
 def usage(name: str, command: Command) -> str:
     """The help of a command: how it is called, and its flags."""
     words = "".join(f" {word.upper()}" for word in command.words)
+    words += f" [{command.more.upper()} ...]" if command.more else ""
     config = {"no": "", "optional": " [--config=CONFIG]", "required": " --config=CONFIG"}
     head = f"distill_jax {name}{words}{config[command.config]}"
     rows = [(f"--{flag.name}", flag.about) for flag in command.flags]

@@ -43,14 +43,28 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     References:
       Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
+    bins = reliability(logits, labels)
+    if not bins:
+        return math.nan
+    gaps = np.subtract(bins["right"], bins["confidence"])
+    return float(np.sum(np.abs(gaps)) / len(labels))
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """What a reliability diagram is drawn of, sums over 15 equal bins of the largest probability.
+
+    Returns:
+      "count": examples, "right": those that are right, "confidence": the sum of their largest
+      probabilities; empty where a logit is not finite.
+    """
     probabilities = np.exp(_log_softmax(logits))
     if not np.isfinite(probabilities).all():
-        return math.nan
+        return {}
     confidence, right = probabilities.max(-1), np.argmax(logits, -1) == labels
     # Bins are (a, b]: a confidence on an edge belongs to the bin below it.
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, right - confidence, ECE_BINS)
-    return float(np.sum(np.abs(gaps)) / len(labels))
+    sums = {"count": np.ones_like(confidence), "right": right, "confidence": confidence}
+    return {name: np.bincount(bins, x, ECE_BINS).tolist() for name, x in sums.items()}
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -211,15 +211,20 @@ class Checkpoints:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all.
+    """Writes JSON whole or not at all; errors are those of `write_text`."""
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all.
 
     Raises:
       CheckpointError: it cannot be written; what was there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,15 +72,20 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_epochs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The epochs that `metrics.jsonl` has of each stage, by id; a torn last line is left out."""
+    """The epochs that `metrics.jsonl` has of each stage, by id; a torn last line is left out.
+
+    Raises:
+      WorkdirError: another line cannot be read.
+    """
     path, epochs = folder / METRICS, dict[str, list[dict[str, Any]]]()
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, Mapping) and "stage" in row:
             epochs.setdefault(row["stage"], []).append(dict(row))
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise WorkdirError(f"{path}, line {number}, cannot be read: {error!r}") from None
     return epochs
 
 

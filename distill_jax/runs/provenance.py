@@ -15,10 +15,12 @@ from typing import Any
 import jax
 
 from distill_jax import report
+from distill_jax.methods import heard
 from distill_jax.runs.checkpoint import write_json
 from distill_jax.runs.config import RUN
 from distill_jax.runs.plan import Plan
 from distill_jax.runs.records import guidance_of
+from distill_jax.train.stage import Stage
 
 _GIT_SECONDS = 5
 
@@ -68,12 +70,29 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             **report.stage_fields(stage),
+            "methods": [] if stage.file else [name for name, _ in stage.methods],
+            "edges": {} if stage.file else edges(stage),
+            "live": [network.name for network in stage.live],
+            "phase": stage.phase,
+            "file": stage.file,
             "epochs": 0 if stage.file else stage.recipe.epochs,
             "together": list(plan.together[stage_id]),
             "guidance": list(guidance[stage_id]),
         }
         for stage_id, stage in plan.stages.items()
     ]
+
+
+def edges(stage: Stage) -> dict[str, list[str]]:
+    """Which methods each teacher of a stage teaches by."""
+    methods = [method for _, method in stage.methods]
+    live = [network.name for network in stage.live]
+    own: dict[str, list[str]] = {name: [] for name in stage.taught_by}
+    for name, method in stage.methods:
+        if method.taught:
+            for place in heard(method, methods, stage.network.name, len(stage.teachers), live):
+                own[stage.taught_by[place]].append(name)
+    return own
 
 
 def read_run(folder: Path) -> dict[str, Any]:

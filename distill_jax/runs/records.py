@@ -10,6 +10,7 @@ from pathlib import Path
 from distill_jax import report
 from distill_jax.identity import finite
 from distill_jax.runs.plan import Plan
+from distill_jax.train import memory
 from distill_jax.train.reporter import Reporter
 
 
@@ -39,13 +40,15 @@ class MetricsFile(Reporter):
             os.replace(temporary, self.path)
 
     def epoch_ended(self, stage, record):
-        """One line: the stage, its network, teachers, guidances, seed; then the epoch's record."""
+        """One line: the stage, its network, teachers, guidances, seed; its record; memory."""
         about = {
             **report.stage_fields(stage),
             "guidance": list(self.guidance.get(stage.id, ())),
         }
         with self.path.open("a") as file:
-            file.write(json.dumps(finite({**about, **record}), allow_nan=False) + "\n")
+            file.write(
+                json.dumps(finite({**about, **record, **memory.peak()}), allow_nan=False) + "\n"
+            )
 
     @staticmethod
     def _is_ahead(line: str, epochs: dict[str, int]) -> bool:

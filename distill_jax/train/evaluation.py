@@ -131,7 +131,7 @@ def score(
 
     Returns:
       The weights to deploy, and for the record: accuracies (those of the branches too), calibration
-      error, agreement with each teacher and KL from it.
+      error and its bins, agreement with each teacher and KL from it.
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
@@ -147,6 +147,7 @@ def score(
         },
         "last_test_accuracy": classification.accuracy(newest[0], labels),
         "ece": classification.expected_calibration_error(own[0], labels),
+        "reliability": classification.reliability(own[0], labels),
     }
     agreement, kl = {}, {}
     taught = cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)

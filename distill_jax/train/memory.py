@@ -1,8 +1,10 @@
-"""Memory that a device has not: said in a line, with what needs less."""
+"""Memory: what was needed of it, and that a device has not enough, in a line."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -37,6 +39,21 @@ def told(what: str, *, members: int = 1, cached: bool = False, kept: str = "") -
             f"{what}: out of memory ({_first_line(error)}){saved}. To need less, "
             f"{', or '.join(helps)}"
         ) from error
+
+
+def peak() -> dict[str, int]:
+    """The most memory that was in use so far, in bytes, by where.
+
+    Returns:
+      {"device_peak_bytes"}, of the device that had most; {"process_peak_bytes"} where devices do
+      not say, as CPUs.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if peaks:
+        return {"device_peak_bytes": max(peaks)}
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_peak_bytes": kibibytes * (1 if sys.platform == "darwin" else 1024)}
 
 
 def _first_line(error: Exception) -> str:

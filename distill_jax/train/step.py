@@ -55,6 +55,12 @@ def draw_from(dropping: Dropping, teachers: int) -> DrawMask | None:
     return draw
 
 
+def kept_shares(draw: DrawMask, key: Array, steps: range, hyper: Hyper) -> Array:
+    """(K,) how often each teacher was kept at these steps, by the draw that the steps made."""
+    numbers = jnp.asarray(steps, jnp.int32)
+    return jnp.mean(jax.vmap(lambda step: draw(key, step, hyper))(numbers).astype(jnp.float32), 0)
+
+
 def init_state(
     network: Network,
     optimizer: optim.OptimOptions,

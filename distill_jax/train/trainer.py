@@ -20,8 +20,9 @@ from distill_jax.train.evaluation import StageResult
 from distill_jax.train.guard import is_halted
 from distill_jax.train.options import ReplicaInputs, TrainOptions, cache_shapes, caches_teachers
 from distill_jax.train.replica import Progress, Replica
-from distill_jax.train.stage import data_needs_of, frozen_teachers, steps_per_epoch
+from distill_jax.train.stage import Stage, data_needs_of, frozen_teachers, steps_per_epoch
 from distill_jax.train.state import DeviceDataset, Order, TrainState
+from distill_jax.train.step import draw_from, kept_shares
 from distill_jax.train.terms import needs_variables
 
 # How long the machine works before it looks up: signals, saves, progress. Each time costs: on a CPU
@@ -379,9 +380,23 @@ class Trainer:
         rate = optim.schedule(recipe.optim, recipe.epochs, self.steps)(self.step - 1)
         record = {"epoch": epoch + 1, "step": self.step, "learning_rate": float(rate)}
         record |= {f"train_{name}": value for name, value in metrics.record(sums).items()}
+        record |= self._kept(progress.stage)
         record |= {f"{self.eval_split}_{name}": value for name, value in evaluated.items()}
         self._warn_of_first(progress, record)
         return record
+
+    def _kept(self, stage: Stage) -> dict[str, float]:
+        """How often each teacher was kept in the epoch just trained; empty where none is dropped.
+
+        Drawn again: a sum for each would change the programs and the checkpoints.
+        """
+        draw = draw_from(stage.recipe.dropping, len(stage.teachers))
+        if draw is None:
+            return {}
+        steps = range(self.step - self.steps, self.step)
+        shares = np.asarray(kept_shares(draw, jax.random.key(stage.seed), steps, stage.hyper))
+        names = (network.name for network in stage.teachers)
+        return {f"train_kept_{name}": float(x) for name, x in zip(names, shares, strict=True)}
 
     def _warn_of_first(self, progress: Progress, record: dict[str, Any]) -> None:
         if progress.stage.phase:  # the labels may count for nothing in it

@@ -1,0 +1,7 @@
+"""A run as one static page: pictures, tables and how it was made, from its records alone."""
+
+from distill_jax.report.page.markdown import markdown
+from distill_jax.report.page.record import Latency, RecordError, RunRecord, StageRecord
+from distill_jax.report.page.template import html_page
+
+__all__ = ["Latency", "RecordError", "RunRecord", "StageRecord", "html_page", "markdown"]
