@@ -169,7 +169,9 @@ def reliability(run: RunRecord) -> list[Picture]:
                 confidence, right, sizes = _bins([row["reliability"] for row in own])
                 style = svg.look(i)
                 axes.plot(confidence, right, linewidth=0.9, **{**style, "marker": ""})
-                axes.scatter(confidence, right, sizes, style["color"], style["marker"], zorder=3)
+                axes.scatter(
+                    confidence, right, s=sizes, c=style["color"], marker=style["marker"], zorder=3
+                )
             axes.set(xlim=(0, 102), ylim=(-2, 102))
             axes.set(xlabel="confidence, %", ylabel="right, %")
 
