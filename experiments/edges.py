@@ -34,7 +34,7 @@ SHOWN = (
     Edges("none", {}),
     Edges("direct", {"kd": 1.0}),
     Edges("chain", {"crd": 0.8, "ce": 1.0}),
-    Edges("dense", {"at": 1000.0, "ce": 1.0}),
+    Edges("dense", {"at": 50.0, "ce": 1.0}),
     Edges("dense+drop", {"kd": 1.0, "rkd": 1.0}),
     Edges("resnet14<resnet8;resnet8<resnet14", {"dkd": 1.0, "ce": 1.0}),
     Edges("resnet14<resnet20+resnet8;resnet8<resnet20+resnet14", {"dkd": 1.0, "ce": 1.0}),
