@@ -14,7 +14,7 @@ from distill_jax.train.reporter import Reporter
 
 BASE = {
     "dataset": {"name": "synthetic:8x8x3:4:64:16", "valid_fraction": 0.25},
-    "networks": ("plane4", "plane2"),
+    "networks": ("plane2", "plane2#2"),
     "guidance": ("direct",),
     "selection": "last",
     "devices": 1,
