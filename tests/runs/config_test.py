@@ -86,6 +86,8 @@ CHANGED = {
     "sync_bn": False,
     "temperature": 2.5,
     "kd_weight": 0.25,
+    "label_smoothing": 0.2,
+    "ema": 0.9,
     "optimizer": "adamw",
     "learning_rate": 0.3,
     "momentum": 0.5,
