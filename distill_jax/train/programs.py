@@ -141,7 +141,7 @@ def zero_sums(
     batch_size: int,
     spec: Any,
     cached: TeacherOutputs | None,
-    partners: bool,
+    partners: bool = False,
     where: jax.sharding.Sharding | None,
 ) -> dict[str, StepMetrics]:
     """Where the sums of a step's metrics start, by its shapes alone.

@@ -39,8 +39,6 @@ from experiments.parity.cases import Case, Found, files, network_name, read_case
 
 GOLDEN = flags.DEFINE_string("golden", "tests/golden", "Folder of the cases (*.npz).")
 Check = Callable[[Case, str], Iterator[Found]]
-# Methods of peers and of a network that teaches itself.
-NOT_BUILT: tuple[str, ...] = ()
 _WIDTH = 80
 
 
@@ -123,8 +121,7 @@ def judge(case: Case) -> Verdict:
     check, stored = check_of(case), case.results()
     if check is None:
         method = case.meta.get("method", case.meta.get("name", "a file of its kind"))
-        text = "is not built yet" if method in NOT_BUILT else "is not known here"
-        return Verdict(f"{method} {text}", stored=len(stored))
+        return Verdict(f"{method} is not known here", stored=len(stored))
     found, text = list(check(case, "float32")), "holds"
     if not all(one.within for one in found):
         with jax.enable_x64(True):
