@@ -18,7 +18,7 @@ from distill_jax.train import averaging, metrics, optim
 from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.guard import all_finite, guarded, nonfinite_counts
 from distill_jax.train.metrics import StepMetrics
-from distill_jax.train.seen import Preprocess, look
+from distill_jax.train.seen import Preprocess, Seen, look
 from distill_jax.train.state import Batch, TrainState, join_variables, split_variables
 from distill_jax.train.teachers import FrozenTeachers, TeacherOutputs
 from distill_jax.train.terms import (
@@ -147,6 +147,7 @@ def make_train_step(
     frozen = FrozenTeachers(teachers, teacher_needs(methods))
     heard = any(method.needs for _, method in methods)
     needs = {student.name: data_needs(student.methods) for student in students}
+    statistics_axis = axis_name if sync_bn else None
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
@@ -182,38 +183,12 @@ def make_train_step(
             mixed=seen.mixed,
         )
 
-        def forward(name, params, inputs, collections=None, stream="network"):
-            before = state.collections["networks"][name] if collections is None else collections
-            return networks[name].apply(
-                {"params": params, **before},
-                inputs,
-                train=True,
-                rngs=rng.stream(key, stream, state.step),
-                axis_name=axis_name if sync_bn else None,
-            )
-
-        def forward_all(name, params):
-            outputs, collections = forward(name, params, seen.own[name])
-            others = {}
-            for need, inputs in seen.others[name].items():
-                others[need], collections = forward(
-                    name, params, inputs, collections, f"network {need}"
-                )
-            return outputs, collections, others
-
         def loss_of(params):
-            own = params["networks"]
-            forwards = {name: forward_all(name, own[name]) for name in networks}
-            live = {
-                name: Live(
-                    forwards[name][0],
-                    own[name],
-                    lambda params, x, name=name: networks[name].head({"params": params}, x),
-                    lambda params, x, name=name: forward(name, params, x)[0],
-                    forwards[name][2],
-                )
-                for name in networks
+            runs = {
+                name: _run(network, params["networks"][name], state, seen, key, statistics_axis)
+                for name, network in networks.items()
             }
+            live = {name: own for name, (own, _) in runs.items()}
             terms, kept = {}, {}
             for student in students:
                 name = student.name
@@ -227,11 +202,12 @@ def make_train_step(
                     lambda method: rng.stream(key, f"method {method}", state.step),
                 )
             losses = [total(own) for own in terms.values()]
-            return sum(losses[1:], losses[0]), (forwards, terms, kept)
+            outputs = {name: own.outputs for name, own in live.items()}
+            collections = {name: after for name, (_, after) in runs.items()}
+            return sum(losses[1:], losses[0]), (outputs, collections, terms, kept)
 
-        grads, (forwards, terms, kept) = jax.grad(loss_of, has_aux=True)(state.params)
-        counted = {name: _count(forwards[name][0], context, terms[name]) for name in networks}
-        collections = {name: forwards[name][1] for name in networks}
+        grads, (outputs, collections, terms, kept) = jax.grad(loss_of, has_aux=True)(state.params)
+        counted = {name: _count(outputs[name], context, terms[name]) for name in networks}
         spoilt = jnp.zeros(len(teachers), jnp.int32)
         if heard:  # else they would be computed for this alone
             spoilt = nonfinite_counts(taught, len(teachers))
@@ -250,14 +226,7 @@ def make_train_step(
             if drawn[name] is not None:  # the same on every device, so counted once
                 counted[name] = counted[name]._replace(kept=metrics.mean_of(drawn[name]))
             causes[name] = {
-                **{
-                    f"teacher {k + 1} ({teachers[place].name})": spoilt[place] > 0
-                    for k, place in enumerate(student.frozen)
-                },
-                **{
-                    f"term {term}": ~jnp.isfinite(pair[0])
-                    for term, pair in counted[name].weighted.items()
-                },
+                **_causes(student, teachers, spoilt, counted[name]),
                 "gradients": ~all_finite(_trained(grads, name)),
                 "batch statistics": ~all_finite((collections[name], kept[name])),
             }
@@ -267,6 +236,48 @@ def make_train_step(
         return guarded(state, updated, counted, causes, max_nonfinite_steps)
 
     return train_step
+
+
+def _run(
+    network: Network, params: Any, state: TrainState, seen: Seen, key: Array, axis_name: str | None
+) -> tuple[Live, Variables]:
+    """A network in training mode on all that it sees, and what its layers keep of that."""
+
+    def apply(params, inputs, before, stream="network"):
+        return network.apply(
+            {"params": params, **before},
+            inputs,
+            train=True,
+            rngs=rng.stream(key, stream, state.step),
+            axis_name=axis_name,
+        )
+
+    before = state.collections["networks"][network.name]
+    outputs, after = apply(params, seen.own[network.name], before)
+    others = {}
+    for need, inputs in seen.others[network.name].items():
+        others[need], after = apply(params, inputs, after, f"network {need}")
+    live = Live(
+        outputs,
+        params,
+        lambda params, feature: network.head({"params": params}, feature),
+        lambda params, inputs: apply(params, inputs, before)[0],
+        others,
+    )
+    return live, after
+
+
+def _causes(
+    student: Student, teachers: tuple[Network, ...], spoilt: Array, counted: StepMetrics
+) -> dict[str, Array]:
+    """Which of a student's teachers and terms are not finite."""
+    return {
+        **{
+            f"teacher {k + 1} ({teachers[place].name})": spoilt[place] > 0
+            for k, place in enumerate(student.frozen)
+        },
+        **{f"term {term}": ~jnp.isfinite(value) for term, (value, _) in counted.weighted.items()},
+    }
 
 
 def _with_averages(updated: TrainState, before: TrainState, hyper: Hypers) -> TrainState:
