@@ -82,6 +82,8 @@ CHANGED = {
     "batch_size": 5,
     "last_batch": "keep",
     "augment": "crop_flip",
+    "mixup": 0.3,
+    "cutmix": 0.4,
     "train_limit": 3,
     "sync_bn": False,
     "temperature": 2.5,

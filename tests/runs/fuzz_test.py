@@ -81,6 +81,8 @@ MATTER = {
     ("recipe", "augment"): st.sampled_from(["flip", "crop_flip"]),
     ("recipe", "train_limit"): st.integers(1, 9),
     ("recipe", "sync_bn"): st.just(False),
+    ("recipe", "mixup"): positive,
+    ("recipe", "cutmix"): positive,
     ("recipe", "label_smoothing"): positive,
     ("recipe", "ema"): positive,
     ("recipe", "optimizer"): st.just("adamw"),
