@@ -32,7 +32,8 @@ def report_page(given: SimpleNamespace) -> int:
     except CheckpointError as error:
         raise WorkdirError(f"{error}; expected a folder that can be written") from None
     console = report.console()
-    console.print(f"report.html and report.md are in {first}")
+    line = f"report.html and report.md are in {first}"
+    console.print(line, soft_wrap=True)  # a path is not broken
     return 0
 
 
