@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 from distill_jax import report
 from distill_jax.commands.arguments import Command, Flag
-from distill_jax.report.page import RunRecord, html_page, markdown
+from distill_jax.report.page import Latency, RunRecord, html_page, markdown
 from distill_jax.runs.checkpoint import CheckpointError, write_text
 from distill_jax.runs.folder import run_folder
 from distill_jax.runs.latency import measure_latency, read_latency
@@ -22,11 +23,13 @@ LATENCY = Flag(
 def report_page(given: SimpleNamespace) -> int:
     """Writes report.html and report.md into the first folder."""
     workdirs = list(dict.fromkeys((given.workdir, *given.other)))
-    for workdir in workdirs:
-        read_record(workdir)  # before anything is measured
+    records = [read_record(workdir) for workdir in workdirs]  # all, before anything is measured
     first = run_folder(given.workdir)
     try:
-        runs = [_record(workdir, given.latency == "yes") for workdir in workdirs]
+        runs = [
+            dataclasses.replace(record, latency=_latency(workdir, record, given.latency == "yes"))
+            for workdir, record in zip(workdirs, records, strict=True)
+        ]
         for name, text in (("report.html", html_page(runs)), ("report.md", markdown(runs))):
             write_text(first / name, text)
     except CheckpointError as error:
@@ -37,11 +40,11 @@ def report_page(given: SimpleNamespace) -> int:
     return 0
 
 
-def _record(workdir: str | Path, measure: bool) -> RunRecord:
-    done = [stage.network for stage in read_record(workdir).stages if stage.record]
-    networks = list(dict.fromkeys(done))
-    latency = measure_latency(workdir, networks) if measure else read_latency(workdir)
-    return read_record(workdir, latency)
+def _latency(workdir: str | Path, record: RunRecord, measure: bool) -> Latency:
+    if not measure:
+        return read_latency(workdir)
+    done = dict.fromkeys(stage.network for stage in record.stages if stage.record)
+    return measure_latency(workdir, list(done))
 
 
 REPORT = Command(

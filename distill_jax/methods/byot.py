@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from distill_jax.methods import adapters, ranges
-from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.exits import check_branches, check_equal_vectors, exits_of, logits_of
+from distill_jax.methods.base import Context, Shapes, Term
+from distill_jax.methods.exits import (
+    OwnExits,
+    check_branches,
+    check_equal_vectors,
+    exits_of,
+    logits_of,
+)
 from distill_jax.methods.features import check_vectors
 from distill_jax.methods.losses import bounded_square, soften, widen
 from distill_jax.models.zoo.layers import Linear
@@ -20,7 +26,7 @@ FORMS = {"journal": (0.3, 0.03), "conference": (0.1, 1e-6)}  # kd_weight, featur
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BYOT(Method):
+class BYOT(OwnExits):
     """A network teaches its branches, in each of which it sees itself at an earlier stage.
 
     With 0 the network, i its branches from the deepest on, S_i = -Σ softmax(sg z_0/T)
@@ -52,13 +58,6 @@ class BYOT(Method):
     temperature: float = 3.0
     kd_weight: float | None = None
     feature_weight: float | None = None
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    taught: ClassVar[bool] = False
-    trains_branches: ClassVar[bool] = True
-    replaces_ce: ClassVar[bool] = True
-    mixes_labels: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.one_of("byot", FORMS, form=self.form)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jax import Array
 
-from distill_jax.methods.base import Shapes
+from distill_jax.methods.base import Method, Shapes
 from distill_jax.methods.losses import widen
 from distill_jax.models import BRANCHED, Outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnExits(Method):
+    """What a method says of itself by which the exits of one network teach each other.
+
+    It needs no teacher, and counts the labels at each exit in the place of the cross-entropy.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    taught: ClassVar[bool] = False
+    trains_branches: ClassVar[bool] = True
+    replaces_ce: ClassVar[bool] = True
+    mixes_labels: ClassVar[bool] = True
+    takes_label_smoothing: ClassVar[bool] = True
 
 
 def exits_of(outputs: Outputs) -> tuple[Outputs, ...]:

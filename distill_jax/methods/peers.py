@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from flax import linen as nn
 from jax import Array, lax
 
 from distill_jax.methods import adapters
-from distill_jax.methods.base import Context, Method, Shapes, Term
+from distill_jax.methods.base import Context, Shapes, Term
 from distill_jax.methods.exits import (
+    OwnExits,
     check_branches,
     check_equal_vectors,
     exits_of,
@@ -48,7 +49,7 @@ class Gate(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ONE(Method):
+class ONE(OwnExits):
     """Σ_i CE(z_i) + CE(e) + w T² Σ_i KL(softmax(sg e/T) + 1e-7 || softmax(z_i/T)), e = Σ_i g_i z_i.
 
     The z_i are those of a network and of its branches. The gate g = softmax(ReLU(BN(W m + b))), of
@@ -71,13 +72,6 @@ class ONE(Method):
     temperature: float = 3.0
     kd_weight: float = 1.0
     rampup_epochs: float = 80.0
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    taught: ClassVar[bool] = False
-    trains_branches: ClassVar[bool] = True
-    replaces_ce: ClassVar[bool] = True
-    mixes_labels: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("one", temperature=self.temperature)
@@ -123,7 +117,7 @@ class ONE(Method):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OKDDip(Method):
+class OKDDip(OwnExits):
     """CE of leader and peers + w T² (Σ_i KL(p(t_i) || p(z_i)) + KL(p(mean_j z_j) || p(leader))).
 
     The network is the leader, its branches are the peers. t_i = Σ_j A_ij z_j over all peers, the
@@ -151,13 +145,6 @@ class OKDDip(Method):
     kd_weight: float = 1.0
     rampup_epochs: float = 80.0
     factor: int = 8
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    taught: ClassVar[bool] = False
-    trains_branches: ClassVar[bool] = True
-    replaces_ce: ClassVar[bool] = True
-    mixes_labels: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above_zero("okddip", temperature=self.temperature)

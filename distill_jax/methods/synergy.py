@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from distill_jax.methods import ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.exits import check_branches, exits_of, logits_of
+from distill_jax.methods.exits import OwnExits, check_branches, exits_of, logits_of
 from distill_jax.models import Outputs
 
 EPSILON = 1e-8  # added to the probabilities of DKS and DCM, before they are scaled to sum to 1
@@ -38,7 +38,7 @@ def synergy(targets: Array, logits: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DKS(Method):
+class DKS(OwnExits):
     """Σ_i CE_i + c Σ_{i≠j} KL(p̃(sg z_j) || p̃(z_i)), of all ordered pairs of a network's exits.
 
     p̃ = (softmax + 1e-8) / (1 + 1e-8 C), without a temperature.
@@ -54,13 +54,6 @@ class DKS(Method):
     """
 
     kd_weight: float = 1.0
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    taught: ClassVar[bool] = False
-    trains_branches: ClassVar[bool] = True
-    replaces_ce: ClassVar[bool] = True
-    mixes_labels: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ranges.not_negative("dks", kd_weight=self.kd_weight)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from distill_jax.methods.base import Context, Method, Shapes, Term
-from distill_jax.methods.exits import check_branches, exits_of
+from distill_jax.methods.base import Context, Shapes, Term
+from distill_jax.methods.exits import OwnExits, check_branches, exits_of
 from distill_jax.methods.losses import bounded_square, kl_of_raised, widen
 from distill_jax.models import Outputs
 
 
 @dataclasses.dataclass(frozen=True)
-class TESKD(Method):
+class TESKD(OwnExits):
     """Student helping teacher: the loss of a backbone and its branches.
 
     L = a Σ_i w_i CE(s_i) + b T² Σ_{i>0} w_i KL(softmax(t/T) + 1e-7 || softmax(s_i/T))
@@ -50,13 +50,6 @@ class TESKD(Method):
     detach_target: bool = False
     branch_weights: tuple[float, ...] = ()
     feature_reduction: str = "sum"
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    taught: ClassVar[bool] = False
-    trains_branches: ClassVar[bool] = True
-    replaces_ce: ClassVar[bool] = True
-    mixes_labels: ClassVar[bool] = True
-    takes_label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill_jax.report.page import Latency, RecordError, RunRecord, StageRecord
+from distill_jax.report.page import RecordError, RunRecord, StageRecord
 from distill_jax.report.page.record import stage_record
 from distill_jax.runs.config import RECORDED, RESOLVED, RUN
 from distill_jax.runs.folder import is_held, read_epochs, read_rows, run_folder, stage_place
 from distill_jax.runs.workdir import WorkdirError
 
 
-def read_record(workdir: str | Path, latency: Latency = Latency()) -> RunRecord:
-    """Reads all that a run has written so far.
+def read_record(workdir: str | Path) -> RunRecord:
+    """Reads all that a run has written so far, but for the latency of its networks.
 
     Args:
       workdir: its folder.
-      latency: of its networks.
 
     Raises:
       WorkdirError: there is no run, nothing of it, or a record is damaged; names the file.
@@ -41,7 +40,6 @@ def read_record(workdir: str | Path, latency: Latency = Latency()) -> RunRecord:
             started=started,
             config=config,
             at_work=is_held(folder),
-            latency=latency,
         )
     except RecordError as error:
         raise _damaged(folder, error) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ending import Killed, Steps
 from random_variables import random_variables
 
 import distill_jax
@@ -21,7 +22,6 @@ from distill_jax import models
 from distill_jax.interop.files import save_variables
 from distill_jax.methods import METHODS
 from distill_jax.train import trainer
-from distill_jax.train.reporter import Reporter
 
 SHAPE, CLASSES = (8, 8, 3), 4
 # The networks of methods, largest first, and who teaches whom.
@@ -67,22 +67,6 @@ BASE = {
     "dropping": {"number": 1},
     "selection": "last",
 }
-
-
-class Killed(BaseException):
-    """What ends a run at once."""
-
-
-class Steps(Reporter):
-    """Ends the run after some steps."""
-
-    def __init__(self, left):
-        self.left = left
-
-    def progress(self, step, examples_per_second):
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ending import Killed, Steps
 from flax import linen as nn
 from saved import Saved
 
@@ -20,7 +21,6 @@ from distill_jax.models.zoo.heads import one_layer
 from distill_jax.train import averaging, fit, programs, sharding, trainer
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions
-from distill_jax.train.reporter import Reporter
 from distill_jax.train.stage import Recipe, Stage
 from distill_jax.train.step import init_state
 
@@ -188,22 +188,6 @@ CONFIG = {
     "recipe": {"epochs": 2, "batch_size": 16, "ema": 0.5},
     "selection": "last",
 }
-
-
-class Killed(BaseException):
-    """What ends a run at once."""
-
-
-class Steps(Reporter):
-    """Ends the run after some steps."""
-
-    def __init__(self, left):
-        self.left = left
-
-    def progress(self, step, examples_per_second):
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def weights_of(results):
