@@ -93,7 +93,9 @@ class KDSVD(Method):
     same side, times the teacher's values. The usual weight is 1.
 
     Singular values that are equal up to rounding, such as those of a map of zeros, pass no gradient
-    between their vectors, where that of the field's code is not finite.
+    between their vectors, where that of the field's code is not finite. The loss depends on which
+    sides a teacher's vectors are turned to, which solvers choose differently: on a GPU it is not
+    that of a CPU.
 
     Args:
       rank: how many of a teacher's vectors.

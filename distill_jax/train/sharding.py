@@ -7,10 +7,9 @@ one program serves every number of steps and stopping early computes the same by
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,8 +28,10 @@ from distill_jax.train.step import TrainStep
 
 AXIS = "devices"
 MODES = ("jit", "pmap")
-SAME_BYTES = "--xla_gpu_exclude_nondeterministic_ops=true"
 MEMBERS_A_DEVICE = 8  # of a population, where none are asked for
+# From how many members on a device one `vmap` takes less time than one after the other. On an H100
+# 2 take 2.6 times that of separate runs, 5 take 1.3 and 8 take 0.9 (docs/speed.md).
+VMAP_FROM = {"gpu": 8, "tpu": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +99,17 @@ class Topology:
     def population(self, asked: int, most: int) -> int:
         """How many of `asked` networks to train at once, at most `most` (0: as pays).
 
-        They are spread evenly over the devices. On a GPU or TPU several share one, as a small
-        network leaves it idle; on a CPU that gains nothing.
+        They are spread evenly over the devices; several share one where `vmap` gains by it.
         """
         if not most:
-            most = self.count * (1 if self.backend == "cpu" else MEMBERS_A_DEVICE)
+            each = min(asked // self.count, MEMBERS_A_DEVICE)
+            most = self.count * (each if self.vmaps(each) else 1)
         even = min(asked, most) // self.count * self.count
         return max(even, 1)
+
+    def vmaps(self, members: int) -> bool:
+        """Whether so many members on each device train under one `vmap`."""
+        return members >= VMAP_FROM.get(self.backend, math.inf)
 
     def replicate(self, tree: Any) -> Any:
         """The arrays on every device, as fresh copies: donating these spares the originals."""
@@ -209,60 +214,6 @@ def _member_program(sharding, platform):
     return jax.jit(member, out_shardings=sharding, compiler_options=run_once(platform))
 
 
-def check_backend() -> None:
-    """Starts JAX; ValueError where it cannot, or where several processes are joined."""
-    try:
-        jax.devices()
-    except Exception as error:  # a RuntimeError, an AssertionError, or what a plugin raises
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise ValueError(
-            f"JAX cannot start on JAX_PLATFORMS={asked!r} ({first}): expected a platform that is "
-            "installed and has a device here, such as 'cpu', or none named"
-        ) from error
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes are joined by jax.distributed: expected one, as "
-            "several are not supported yet"
-        )
-
-
-def ask_for_cpu_devices(count: int) -> None:
-    """Lets the CPU count as `count` devices; too late, and without effect, once JAX has started."""
-    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", count)
-
-
-def ask_for_same_bytes() -> None:
-    """Has XLA leave out the operations of a GPU that round otherwise each time they run.
-
-    Raises:
-      ValueError: JAX has started on a GPU without.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if SAME_BYTES in flags.split():
-        return
-    if not _has_started():
-        os.environ["XLA_FLAGS"] = f"{flags} {SAME_BYTES}".strip()
-    elif jax.default_backend() == "gpu":
-        raise ValueError(
-            "deterministic is True and JAX has already started on a GPU: expected "
-            f"XLA_FLAGS={SAME_BYTES} in the environment before jax is imported"
-        )
-
-
-def _has_started() -> bool:
-    """Whether JAX has started its backends, from when on this setting cannot be changed."""
-    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    try:
-        jax.config.update("jax_num_cpu_devices", 2 if asked == 1 else 1)
-    except RuntimeError:
-        return True
-    jax.config.update("jax_num_cpu_devices", asked)
-    return False
-
-
 def train_loop(step: TrainStep, topology: Topology, key: Any = None) -> Callable:
     """Compiles steps `start` to `stop` of an epoch as one dispatch.
 
@@ -320,12 +271,11 @@ def population_loop(step: TrainStep, topology: Topology, *, shared_data: bool) -
             pairs = zip(arguments, axes, strict=True)
             return one(*(x if axis is None else next(own) for x, axis in pairs))
 
-        if jax.tree.leaves(split)[0].shape[0] == 1:
+        here = jax.tree.leaves(split)[0].shape[0]
+        if here == 1:
             alone = member(jax.tree.map(lambda x: x[0], split))
             return jax.tree.map(lambda x: x[None], alone)
-        if topology.backend == "cpu":
-            return lax.map(member, split)
-        return jax.vmap(member)(split)
+        return jax.vmap(member)(split) if topology.vmaps(here) else lax.map(member, split)
 
     specs = tuple(PartitionSpec() if axis is None else PartitionSpec(AXIS) for axis in axes)
     spread = jax.shard_map(

@@ -20,7 +20,7 @@ import numpy as np
 from distill_jax import data, models, traced
 from distill_jax.interop import torch_weights
 from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions
-from distill_jax.train import programs, sharding
+from distill_jax.train import programs, sharding, startup
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.stage import Recipe, Stage
@@ -39,7 +39,11 @@ _compiling: list[float] = []
 
 
 def set_up(cache: str) -> None:
-    """Counts the seconds of compilation; keeps what is compiled in `cache` where that is given."""
+    """Counts the seconds of compilation; keeps what is compiled in `cache` where that is given.
+
+    JAX is asked for the same as by a run.
+    """
+    startup.ask_for_graphs()
     jax.monitoring.register_event_duration_secs_listener(_listen)
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -39,7 +39,7 @@ def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
         "plain": case("plain", "recomputing"),
         "plain on 4 devices": case("plain", "recomputing", devices=targets.DEVICES),
         "table": case("plain", "table"),
-        "table of 4 members": case("plain", "table", members=4),
+        "table of 8 members": case("plain", "table", members=8),
         "resnet": case("resnet", "recomputing"),
         "evolving": case("teskd", "alone"),
         "evolving on 4 devices": case("teskd", "alone", devices=targets.DEVICES),

@@ -99,13 +99,33 @@ def test_replicas_under_vmap_train_as_they_would_alone(monkeypatch):
     # Networks of no other test here, whose compiled programs must not be shared.
     options = {"networks": ("plane5", "plane3"), "seeds": (0, 1), "dropping": {"number": 0}}
     alone, _ = run(**options, guidance=("dense+drop",), population=1, teacher_logits="graph")
-    monkeypatch.setattr(sharding.Topology, "backend", "gpu")  # which is where there is vmap
+    monkeypatch.setattr(sharding.Topology, "backend", "gpu")
+    monkeypatch.setitem(sharding.VMAP_FROM, "gpu", 2)
     at_once, recorder = run(**options, guidance=("dense+drop",), teacher_logits="graph")
     assert [len(stages) for stages, _ in recorder.started] == [2, 2]
     for key, history in alone.histories.items():
         for mine, theirs in zip(at_once.histories[key], history, strict=True):
             for name in ("train_loss", "train_kl", "valid_loss"):
                 assert mine[name] == pytest.approx(theirs[name], rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "most", "expected"),
+    [
+        ("cpu", 8, 0, 1),
+        ("cpu", 4, 3, 3),
+        ("gpu", 7, 0, 1),  # fewer than 8 under vmap take longer than one after the other
+        ("gpu", 12, 0, 8),
+        ("gpu", 7, 5, 5),
+        ("tpu", 1, 0, 1),
+        ("tpu", 3, 0, 3),
+    ],
+)
+def test_as_many_train_at_once_as_pays_or_as_are_asked_for(
+    monkeypatch, platform, asked, most, expected
+):
+    monkeypatch.setattr(sharding.Topology, "backend", platform)
+    assert sharding.Topology().population(asked, most) == expected
 
 
 @pytest.mark.devices

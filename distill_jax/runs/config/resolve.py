@@ -23,13 +23,14 @@ from distill_jax.runs.config.fields import AUTO, ConfigError, merge, one_of, typ
 from distill_jax.train import devices
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.options import TEACHER_LOGITS
-from distill_jax.train.sharding import (
-    Topology,
+from distill_jax.train.sharding import Topology
+from distill_jax.train.stage import Recipe
+from distill_jax.train.startup import (
     ask_for_cpu_devices,
+    ask_for_graphs,
     ask_for_same_bytes,
     check_backend,
 )
-from distill_jax.train.stage import Recipe
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
 PROTOCOLS = ("standard", "paper", "official")
@@ -120,6 +121,7 @@ def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recip
         asked = 1  # of somebody's code it is not known that it sees the whole batch
     on_cpu = devices.devices_for(recipes, "cpu", devices.cores()) if asked == AUTO else asked
     ask_for_cpu_devices(on_cpu)
+    ask_for_graphs()
     if values["deterministic"]:
         ask_for_same_bytes()
     check_backend()

@@ -1,0 +1,93 @@
+"""What JAX has to be asked for before it starts, from when on it cannot be changed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+
+import jax
+
+SAME_BYTES = "--xla_gpu_exclude_nondeterministic_ops=true"
+# What a GPU is given as a CUDA graph, so that the host does not submit kernel by kernel: beside
+# what XLA captures by itself, convolutions and the loop over steps.
+GRAPHS = "--xla_gpu_enable_command_buffer"
+CAPTURED = "+CONVOLUTION,+WHILE,+CONDITIONAL"
+GRAPHS_SINCE = (0, 11)  # JAX before that does not know all of these, or does not capture them
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def check_backend() -> None:
+    """Starts JAX; ValueError where it cannot, or where several processes are joined."""
+    try:
+        jax.devices()
+    except Exception as error:  # a RuntimeError, an AssertionError, or what a plugin raises
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"JAX cannot start on JAX_PLATFORMS={asked!r} ({first}): expected a platform that is "
+            "installed and has a device here, such as 'cpu', or none named"
+        ) from error
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes are joined by jax.distributed: expected one, as "
+            "several are not supported yet"
+        )
+
+
+def ask_for_cpu_devices(count: int) -> None:
+    """Lets the CPU count as `count` devices; too late, and without effect, once JAX has started."""
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def ask_for_same_bytes() -> None:
+    """Has XLA leave out the operations of a GPU that round otherwise each time they run.
+
+    Raises:
+      ValueError: JAX has started on a GPU without.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if SAME_BYTES in flags.split():
+        return
+    if not _has_started():
+        os.environ["XLA_FLAGS"] = f"{flags} {SAME_BYTES}".strip()
+    elif jax.default_backend() == "gpu":
+        raise ValueError(
+            "deterministic is True and JAX has already started on a GPU: expected "
+            f"XLA_FLAGS={SAME_BYTES} in the environment before jax is imported"
+        )
+
+
+def ask_for_graphs() -> None:
+    """Has XLA run train loops on an NVIDIA GPU as CUDA graphs; in vain once JAX has started.
+
+    On an H100 steps take 0.80 to 0.91 of the time (docs/speed.md). `XLA_FLAGS` that say what is to
+    be captured stay as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if GRAPHS in flags or not _may_start_on_cuda() or _has_started():
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {GRAPHS}={CAPTURED}".strip()
+
+
+def _may_start_on_cuda() -> bool:
+    """Whether JAX has a plugin for NVIDIA GPUs and is not told to start on another platform."""
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    return (
+        jax.__version_info__ >= GRAPHS_SINCE
+        and any(map(importlib.util.find_spec, CUDA_PLUGINS))
+        and (not platforms or bool({"cuda", "gpu"} & set(platforms.split(","))))
+    )
+
+
+def _has_started() -> bool:
+    """Whether JAX has started its backends, from when on this setting cannot be changed."""
+    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if asked == 1 else 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", asked)
+    return False

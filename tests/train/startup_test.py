@@ -1,0 +1,54 @@
+"""What JAX is asked for before it starts."""
+
+import importlib.util
+import os
+
+import jax
+import pytest
+
+from distill_jax.train import startup
+
+GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE,+CONDITIONAL"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what JAX finds: no flags, the plugin of a GPU, and that it has not started."""
+
+    def found(*, plugin="jax_cuda13_plugin", flags="", version=(0, 11, 2), started=False):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == plugin or None)
+        monkeypatch.setattr(jax, "__version_info__", version)
+        monkeypatch.setattr(startup, "_has_started", lambda: started)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "platforms", "expected"),
+    [
+        ({}, None, GRAPHS),
+        ({"flags": "--xla_dump_to=d"}, "cuda,cpu", f"--xla_dump_to=d {GRAPHS}"),
+        ({"plugin": "jax_cuda12_plugin"}, "gpu", GRAPHS),
+        ({"plugin": "jax_rocm7_plugin"}, None, ""),
+        ({}, "cpu", ""),
+        ({"version": (0, 10, 2)}, None, ""),
+        ({"started": True}, None, ""),
+        (
+            {"flags": "--xla_gpu_enable_command_buffer="},
+            None,
+            "--xla_gpu_enable_command_buffer=",
+        ),
+    ],
+)
+def test_graphs_are_asked_for_where_jax_may_start_on_an_nvidia_gpu(
+    machine, changes, platforms, expected
+):
+    before = jax.config.jax_platforms
+    machine(**changes)
+    try:
+        jax.config.update("jax_platforms", platforms)
+        startup.ask_for_graphs()
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert os.environ["XLA_FLAGS"] == expected
