@@ -173,6 +173,7 @@ class _Stages:
         self.reporter, self.stop = reporter, stop
         self.done: dict[str, StageResult] = {}
         self.failed: dict[str, str] = {}  # why
+        self.population = prepared.experiment.population  # 0: as pays, where memory suffices
 
     def evaluate_given(self, stage_id: str, variables: Variables) -> None:
         """Adds the result of a stage whose weights are given."""
@@ -237,9 +238,21 @@ class _Stages:
             except NotFiniteError as error:
                 self._fail(chosen[error.replica], str(error))
                 continue
+            except OutOfMemoryError as error:
+                if self._is_asked_for(chosen):
+                    raise
+                self.population = len(chosen) // 2
+                few = f"trains {self.population} at once instead of {len(chosen)}"
+                self.reporter.notice([f"  {few}: {error}"])
+                continue
             for together, own in zip(chosen, results, strict=True):
                 self._keep(dict(zip(together, own, strict=True)))
         self.write_results()
+
+    def _is_asked_for(self, chosen: list[Together]) -> bool:
+        """Whether no fewer may be trained at once: the config says how many, or they were saved."""
+        saved = self.folder is not None and any(self.folder.progress(x).steps() for x in chosen)
+        return len(chosen) == 1 or self.experiment.population > 0 or saved
 
     def _waiting(self) -> list[str]:
         """The stages that are to be trained; those that a failed one teaches cannot be."""
@@ -297,7 +310,7 @@ class _Stages:
             return placed
         alike = [x for x in left if shape(x) == shape(left[0]) and ready(x)]
         streamed = isinstance(self.dataset.train.images, data.Streamed)
-        most = 1 if streamed else self.experiment.population
+        most = 1 if streamed else self.population
         population = alike[: self.experiment.topology.population(len(alike), most)]
         if self.folder is None:
             return population

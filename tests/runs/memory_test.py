@@ -7,6 +7,8 @@ import jax
 import pytest
 
 import distill_jax
+from distill_jax.train import sharding
+from distill_jax.train.reporter import Reporter
 from distill_jax.train.trainer import Trainer
 
 CONFIG = {
@@ -40,6 +42,35 @@ def test_it_names_the_stage_and_what_needs_less_and_keeps_what_was_saved(full, t
         assert part in line
     assert str(tmp_path) in line
     assert len(list(tmp_path.glob("stages/plane4-*/weights"))) == 2
+
+
+def test_fewer_are_trained_at_once_where_nobody_said_how_many(monkeypatch, tmp_path):
+    started, sizes = [], []
+    full = 2  # members that the device's memory suffices for
+
+    def dispatch(self, *arguments, _of=Trainer._dispatch):
+        sizes.append(len(self.replicas))
+        if len(self.replicas) > full:
+            raise jax.errors.JaxRuntimeError(XLA)
+        return _of(self, *arguments)
+
+    class Recorder(Reporter):
+        def notice(self, lines):
+            started.extend(line.strip() for line in lines if "at once" in line)
+
+    monkeypatch.setattr(Trainer, "_dispatch", dispatch)
+    monkeypatch.setattr(sharding.Topology, "backend", "gpu")
+    monkeypatch.setitem(sharding.VMAP_FROM, "gpu", 3)  # so that two are as two alone
+    config = {**CONFIG, "seeds": (0, 1, 2, 3, 4), "networks": ("plane2",), "guidance": ("none",)}
+    results = distill_jax.run(
+        {**config, "recipe": {"epochs": 1, "batch_size": 12}}, workdir=tmp_path, reporter=Recorder()
+    )
+    assert [row["seed"] for row in results.rows] == [0, 1, 2, 3, 4]
+    assert list(dict.fromkeys(sizes)) == [5, 2, 1]
+    (line,) = started
+    assert line.startswith(
+        "trains 2 at once instead of 5: plane2, seeds 0, 1, 2, 3, 4: out of memory"
+    )
 
 
 def test_what_does_not_help_is_not_said(full):
