@@ -31,7 +31,9 @@ def read_tfds(name: str, data_dir: str) -> tuple[Any, Any, int]:
     try:
         tfds = importlib.import_module("tensorflow_datasets")
     except ImportError as error:
-        raise DataError(f"TFDS cannot be imported ({error}): expected the tfds extra") from error
+        raise DataError(
+            f"TFDS cannot be imported ({error}): expected the package tensorflow-datasets"
+        ) from error
     builder = _builder(tfds, name, data_dir)
     features = builder.info.features
     image_key, label_key = builder.info.supervised_keys or ("image", "label")

@@ -34,7 +34,7 @@ def config_of(method: str, given: argparse.Namespace) -> ml_collections.ConfigDi
     config.dataset.update(name=given.dataset, data_dir=given.data_dir)
     config.seeds = tuple(range(given.seeds))
     config.recipe.update(epochs=given.epochs, batch_size=given.batch_size)
-    config.recipe.train_limit = given.train_limit
+    config.recipe.update(train_limit=given.train_limit, augment=given.augment)
     if given.devices:
         config.devices = given.devices
     if method == PLAIN:

@@ -55,6 +55,11 @@ def test_every_setting_is_a_config_with_the_fields_recipe(pair):
         assert recipe.selection == "last" and experiment.seed_of(pair.split(":")[0], 4) == 0
 
 
+def test_images_can_be_left_as_they_are():
+    given = command.arguments(["--augment=none"])
+    assert resolve(trained.config_of("kd", given)).recipe_of("resnet20").augment == "none"
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
