@@ -43,9 +43,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=240, help="of every network")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--train_limit", type=int, default=0, help="images a class; 0 takes all")
-    parser.add_argument(
-        "--augment", default="crop_flip", help="as config.recipe.augment; by none teachers are looked up"
-    )
+    parser.add_argument("--augment", default="crop_flip", help="as config.recipe.augment")
     parser.add_argument("--devices", default="", help="as config.devices")
     parser.add_argument(
         "--rounds", type=int, default=3, help="in which the steps are timed, in turns; 0 times none"
