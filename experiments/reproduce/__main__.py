@@ -38,13 +38,21 @@ VERSIONS = ("distill_jax", "jax", "python", "device")
 SEEDS = 3  # where --seeds does not say; one in a smoke run
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        """Ends the command with 2."""
+        self.exit(2, f"error: {message}\n")
+
+
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command's own.
 
     Raises:
       SystemExit: with 2; what is wrong has been printed.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", allow_abbrev=False)
+    parser = Parser(prog="python -m experiments.reproduce", allow_abbrev=False)
     parser.add_argument("table", nargs="?", help="one of --list")
     parser.add_argument("--list", action="store_true", help="name the tables and what they cost")
     parser.add_argument("--data_dir", default="", help="where the data set's files are")
@@ -84,10 +92,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name}: {getattr(given, name)!r} is none of {', '.join(values)}")
     if given.seeds is None:
         given.seeds = 1 if given.budget == SMOKE and not given.list else SEEDS
-    for name in ("seeds", "epochs", "rate"):
-        value = getattr(given, name)
-        if value is not None and not value >= (1 if name != "rate" else 1e-3):
-            parser.error(f"--{name} is at least {1 if name != 'rate' else 0.001}, got {value}")
+    for name in ("seeds", "epochs"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} is at least 1, got {getattr(given, name)}")
+    if not given.rate > 0:
+        parser.error(f"--rate is above 0, got {given.rate:g}")
     if given.save and given.budget == SMOKE:
         parser.error("--save keeps results on real images, not those of --budget=smoke")
     if given.table and given.table not in TABLES:

@@ -156,12 +156,10 @@ def listed(tables: Mapping[str, Table], given: argparse.Namespace) -> Iterator[s
         known = (_hours(hours(table, given, budget)) for budget in BUDGETS)
         dataset = table.dataset.removeprefix("tfds:").removesuffix("2012")
         yield _columns(table.name, dataset, figures(table), *known)
-    teachers = "their own teachers" if given.teachers == OWN else "the same teachers"
-    yield (
-        f"hours of {given.seeds} seeds with {teachers}, by the operations of the training steps at "
-        f"{given.rate:g} GFLOP/s\n(--rate); evaluation and compilation are not counted, which "
-        "a smoke run is mostly"
-    )
+    teachers = "teachers of their own" if given.teachers == OWN else "the same teachers"
+    yield f"hours of {given.seeds} seeds with {teachers}, by the operations of the training steps"
+    yield f"at {given.rate:g} GFLOP/s, two idle cores of an AMD EPYC (--rate): compilation, which a"
+    yield "smoke run is mostly, evaluation and other work on the machine come on top"
 
 
 def figures(table: Table) -> str:
