@@ -47,7 +47,7 @@ def signed(found: Difference | None) -> str:
 
 
 def rich_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str
+    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", caption: str = ""
 ) -> Table:
     """For a terminal of 80 columns; the first column is of names."""
     made = Table(

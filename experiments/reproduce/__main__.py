@@ -8,7 +8,8 @@ paper's recipe in 30 epochs at most, `paper` in all of them. What has been train
 again: the same command goes on where it was stopped, more seeds are added, and tables share their
 networks through WORKDIR/store. Networks that only teach have one seed, and students many;
 --teachers=own trains them anew for each. Prints the table and writes TABLE.json and TABLE.md to
-WORKDIR/TABLE-BUDGET; --save writes them to experiments/results/reproduce too.
+WORKDIR/TABLE-BUDGET, with -own or another protocol's name where that is asked for; --save writes
+them to experiments/results/reproduce too.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from experiments.reproduce.tables import Table
 
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 VERSIONS = ("distill_jax", "jax", "python", "device")
+STANDARD = "standard"  # the protocol where none is named
 SEEDS = 3  # where --seeds does not say; one in a smoke run
 
 
@@ -65,7 +67,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", default="runs/reproduce", help="where all is kept")
     parser.add_argument("--epochs", type=int, help="of every network, in place of the budget's")
     parser.add_argument("--dataset", default="", help="any other that config.dataset.name takes")
-    parser.add_argument("--protocol", default="standard", help=", ".join(PROTOCOLS))
+    parser.add_argument("--protocol", default=STANDARD, help=", ".join(PROTOCOLS))
     parser.add_argument(
         "--teachers",
         default=SHARED,
@@ -113,7 +115,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(page.listed(TABLES, given)))
         return 0
     table, workdir = TABLES[given.table], Path(given.workdir)
-    folder = workdir / f"{table.name}-{given.budget}"
+    others = {given.teachers, given.protocol} - {SHARED, STANDARD}
+    folder = workdir / "-".join([table.name, given.budget, *sorted(others)])
     try:
         runs = groups(table, given)
         for run in runs:  # all of them, before the first is trained
@@ -132,7 +135,9 @@ def main(argv: Sequence[str]) -> int:
         return 1
     finally:
         traced.keep_in(None)
-    report.console().print(page.rich_table(result))
+    console = report.console()
+    for part in page.shown(result):
+        console.print(part)
     return 0
 
 
@@ -154,7 +159,7 @@ def trained(table: Table, run: Group, workdir: Path, store: Path) -> dict[str, d
 def about(table: Table, runs: Sequence[Group], given: argparse.Namespace) -> dict[str, Any]:
     """How the table was trained, as JSON values."""
     experiment = resolve(runs[0].config)
-    teachers = frozen(table, [row for run in runs for row in run.rows])
+    only = {name for run in runs for name in frozen(table, run.rows)}
     made = provenance("")
     return {
         "dataset": experiment.dataset["name"],
@@ -164,7 +169,8 @@ def about(table: Table, runs: Sequence[Group], given: argparse.Namespace) -> dic
         "protocol": experiment.protocol,
         "selection": experiment.selection,
         "seeds": given.seeds,
-        "teachers_shared": teachers if given.teachers == SHARED and given.seeds > 1 else [],
+        "teachers": given.teachers,
+        "only_teach": [name for name in table.networks if name in only],
         "networks": {name: run.names[name] for run in runs for name in table.networks},
         "versions": {name: made[name] for name in VERSIONS},
     }

@@ -94,12 +94,11 @@ def cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def rich_table(result: Result) -> RichTable:
+def shown(result: Result) -> Iterator[RichTable | str]:
     """For a terminal of 80 columns."""
-    about = result.about
-    title = f"{result.table.name}: accuracy on the test set of {about['dataset']}, %"
-    rows = [cells(line) for line in result.lines]
-    return paired.rich_table(HEADINGS, rows, title, "\n".join(said(result)))
+    yield f"{result.table.name}: accuracy on the test set of {result.about['dataset']}, %"
+    yield paired.rich_table(HEADINGS, [cells(line) for line in result.lines])
+    yield from said(result)
 
 
 def markdown(result: Result) -> str:
@@ -121,8 +120,10 @@ def said(result: Result) -> Iterator[str]:
         f"budget {about['budget']}, {about['epochs']} epochs, protocol {about['protocol']}, "
         f"weights by {about['selection']}"
     )
-    if about["teachers_shared"]:
-        yield f"{', '.join(about['teachers_shared'])}: seed 0 for all seeds of the others"
+    if about["only_teach"]:
+        shared = "one training (seed 0) for all seeds of the student"
+        how = "one training for each seed" if about["teachers"] == OWN else shared
+        yield f"teachers and assistants {', '.join(about['only_teach'])}: {how}"
     if about["dataset"] != table.dataset:
         yield f"published on {table.dataset}, run on {about['dataset']}"
     yield ", ".join(f"{name} {value}" for name, value in about["versions"].items())

@@ -22,7 +22,8 @@ ABOUT = {
     "protocol": "standard",
     "selection": "validation",
     "seeds": 3,
-    "teachers_shared": ["plane10"],
+    "teachers": "shared",
+    "only_teach": ["plane10", "plane4"],
     "versions": {"jax": "1.2.3"},
 }
 
@@ -113,7 +114,7 @@ def test_a_verdict_is_of_all_claims():
     assert of(a=low, b=middle, c=high) == "order confirmed"
     assert of(a=low, b=middle, c=middle) == "undecided at n = 3"
     assert of(a=low, b=high, c=middle) == "contradicted"
-    assert of(a=low, b=middle, c=by_seed(60, 61)) == "undecided at n = 2"
+    assert of(a=low, b=middle, c=by_seed(54, 62)) == "undecided at n = 2"
     assert verdict.outcome((float("nan"), 1.0)) == "open"
 
 
@@ -132,7 +133,7 @@ def test_the_page_says_how_and_what(tmp_path):
     assert "| BLKD | 72.57 | 73.00 ± 1.00 | +3.00 ± 2.48 | holds |\n" in text
     assert "| TAKD | 73.51 | 73.00 ± 0.00 | +0.00 ± 2.48 | open |\n" in text
     assert "budget short, 30 epochs, protocol standard, weights by validation" in text
-    assert "plane10: seed 0 for all seeds" in text and "jax 1.2.3" in text
+    assert "plane10, plane4: one training (seed 0) for all seeds" in text and "jax 1.2.3" in text
     assert "undecided at n = 3: of 2 published orders 1 hold, 0 reversed, 1 open" in text
     numbers = json.loads((tmp_path / "other" / "takd-plain-cifar10.json").read_text())
     assert numbers["verdict"] == "undecided at n = 3"
@@ -226,7 +227,8 @@ def test_missing_data_is_said(tmp_path, capsys):
     assert line.startswith("error: ") and "none" in line
 
 
-def test_the_command_trains_a_table_once_and_goes_on(tmp_path, capsys):
+def test_the_command_trains_a_table_once_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     arguments = ["takd-plain-cifar10", *SMALL, f"--workdir={tmp_path}"]
     written = tmp_path / "takd-plain-cifar10-smoke" / "takd-plain-cifar10.json"
 
