@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import distill_jax
 from distill_jax import report
+from experiments import paired
 from experiments.compare import lines, trained
 from experiments.compare.settings import KD, PLAIN, SETTINGS
 
@@ -79,8 +79,8 @@ def main(argv: Sequence[str]) -> int:
     console = report.console()
     console.print(lines.rich_table(table, given.pair, found[0].teacher_accuracy))
     numbers = json.dumps(_numbers(given, found, seconds, table), indent=1)
-    _write(workdir / "compare.json", numbers + "\n")
-    _write(workdir / "compare.md", lines.markdown(table))
+    paired.write_whole(workdir / "compare.json", numbers + "\n")
+    paired.write_whole(workdir / "compare.md", lines.markdown(table))
     return 0
 
 
@@ -97,13 +97,6 @@ def _numbers(
         "step_seconds": seconds,
         "lines": [line._asdict() for line in table],
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole, or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

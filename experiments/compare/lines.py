@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rich import box
 from rich.table import Table
 
-from distill_jax.report.summary import half_width
+from experiments import paired
 from experiments.compare.settings import KD, PLAIN, SETTINGS
 from experiments.compare.trained import Trained
 
@@ -35,8 +33,8 @@ class Line(NamedTuple):
     published: float | None
     mean: float
     deviation: float | None
-    over_kd: tuple[float, float | None] | None
-    over_plain: tuple[float, float | None] | None
+    over_kd: paired.Difference | None
+    over_plain: paired.Difference | None
     step: float | None
     adapters: int
 
@@ -53,45 +51,32 @@ def lines_of(found: Sequence[Trained], seconds: Mapping[str, float]) -> list[Lin
 
 
 def _line(one: Trained, plain: Trained, kd: Trained, seconds: Mapping[str, float]) -> Line:
-    values = [100 * x for x in one.accuracies.values()]
+    mean, deviation = paired.mean_and_deviation(one.accuracies)
     return Line(
         method=one.method,
-        seeds=len(values),
+        seeds=len(one.accuracies),
         published=SETTINGS[one.method].figure(one.pair),
-        mean=statistics.fmean(values),
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
-        over_kd=difference(one, kd),
-        over_plain=difference(one, plain),
+        mean=mean,
+        deviation=deviation,
+        over_kd=_over(one, kd),
+        over_plain=_over(one, plain),
         step=seconds[one.method] / seconds[KD] if seconds else None,
         adapters=one.adapters,
     )
 
 
-def difference(one: Trained, other: Trained) -> tuple[float, float | None] | None:
-    """The mean difference of the seeds that both have, and half of its interval, in percent."""
-    seeds = one.accuracies.keys() & other.accuracies.keys()
-    if one.method == other.method or not seeds:
-        return None
-    differences = [100 * (one.accuracies[seed] - other.accuracies[seed]) for seed in seeds]
-    return statistics.fmean(differences), half_width(differences)
+def _over(one: Trained, other: Trained) -> paired.Difference | None:
+    return None if one is other else paired.difference(one.accuracies, other.accuracies)
 
 
 def cells(line: Line) -> tuple[str, ...]:
     """The line as text, in the order of `HEADINGS`."""
-
-    def signed(pair):
-        if pair is None:
-            return "-"
-        mean, half = pair
-        return f"{mean:+.2f}" + ("" if half is None else f" ± {half:.2f}")
-
-    spread = "" if line.deviation is None else f" ± {line.deviation:.2f}"
     return (
         line.method,
         "-" if line.published is None else f"{line.published:.2f}",
-        f"{line.mean:.2f}{spread}",
-        signed(line.over_kd),
-        signed(line.over_plain),
+        paired.with_deviation(line.mean, line.deviation),
+        paired.signed(line.over_kd),
+        paired.signed(line.over_plain),
         "-" if line.step is None else f"{line.step:.2f}",
         f"{line.adapters:,}",
     )
@@ -102,24 +87,15 @@ def rich_table(table: Sequence[Line], pair: str, teacher_accuracy: float | None)
     teacher, _, student = pair.partition(":")
     known = "" if teacher_accuracy is None else f" ({100 * teacher_accuracy:.2f} %)"
     seeds = max(line.seeds for line in table)
-    made = Table(
+    return paired.rich_table(
+        HEADINGS,
+        [cells(line) for line in table],
         title=f"{student} taught by {teacher}{known}: accuracy on the test set, %",
         caption=f"{seeds} seeds: mean ± deviation; paired differences ± half of the 95 % interval; "
         "step: its time, by KD 1",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
     )
-    for heading in HEADINGS:
-        made.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for line in table:
-        made.add_row(*cells(line))
-    return made
 
 
 def markdown(table: Sequence[Line]) -> str:
     """For a document."""
-    rows = [HEADINGS, ("---", *("---:",) * (len(HEADINGS) - 1)), *map(cells, table)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return paired.markdown(HEADINGS, [cells(line) for line in table])

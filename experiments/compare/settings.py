@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 # In the order of the published figures below.
 PAIRS = (
     "wrn_40_2:wrn_16_2",
@@ -16,6 +18,7 @@ PAIRS = (
     "vgg13:vgg8",
 )
 PLAIN, KD = "none", "kd"
+EPOCHS = 240  # that phases are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,16 @@ class Setting:
             else:
                 methods[name] = own
         return dataclasses.replace(self, methods=methods, options=options)
+
+    def apply(self, config: ml_collections.ConfigDict) -> None:
+        """Sets the fields of a config; phases take their part of its epochs."""
+        config.methods, config.method_options = dict(self.methods), dict(self.options)
+        config.recipe.update(self.recipe)
+        config.loss.update(self.loss)
+        config.phases = tuple(
+            {**phase, "epochs": max(1, round(phase["epochs"] * config.recipe.epochs / EPOCHS))}
+            for phase in self.phases
+        )
 
     def figure(self, pair: str) -> float | None:
         """The published accuracy of a pair, in percent."""

@@ -19,7 +19,6 @@ from distill_jax.train.stage_methods import method_shapes
 from experiments.compare.settings import PLAIN, SETTINGS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "compare_cifar100.py"
-EPOCHS = 240  # that phases are of
 
 
 def config_of(method: str, given: argparse.Namespace) -> ml_collections.ConfigDict:
@@ -41,13 +40,7 @@ def config_of(method: str, given: argparse.Namespace) -> ml_collections.ConfigDi
         config.guidance, config.students = (PLAIN,), config.networks
         return config
     config.guidance = ("direct",)
-    config.methods, config.method_options = dict(setting.methods), dict(setting.options)
-    config.recipe.update(setting.recipe)
-    config.loss.update(setting.loss)
-    config.phases = tuple(
-        {**phase, "epochs": max(1, round(phase["epochs"] * given.epochs / EPOCHS))}
-        for phase in setting.phases
-    )
+    setting.apply(config)
     return config
 
 

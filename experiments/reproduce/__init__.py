@@ -1,0 +1,1 @@
+"""The papers' tables as commands; see `__main__`."""
