@@ -34,6 +34,10 @@ def _check_section(where: str, value: Any) -> None:
 def typed(where: str, value: Any, default: Any) -> Any:
     if where == "config.devices":
         return _devices(where, value)
+    if where == "config.sweep" and isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            _check_section(f"{where}[{i}]", entry)
+        return tuple(map(dict, value))
     if default is None:  # may stay unset
         kind = bool if where.endswith(".teacher_droppable") else float
         if value is None or (isinstance(value, bool) and kind is bool):
