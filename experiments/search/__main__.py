@@ -23,7 +23,7 @@ from distill_jax.commands.train import Signals, use_compilation_cache
 from distill_jax.main import REFUSED
 from distill_jax.runs.workdir import folder_of
 from distill_jax.train.fit import Interrupted
-from experiments.search import space
+from experiments.search import setup, space
 
 MISSING = "the search needs optuna: pip install -e '.[search]'"
 FLAGS = (
@@ -46,7 +46,7 @@ def search(given: SimpleNamespace) -> int:
         raise ArgumentsError(MISSING) from None
     from experiments.search import loop
 
-    options = loop.Options(
+    options = setup.Options(
         trials=_number(given, "trials", 1),
         at_once=_number(given, "at_once", 1),
         seed=_number(given, "seed", 0),
@@ -55,7 +55,7 @@ def search(given: SimpleNamespace) -> int:
         config_file=given.config_file,
     )
     workdir = folder_of(given.workdir or f"runs/{given.config.name}_search")
-    found = loop.prepared(given.config, given.space or "", options)
+    found = setup.prepared(given.config, given.space or "", options)
     signals, console = Signals(), report.console()
     shown = report.console_reporter(console) if given.progress == "yes" else None
     try:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.report.page import svg
+from distill_jax.report.page.axes import plain_ticks
 from distill_jax.report.page.record import RecordError, Row, check, number
 from distill_jax.report.page.sections import Table
 from distill_jax.report.page.svg import Key, Picture
@@ -72,12 +73,12 @@ class SearchRecord:
 def state(search: SearchRecord) -> str:
     """How far the search is and what it found, in a line."""
     counts = {x: sum(trial["state"] == x for trial in search.trials) for x in STATES}
-    parts = [f"{len(search.trials)} trials"]
+    parts = [_count(len(search.trials), "trial")]
     parts += [f"{counts[x]} {x}" for x in ("pruned", "failed") if counts[x]]
     about = search.found
     parts.append(
         f"validation accuracy of {about['network']} under {about['guidance']}, mean over "
-        f"{len(about['seeds'])} seed{'s' * (len(about['seeds']) != 1)}"
+        f"{_count(len(about['seeds']), 'seed')}"
     )
     if search.best is None:
         return "; ".join([*parts, "no trial is finished yet"])
@@ -100,7 +101,10 @@ def table(search: SearchRecord) -> Table:
         ]
         for trial in ordered
     ]
-    return Table(headings, rows, (0, 1, *range(2, 2 + len(fields)), 2 + len(fields)))
+    words = {
+        i for i, x in enumerate(fields, 2) if any(map(_is_word, search.space[x].get("choices", ())))
+    }
+    return Table(headings, rows, tuple(x for x in range(3 + len(fields)) if x not in words))
 
 
 def made(search: SearchRecord) -> Table:
@@ -149,6 +153,7 @@ def _history(search: SearchRecord) -> Picture:
         _dots(axes, [(x, x["trial"]) for x in search.measured])
         axes.set(xlabel="trial", ylabel="validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.set_xlim(-0.5, max(x["trial"] for x in search.trials) + 0.5)
 
     legend = [*_legend(search), Key("━", 1, "best so far")]
     return svg.picture("history-0", "Accuracy over trials", draw, legend=legend)
@@ -164,27 +169,35 @@ def _slice(search: SearchRecord, field: str, i: int) -> Picture:
     def draw(figure: Any) -> None:
         axes = svg.room(figure)
         if choices:
-            drawn = [0] * len(choices)
-            places = []
-            for trial in own:
-                k = choices.index(trial["point"][field])
-                # Trials of one choice stand side by side, around its place.
-                aside = (drawn[k] + 1) // 2 * (-1) ** drawn[k] * 0.07
-                drawn[k] += 1
-                places.append((trial, k + max(-0.35, min(0.35, aside))))
-            _dots(axes, places)
+            _dots(axes, _beside(own, field, choices))
             step = math.ceil(len(choices) * max(map(len, map(_cut, texts))) / 60)
             shown = range(0, len(choices), step)
             axes.set_xticks(list(shown), [_cut(texts[k]) for k in shown])
             axes.set_xlim(-0.5, len(choices) - 0.5)
         else:
             _dots(axes, [(trial, number(trial["point"], field)) for trial in own])
+            low, high = number(dimension, "low"), number(dimension, "high")
             if dimension.get("log"):
                 axes.set_xscale("log")
+                low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
+            else:
+                low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+            axes.set_xlim(low, high)
+            plain_ticks(axes.xaxis)
         axes.set(xlabel=field, ylabel="validation accuracy, %")
 
     legend = [*_legend(search), Key("○", 1, "the best")]
     return svg.picture(f"slice-{i}", f"Accuracy by {field}", draw, legend=legend)
+
+
+def _beside(trials: list[Row], field: str, choices: list[Any]) -> list[tuple[Row, float]]:
+    """Each trial with the place of its choice; those of one choice side by side around it."""
+    places: list[tuple[Row, float]] = []
+    for k, choice in enumerate(choices):
+        own = [trial for trial in trials if trial["point"][field] == choice]
+        apart = min(0.07, 0.7 / max(len(own), 1))
+        places += [(x, k + apart * (i - (len(own) - 1) / 2)) for i, x in enumerate(own)]
+    return places
 
 
 def _dots(axes: Any, places: list[tuple[Row, float]]) -> None:
@@ -205,6 +218,14 @@ def _dots(axes: Any, places: list[tuple[Row, float]]) -> None:
 def _legend(search: SearchRecord) -> list[Key]:
     pruned = any(trial["state"] == "pruned" for trial in search.measured)
     return _KEYS if pruned else _KEYS[:1]
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int | float)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _cut(text: str) -> str:
