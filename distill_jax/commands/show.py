@@ -48,9 +48,10 @@ def _progress(folder: Path) -> list[str]:
         if history := epochs.get(stage["stage"]):
             lines.append(f"  {_epoch(stage, history)}")
     if run:
-        lines.append(f"started {run['date']}, distill_jax {run['distill_jax']}, JAX {run['jax']}")
+        about = {name: run.get(name, "?") for name in ("date", "distill_jax", "jax", "command")}
+        lines.append("started {date}, distill_jax {distill_jax}, JAX {jax}".format(**about))
         if waiting and not held:
-            lines.append(f"to go on: {run['command']}")
+            lines.append(f"to go on: {about['command']}")
     return lines
 
 

@@ -22,6 +22,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from distill_jax.identity import differences, plain
+from distill_jax.report.page import svg
 from distill_jax.runs.workdir import WorkdirError
 from experiments.search.space import Dimension, Point, Space
 
@@ -137,7 +138,7 @@ def _check_same(study: optuna.Study, folder: Path, about: Mapping[str, Any]) -> 
     saved = study.user_attrs.get(ABOUT)
     if saved is None:
         study.set_user_attr(ABOUT, about)
-    elif lines := differences(saved, about):
+    elif lines := [svg.cut(line, 200) for line in differences(saved, about)]:
         raise WorkdirError(
             f"{folder} holds another search: {'; '.join(lines)}; expected the same, or another "
             "--workdir"

@@ -251,7 +251,10 @@ def test_a_killed_trial_is_tried_again(config, tmp_path, monkeypatch, capsys, ma
     assert numbers == [0, 2, 3]  # 1 was lost
 
 
-def test_the_table_fits_a_terminal_and_names_the_best(config, tmp_path, made_up, capsys):
+def test_the_table_fits_a_terminal_and_names_the_best(
+    config, tmp_path, made_up, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
     wide = '{"kd_weight": [0.05, 1.0], "learning_rate": {"low": 1e-4, "high": 0.1, "log": true}, '
     wide += '"augment": ["none", "flip", "crop_flip"], "loss.standardise": [true, false]}'
     assert search(config, tmp_path / "search", wide, "--trials=30") == 0

@@ -93,10 +93,21 @@ class RunRecord:
     latency: Latency = Latency()
 
     def __post_init__(self) -> None:
+        earlier = self.started.get("earlier", [])
+        check({"earlier": earlier}, {"earlier": list}, "run.json")
+        for one in earlier:
+            check(one, {}, "run.json, earlier")
         for row in self.rows:
             check(row, _ROW, "results.json")
-            if not row.get("failed"):
-                _check_measured(row)
+            if row.get("failed"):
+                check(row, {"failed": str}, "results.json")
+                continue
+            _check_measured(row)
+            for name in ("test_accuracy", "last_test_accuracy"):
+                if row[name] is None:
+                    raise RecordError(f"results.json has {name}=None: expected a number")
+            for name in ("valid_accuracy", *(x for x in row if x.startswith("test_"))):
+                number({name: None, **row}, name)
 
     @property
     def labels(self) -> list[str]:
