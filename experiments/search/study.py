@@ -44,7 +44,9 @@ def opened(folder: Path, about: Mapping[str, Any]) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = sqlalchemy.URL.create("sqlite", database=str((folder / FILE).absolute()))
     try:
-        storage = optuna.storages.RDBStorage(url.render_as_string())
+        # No pool, so that a connection that failed is closed.
+        pooled = {"poolclass": sqlalchemy.pool.NullPool}
+        storage = optuna.storages.RDBStorage(url.render_as_string(), engine_kwargs=pooled)
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         raise _damaged(folder, error) from None
     try:

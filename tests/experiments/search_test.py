@@ -1,12 +1,15 @@
 """The search: what it refuses, that it goes on, and that its winner is trained again to the bit."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
 
 from distill_jax import data, main
 from distill_jax.runs.config import default_config, load_config, resolve
+from distill_jax.train.fit import Interrupted
 from experiments.search import __main__ as command
 from experiments.search import space, trained
 
@@ -249,6 +252,39 @@ def test_a_killed_trial_is_tried_again(config, tmp_path, monkeypatch, capsys, ma
     assert points(tmp_path / "search") == points(tmp_path / "whole")
     numbers = [trial["trial"] for trial in found(tmp_path / "search")["trials"]]
     assert numbers == [0, 2, 3]  # 1 was lost
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(
+    config, tmp_path, monkeypatch, capsys, made_up
+):
+    train = trained.train
+
+    def stopped(*arguments, stop, **others):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        raise Interrupted
+
+    monkeypatch.setattr(trained, "train", stopped)
+    assert search(config, tmp_path / "search", KD, "--trials=2") == 128 + signal.SIGTERM
+    assert "the same command goes on from there" in capsys.readouterr().out
+    monkeypatch.setattr(trained, "train", train)
+    assert search(config, tmp_path / "search", KD, "--trials=2") == 0
+    assert search(config, tmp_path / "whole", KD, "--trials=2") == 0
+    assert points(tmp_path / "search") == points(tmp_path / "whole")
+
+
+def test_the_winner_knows_the_names_that_its_config_registers(config, tmp_path, made_up, capsys):
+    register = (
+        'register_network("mine", lambda classes, inputs: nn.Sequential([lambda x: x.reshape('
+    )
+    register += "len(x), -1), nn.Dense(classes)]))"
+    text = CONFIG.replace('"plane2"', '"mine"').replace("import ", "import register_network, ")
+    text = text.replace("\n\n\n", f"\nfrom flax import linen as nn\n\n{register}\n\n\n")
+    config.write_text(text)
+    assert search(config, tmp_path / "search", KD, "--trials=2") == 0
+    winner = (tmp_path / "search" / "best.py").read_text()
+    assert f"load_config({str(config)!r})" in winner
+    assert load_config(str(tmp_path / "search" / "best.py")).networks == ("plane4", "mine")
 
 
 def test_the_table_fits_a_terminal_and_names_the_best(
