@@ -8,12 +8,11 @@ from types import SimpleNamespace
 
 from distill_jax import report
 from distill_jax.commands.arguments import Command, Flag
-from distill_jax.report.page import Latency, RunRecord, html_page, markdown
+from distill_jax.report.page import Latency, RunRecord, SearchRecord, html_page, markdown
 from distill_jax.runs.checkpoint import CheckpointError, write_text
-from distill_jax.runs.folder import run_folder
 from distill_jax.runs.latency import measure_latency, read_latency
-from distill_jax.runs.run_record import read_record
-from distill_jax.runs.workdir import WorkdirError
+from distill_jax.runs.run_record import is_search, read_record, read_search
+from distill_jax.runs.workdir import WorkdirError, folder_of
 
 LATENCY = Flag(
     "latency", "yes: time networks that were not timed yet; no.", "yes", choices=("yes", "no")
@@ -23,14 +22,18 @@ LATENCY = Flag(
 def report_page(given: SimpleNamespace) -> int:
     """Writes report.html and report.md into the first folder."""
     workdirs = list(dict.fromkeys((given.workdir, *given.other)))
-    records = [read_record(workdir) for workdir in workdirs]  # all, before anything is measured
-    first = run_folder(given.workdir)
+    records = [_read(workdir) for workdir in workdirs]  # all, before anything is measured
+    first = folder_of(given.workdir)
     try:
-        runs = [
-            dataclasses.replace(record, latency=_latency(workdir, record, given.latency == "yes"))
+        shown = [
+            record
+            if isinstance(record, SearchRecord)
+            else dataclasses.replace(
+                record, latency=_latency(workdir, record, given.latency == "yes")
+            )
             for workdir, record in zip(workdirs, records, strict=True)
         ]
-        for name, text in (("report.html", html_page(runs)), ("report.md", markdown(runs))):
+        for name, text in (("report.html", html_page(shown)), ("report.md", markdown(shown))):
             write_text(first / name, text)
     except CheckpointError as error:
         raise WorkdirError(f"{error}; expected a folder that can be written") from None
@@ -38,6 +41,10 @@ def report_page(given: SimpleNamespace) -> int:
     line = f"report.html and report.md are in {first}"
     console.print(line, soft_wrap=True)  # a path is not broken
     return 0
+
+
+def _read(workdir: str | Path) -> RunRecord | SearchRecord:
+    return read_search(workdir) if is_search(workdir) else read_record(workdir)
 
 
 def _latency(workdir: str | Path, record: RunRecord, measure: bool) -> Latency:
@@ -48,7 +55,7 @@ def _latency(workdir: str | Path, record: RunRecord, measure: bool) -> Latency:
 
 
 REPORT = Command(
-    about="Writes a run, or several, as a page: report.html and report.md in the first folder.",
+    about="Writes runs or searches as a page: report.html and report.md in the first folder.",
     run=report_page,
     words=("workdir",),
     more="other",

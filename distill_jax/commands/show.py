@@ -11,19 +11,19 @@ from distill_jax.commands.arguments import Command
 from distill_jax.runs.folder import (
     is_held,
     read_epochs,
-    read_rows,
     run_folder,
     stage_place,
     stage_state,
 )
 from distill_jax.runs.provenance import read_run
+from distill_jax.runs.run_record import read_record
 
 
 def show(given: SimpleNamespace) -> int:
     """Prints the rows that there are, and how far the others are."""
     folder = run_folder(given.workdir)
-    rows, console = read_rows(folder), report.console()
-    if rows:
+    record, console = read_record(given.workdir), report.console()  # every record is checked
+    if rows := record.rows:
         console.print(report.results_table(rows, report.title(rows)))
     for line in _progress(folder):
         console.print(line)
@@ -48,9 +48,10 @@ def _progress(folder: Path) -> list[str]:
         if history := epochs.get(stage["stage"]):
             lines.append(f"  {_epoch(stage, history)}")
     if run:
-        lines.append(f"started {run['date']}, distill_jax {run['distill_jax']}, JAX {run['jax']}")
+        about = {name: run.get(name, "?") for name in ("date", "distill_jax", "jax", "command")}
+        lines.append("started {date}, distill_jax {distill_jax}, JAX {jax}".format(**about))
         if waiting and not held:
-            lines.append(f"to go on: {run['command']}")
+            lines.append(f"to go on: {about['command']}")
     return lines
 
 

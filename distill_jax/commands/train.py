@@ -27,7 +27,7 @@ def train(given: SimpleNamespace) -> int:
     """Trains, and prints the table."""
     workdir = folder_of(given.workdir or f"runs/{given.config.name}")
     use_compilation_cache(workdir)
-    signals, console = _Signals(), report.console()
+    signals, console = Signals(), report.console()
     if given.log == "json":
         reporter = report.json_reporter(sys.stdout)
     else:
@@ -67,7 +67,7 @@ def train(given: SimpleNamespace) -> int:
     return 0
 
 
-class _Signals:
+class Signals:
     """Notes the first of SIGINT, SIGTERM and their kin; the same again ends the process at once."""
 
     def __init__(self) -> None:

@@ -52,7 +52,8 @@ def _line(group: list[Row], alone: dict[int, float]) -> Row:
     own = [name for name in measured if not _EXIT.fullmatch(name)]
 
     def mean(name):
-        return statistics.fmean(row[name] for row in group)
+        # Null is what is not finite, as JSON has it.
+        return statistics.fmean(math.nan if row[name] is None else row[name] for row in group)
 
     return {
         "guidance": group[0]["guidance"],

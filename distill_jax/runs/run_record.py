@@ -1,4 +1,4 @@
-"""A run as the page shows it, read from its folder; while it is trained too."""
+"""A run or a search as the page shows it, read from its folder; while it is trained too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill_jax.report.page import RecordError, RunRecord, StageRecord
+from distill_jax.report.page import RecordError, RunRecord, SearchRecord, StageRecord
 from distill_jax.report.page.record import stage_record
 from distill_jax.runs.config import RECORDED, RESOLVED, RUN
 from distill_jax.runs.folder import is_held, read_epochs, read_rows, run_folder, stage_place
-from distill_jax.runs.workdir import WorkdirError
+from distill_jax.runs.workdir import WorkdirError, folder_of
+
+SEARCH = "search.json"  # in the folder of a search
 
 
 def read_record(workdir: str | Path) -> RunRecord:
@@ -43,6 +45,27 @@ def read_record(workdir: str | Path) -> RunRecord:
         )
     except RecordError as error:
         raise _damaged(folder, error) from None
+
+
+def is_search(workdir: str | Path) -> bool:
+    """Whether a folder is that of a search."""
+    return (folder_of(workdir) / SEARCH).is_file()
+
+
+def read_search(workdir: str | Path) -> SearchRecord:
+    """Reads all that a search has written so far.
+
+    Args:
+      workdir: its folder.
+
+    Raises:
+      WorkdirError: its record is damaged; names the file.
+    """
+    folder = folder_of(workdir)
+    try:
+        return SearchRecord(folder.absolute().name, _read(folder / SEARCH))
+    except RecordError as error:
+        raise _damaged(folder / SEARCH, error) from None
 
 
 def _stages(folder: Path, started: dict[str, Any]) -> list[StageRecord]:

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,32 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
     if workdir is None:
         yield None
         return
-    folder = folder_of(workdir)
+    with held(folder_of(workdir), RECORDED, _OWN) as folder:
+        saved = _check_same(folder, plain(config[RESOLVED]))
+        try:
+            resolved = config[RESOLVED]
+            resolved = {**resolved, "registered": _all_registered(saved, resolved)}
+            write_json(folder / RECORDED, {**config, RESOLVED: resolved})
+        except CheckpointError as error:
+            raise WorkdirError(f"cannot write to the working directory: {error}") from error
+        yield folder
+
+
+@contextlib.contextmanager
+def held(folder: Path, record: str, before: Collection[str]) -> Iterator[Path]:
+    """A folder, made where it is missing and held by one process at a time.
+
+    Args:
+      folder: which.
+      record: the file by which it is known as ours.
+      before: what may be there before that file is.
+
+    Raises:
+      WorkdirError: it cannot be written, holds other things, or another run is at work in it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_own(folder)
+        _check_own(folder, record, before)
         lock = (folder / LOCK).open("w")
     except OSError as error:
         raise WorkdirError(
@@ -96,24 +118,17 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
                 folder,
                 error.strerror,
             )
-        saved = _check_same(folder, plain(config[RESOLVED]))
-        try:
-            resolved = config[RESOLVED]
-            resolved = {**resolved, "registered": _all_registered(saved, resolved)}
-            write_json(folder / RECORDED, {**config, RESOLVED: resolved})
-        except CheckpointError as error:
-            raise WorkdirError(f"cannot write to the working directory: {error}") from error
         yield folder
 
 
-def _check_own(folder: Path) -> None:
-    """Raises WorkdirError where a folder holds things and was none of a run."""
-    if (folder / RECORDED).exists():
+def _check_own(folder: Path, record: str, before: Collection[str]) -> None:
+    """Raises WorkdirError where a folder holds other things and not the file it is known by."""
+    if (folder / record).exists():
         return
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in before)
     if foreign:
         raise WorkdirError(
-            f"the working directory {folder} holds {', '.join(foreign[:5])} and no {RECORDED}: "
+            f"the working directory {folder} holds {', '.join(foreign[:5])} and no {record}: "
             "expected an empty folder, a new one, or one of an earlier run"
         )
 

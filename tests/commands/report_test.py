@@ -294,9 +294,13 @@ def test_a_folder_that_is_none_of_a_run_is_refused(tmp_path, capsys):
         ("run.json", lambda run: run["stages"][0].pop("network")),
         ("run.json", lambda run: run["stages"][0].update(guidance=None)),
         ("run.json", lambda run: run.update(stages={"a": 1})),
+        ("run.json", lambda run: run.update(earlier=3)),
         ("results.json", "[1"),
         ("results.json", lambda rows: rows[0].pop("test_accuracy")),
         ("results.json", lambda rows: rows[0].update(network=3)),
+        ("results.json", lambda rows: rows[0].update(valid_accuracy="high")),
+        ("results.json", lambda rows: rows[0].update(last_test_accuracy=None)),
+        ("results.json", lambda rows: rows[0].update(failed=3)),
         ("results.json", lambda rows: rows[0].update(reliability={"count": 3})),
         ("results.json", lambda rows: rows[0].update(agreement={"plane4": "much"})),
         ("result.json", '{"record": {}}'),
@@ -316,6 +320,8 @@ def test_a_damaged_record_is_refused_by_name(file, change, copied, capsys):
     line = refused(capsys, copied)
     assert line.startswith("error: ") and str(copied) in line
     assert not (copied / "report.html").exists()
+    assert main.main(["show", str(copied)]) == 1
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(copied, capsys):

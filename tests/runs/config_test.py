@@ -469,6 +469,15 @@ def test_an_override_has_methods_and_their_numbers_of_its_own():
     assert chosen_methods(experiment, "plane2") == chosen_methods(resolve({}), "plane2")
 
 
+def test_a_list_of_sweeps_gives_the_combinations_of_each():
+    entries = [{"kd_weight": (0.1, 0.9), "temperature": 2}, {"kd_weight": 0.5}, {"kd_weight": 0.5}]
+    config = {"guidance": ("none", "direct"), "sweep": entries}
+    labels = [comparison.label for comparison in resolve(config).comparisons]
+    both = [f"direct, kd_weight={x}, temperature=2.0" for x in (0.1, 0.9)]
+    assert labels == ["none", *both, "direct, kd_weight=0.5"]
+    assert [x.label for x in resolve({"guidance": "direct", "sweep": []}).comparisons] == ["direct"]
+
+
 def test_a_sweep_sets_weights_of_methods_where_these_are_used():
     config = {"methods": {"kd": 1.0, "fitnet": 1.0}, "sweep": {"methods.fitnet": (1, 10.0)}}
     experiment = resolve({**config, "overrides": {"plane4": {"methods": {"kd": 1.0}}}})
@@ -539,6 +548,7 @@ def test_a_registered_method_is_used_by_its_name(monkeypatch):
         ({"overrides": {"plane4": {"methods": 3}}}, ("overrides.plane4.methods is a section",)),
         ({"sweep": {"methods.fitnet": (1.0,)}}, ("sweep.methods.fitnet", "unknown")),
         ({"sweep": {"methods.kd": (1.0, float("nan"))}}, ("sweep.methods.kd is a weight", "nan")),
+        ({"sweep": [{"kd_weight": 0.5}, 3]}, ("config.sweep is a section", "3")),
         ({"sweep": {"methods.kd": (1.0, 1.0)}}, ("sweep.methods.kd", "all different")),
         ({"phases": ({},)}, ("phases[0] is a dict of recipe fields and methods",)),
         ({"phases": (3,)}, ("phases[0] is a section", "3")),

@@ -2,6 +2,15 @@
 
 from distill_jax.report.page.markdown import markdown
 from distill_jax.report.page.record import Latency, RecordError, RunRecord, StageRecord
+from distill_jax.report.page.search import SearchRecord
 from distill_jax.report.page.template import html_page
 
-__all__ = ["Latency", "RecordError", "RunRecord", "StageRecord", "html_page", "markdown"]
+__all__ = [
+    "Latency",
+    "RecordError",
+    "RunRecord",
+    "SearchRecord",
+    "StageRecord",
+    "html_page",
+    "markdown",
+]

@@ -5,14 +5,24 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from distill_jax.report.page import sections
+from distill_jax.report.page import search, sections
 from distill_jax.report.page.record import RunRecord
+from distill_jax.report.page.search import SearchRecord
 from distill_jax.report.page.sections import Table
 
 
-def markdown(runs: Sequence[RunRecord]) -> str:
-    """The tables of runs, and how they were made."""
-    return "\n\n".join(block for run in runs for block in _blocks(run)) + "\n"
+def markdown(records: Sequence[RunRecord | SearchRecord]) -> str:
+    """The tables of runs and searches, and how they were made."""
+    every = (_searched(x) if isinstance(x, SearchRecord) else _blocks(x) for x in records)
+    return "\n\n".join(block for blocks in every for block in blocks) + "\n"
+
+
+def _searched(record: SearchRecord) -> list[str]:
+    blocks = [f"# {_text(record.name)}", _text(search.state(record))]
+    if record.trials:
+        blocks += ["## Trials", _table(search.table(record))]
+    blocks += ["## How it was made", _table(search.made(record))]
+    return [*blocks, *_config(search.config(record))]
 
 
 def _blocks(run: RunRecord) -> list[str]:
@@ -27,10 +37,14 @@ def _blocks(run: RunRecord) -> list[str]:
         blocks += ["## Not here", "\n".join(f"- {_text(line)}" for line in lines)]
     for title, table in sections.made(run):
         blocks += [f"## How it was made: {title}", _table(table)]
+    return [*blocks, *_config(sections.config(run))]
+
+
+def _config(text: str) -> list[str]:
     fence = "```"
-    while fence in sections.config(run):
+    while fence in text:
         fence += "`"
-    return [*blocks, "## Config", f"{fence}json\n{sections.config(run)}\n{fence}"]
+    return ["## Config", f"{fence}json\n{text}\n{fence}"]
 
 
 def _table(table: Table) -> str:

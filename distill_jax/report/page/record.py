@@ -93,10 +93,21 @@ class RunRecord:
     latency: Latency = Latency()
 
     def __post_init__(self) -> None:
+        earlier = self.started.get("earlier", [])
+        check({"earlier": earlier}, {"earlier": list}, "run.json")
+        for one in earlier:
+            check(one, {}, "run.json, earlier")
         for row in self.rows:
-            _check(row, _ROW, "results.json")
-            if not row.get("failed"):
-                _check_measured(row)
+            check(row, _ROW, "results.json")
+            if row.get("failed"):
+                check(row, {"failed": str}, "results.json")
+                continue
+            _check_measured(row)
+            for name in ("test_accuracy", "last_test_accuracy"):
+                if row[name] is None:
+                    raise RecordError(f"results.json has {name}=None: expected a number")
+            for name in ("valid_accuracy", *(x for x in row if x.startswith("test_"))):
+                number({name: None, **row}, name)
 
     @property
     def labels(self) -> list[str]:
@@ -174,19 +185,19 @@ def stage_record(planned: Any, result: Any, epochs: list[dict[str, Any]]) -> Sta
     Raises:
       RecordError: something in it is of another kind than a run writes.
     """
-    _check(planned, _STAGE, "run.json")
+    check(planned, _STAGE, "run.json")
     record, history = {}, epochs
     if result is not None:
-        _check(result, {"record": dict, "history": list}, "result.json")
+        check(result, {"record": dict, "history": list}, "result.json")
         record, history = result["record"], result["history"]
         _check_measured(record)
     for epoch in history:
-        _check(epoch, {"epoch": int}, "an epoch")
+        check(epoch, {"epoch": int}, "an epoch")
         for name in epoch:
             if name.startswith(("train_", "valid_", "test_")):
                 number(epoch, name)
     edges = {name: planned.get("edges", {}).get(name, []) for name in planned["teachers"]}
-    _check(edges, dict.fromkeys(edges, list), "the edges of a stage")
+    check(edges, dict.fromkeys(edges, list), "the edges of a stage")
     peaks = [
         (number(line, f"{where}_peak_bytes"), where)
         for line in epochs
@@ -248,12 +259,12 @@ def _check_measured(record: Mapping[str, Any]) -> None:
     for name in (*_MEASURED, *(x for x in ("seconds", "ece") if x in record)):
         number(record, name)
     tables = {name: record.get(name, {}) for name in ("agreement", "kl", "reliability")}
-    _check(tables, dict.fromkeys(tables, dict), "a stage")
+    check(tables, dict.fromkeys(tables, dict), "a stage")
     for name in ("agreement", "kl"):
         for teacher in tables[name]:
             number(tables[name], teacher)
     if bins := tables["reliability"]:
-        _check(bins, dict.fromkeys(("count", "right", "confidence"), list), "reliability")
+        check(bins, dict.fromkeys(("count", "right", "confidence"), list), "reliability")
         for values in zip(bins["count"], bins["right"], bins["confidence"], strict=False):
             for value in values:
                 number({"a bin": value}, "a bin")
@@ -261,7 +272,8 @@ def _check_measured(record: Mapping[str, Any]) -> None:
             raise RecordError("reliability has lists of several lengths: expected one")
 
 
-def _check(value: Any, fields: Mapping[str, type], where: str) -> None:
+def check(value: Any, fields: Mapping[str, type], where: str) -> None:
+    """Raises RecordError where a value is no object, or a field of it of another type."""
     if not isinstance(value, dict):
         raise RecordError(f"{where} has {value!r}: expected an object")
     for name, kind in fields.items():

@@ -6,21 +6,29 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from distill_jax.report.page import charts, graph, sections, svg
+from distill_jax.report.page import charts, graph, search, sections, svg
 from distill_jax.report.page.record import RunRecord
+from distill_jax.report.page.search import SearchRecord
 from distill_jax.report.page.sections import Table
 from distill_jax.report.page.style import style
 from distill_jax.report.page.svg import Key, Picture
 
 
-def html_page(runs: Sequence[RunRecord]) -> str:
-    """The page of one run or several, the same text for the same records."""
-    names = ", ".join(run.name for run in runs)
+def html_page(records: Sequence[RunRecord | SearchRecord]) -> str:
+    """The page of one run or search, or several, the same text for the same records."""
+    names = ", ".join(record.name for record in records)
     body = [f"<h1>{escape(names)}</h1>"]
+    runs = [record for record in records if isinstance(record, RunRecord)]
     if len(runs) > 1:
         body += _pictures("Results of all", "results", charts.results(runs))
-    for i, run in enumerate(runs):
-        body += _run(run, f"run{i}-", len(runs) > 1)
+    for i, record in enumerate(records):
+        prefix = f"run{i}-"
+        if len(records) > 1:
+            body.append(f"<h2>{escape(record.name)}</h2>")
+        if isinstance(record, SearchRecord):
+            body += _search(record, prefix)
+        else:
+            body += _run(record, prefix, len(runs) > 1)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -31,8 +39,7 @@ def html_page(runs: Sequence[RunRecord]) -> str:
 
 
 def _run(run: RunRecord, prefix: str, several: bool) -> list[str]:
-    parts = [f"<h2>{escape(run.name)}</h2>"] if several else []
-    parts.append(f'<p class="state">{escape(sections.state(run))}</p>')
+    parts = [f'<p class="state">{escape(sections.state(run))}</p>']
     add = parts.extend
     add(_pictures("Who teaches whom", f"{prefix}graph", graph.graphs(run), _GRAPH))
     own = [] if several else charts.results([run])
@@ -57,11 +64,22 @@ def _run(run: RunRecord, prefix: str, several: bool) -> list[str]:
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         add(_section("Not on this page", f"{prefix}missing", [f'<ul class="note">{items}</ul>']))
     made = [f"<h4>{escape(text)}</h4>{_pairs(table)}" for text, table in sections.made(run)]
-    made.append(
-        f"<details><summary>Config</summary><pre>{escape(sections.config(run))}</pre></details>"
-    )
+    made.append(_config(sections.config(run)))
     add(_section("How it was made", f"{prefix}made", made))
     return _unique(parts, prefix)
+
+
+def _search(record: SearchRecord, prefix: str) -> list[str]:
+    parts = [f'<p class="state">{_text(search.state(record))}</p>']
+    parts += _pictures("The search", f"{prefix}search", search.pictures(record), _SEARCH)
+    if record.trials:
+        parts += _section("Trials", f"{prefix}trials", [_table(search.table(record))])
+    made = [_pairs(search.made(record)), _config(search.config(record))]
+    return _unique([*parts, *_section("How it was made", f"{prefix}made", made)], prefix)
+
+
+def _config(text: str) -> str:
+    return f"<details><summary>Config</summary><pre>{escape(text)}</pre></details>"
 
 
 def _unique(parts: list[str], prefix: str) -> list[str]:
@@ -136,6 +154,10 @@ def _pairs(table: Table) -> str:
 _GRAPH = "Arcs lead from teachers to students; beside each network its accuracy on the test set."
 _KEPT = "The share of all steps so far at which each teacher taught."
 _TERMS = "Each term times its weight, as the loss adds them up; epochs of training."
+_SEARCH = (
+    "Every dot is a trial, its validation accuracy the mean over seeds. In a picture of one field "
+    "the others differ from dot to dot."
+)
 _COSTS = (
     "Seconds: the mean over seeds; stages that were trained at once share them. Memory: the most "
     "that the process or the device had in use so far, by other stages too."

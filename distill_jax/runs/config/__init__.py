@@ -17,7 +17,13 @@ from distill_jax.runs.config.files import (
     load_config,
 )
 from distill_jax.runs.config.help import fields_help
-from distill_jax.runs.config.resolve import PROTOCOLS, checkpoint_due, fields_of, resolve
+from distill_jax.runs.config.resolve import (
+    PROTOCOLS,
+    checkpoint_due,
+    fields_of,
+    resolve,
+    swept_fields,
+)
 from distill_jax.runs.config.smoke import smoke
 
 __all__ = [
@@ -41,4 +47,5 @@ __all__ = [
     "load_config",
     "resolve",
     "smoke",
+    "swept_fields",
 ]

@@ -276,7 +276,7 @@ FIELDS = (
         "sweep",
         {},
         "Values to compare, every guidance once for each: {recipe field, survival or "
-        "methods.NAME: values}.",
+        "methods.NAME: values}, all combinations; or a list of such.",
         object,
     ),
     Field("dtype", "float32", "What networks compute in: float32, bfloat16 or float64."),

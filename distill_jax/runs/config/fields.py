@@ -34,6 +34,10 @@ def _check_section(where: str, value: Any) -> None:
 def typed(where: str, value: Any, default: Any) -> Any:
     if where == "config.devices":
         return _devices(where, value)
+    if where == "config.sweep" and isinstance(value, (list, tuple)):
+        if not all(isinstance(entry, Mapping) for entry in value):
+            raise ConfigError(f"{where} is a section with fields, or a list of them, got {value!r}")
+        return tuple(map(dict, value))
     if default is None:  # may stay unset
         kind = bool if where.endswith(".teacher_droppable") else float
         if value is None or (isinstance(value, bool) and kind is bool):

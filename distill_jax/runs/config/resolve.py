@@ -234,32 +234,39 @@ def _guidances(value: tuple[Any, ...], networks: tuple[str, ...]) -> tuple[str, 
 
 def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
     """The comparison once for each combination of the swept values that matter to it."""
-    fields = {}
-    for name, choices in _sweep(values).items():
-        if any(comparison.graph.teachers) or not _concerns_teachers(name):
-            fields[name] = choices
-    if not comparison.stochastic:
-        fields.pop("survival", None)
-    swept = []
-    for combination in itertools.product(*fields.values()):
-        changes = tuple(zip(fields, combination, strict=True))
-        label = "".join(f", {name}={value}" for name, value in changes)
-        label = comparison.label + label
-        swept.append(dataclasses.replace(comparison, label=label, changes=changes))
-    return swept
+    swept = {}  # by label: several entries may come to the same
+    entries = values["sweep"] if isinstance(values["sweep"], tuple) else (values["sweep"],)
+    for entry in entries or ({},):
+        fields = {}
+        for name, choices in _sweep(values, entry).items():
+            if any(comparison.graph.teachers) or not _concerns_teachers(name):
+                fields[name] = choices
+        if not comparison.stochastic:
+            fields.pop("survival", None)
+        for combination in itertools.product(*fields.values()):
+            changes = tuple(zip(fields, combination, strict=True))
+            label = "".join(f", {name}={value}" for name, value in changes)
+            label = comparison.label + label
+            swept[label] = dataclasses.replace(comparison, label=label, changes=changes)
+    return list(swept.values())
 
 
-def _sweep(values: dict[str, Any]) -> dict[str, list[Any]]:
-    """The swept fields with their values: recipe fields, "survival", weights "methods.NAME"."""
+def swept_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sweep may name, of a config's fields: recipe fields, "survival", "methods.NAME"."""
     weights = {f"methods.{name}": 1.0 for name in values["methods"]}
-    defaults = {**values["recipe"], "survival": values["dropping"]["survival"], **weights}
+    return {**values["recipe"], "survival": values["dropping"]["survival"], **weights}
+
+
+def _sweep(values: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The fields that an entry sweeps, with their values."""
+    defaults = swept_fields(values)
     fields = {}
-    for name, choices in values["sweep"].items():
+    for name, choices in entry.items():
         if name not in defaults:
             raise ConfigError(unknown(f"sweep.{name}", name, tuple(defaults)))
         choices = tuple(choices) if isinstance(choices, (list, tuple)) else (choices,)
         fields[name] = [typed(f"sweep.{name}", choice, defaults[name]) for choice in choices]
-        if name in weights:
+        if name.startswith("methods."):
             fields[name] = [_weight(f"sweep.{name}", choice) for choice in choices]
         if not choices or len(set(choices)) < len(choices):
             raise ConfigError(f"sweep.{name} is one value or more, all different, got {choices}")

@@ -1,0 +1,1 @@
+"""Hyperparameters chosen on the validation split; see `__main__`."""
