@@ -96,7 +96,7 @@ def cells(line: Line) -> tuple[str, ...]:
 
 def shown(result: Result) -> Iterator[RichTable | str]:
     """For a terminal of 80 columns."""
-    yield f"{result.table.name}: accuracy on the test set of {result.about['dataset']}, %"
+    yield f"{result.table.name}: test accuracy on {result.about['dataset']}, %"
     yield paired.rich_table(HEADINGS, [cells(line) for line in result.lines])
     yield from said(result)
 
