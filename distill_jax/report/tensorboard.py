@@ -36,7 +36,7 @@ def tensorboard_writer(
 
     files: dict[str, Any] = {}
 
-    def write(record: Record) -> None:
+    def tensorboard(record: Record) -> None:
         stage = record.stage
         if isinstance(record, StageStarted):
             if stage.id in files:  # stages that were trained with it diverged
@@ -56,7 +56,7 @@ def tensorboard_writer(
             file.close()
 
     try:
-        yield write
+        yield tensorboard
     finally:
         for file in files.values():
             file.close()

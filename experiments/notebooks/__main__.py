@@ -39,7 +39,7 @@ def source(name: str) -> Any:
     return notebook
 
 
-def executed(name: str, seconds: int = 900) -> Any:
+def executed(name: str, seconds: int = 1800) -> Any:
     """A notebook run from a fresh kernel.
 
     Args:

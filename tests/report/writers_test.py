@@ -246,7 +246,7 @@ def run_of_docs(number, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, name, module)
     example = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.DOTALL | re.M)[number]
     body = example.partition("def write(record):\n")[2].partition("\n\n")[0]
-    assert f"import {name}" in example and len(body.splitlines()) <= 6
+    assert f"import {name}" in example and len(body.splitlines()) == 5
     run, rows = distill_jax.run, []
 
     def kept(config, **options):
@@ -278,9 +278,9 @@ def test_the_example_for_mlflow_logs_each_stage_as_a_run(monkeypatch, caplog):
     runs, open_runs = {}, []
 
     class Run:
-        def __init__(self, name):
-            self.info = types.SimpleNamespace(run_id=f"id of {name}")
-            runs[self.info.run_id] = {}, []
+        def __init__(self, run_id, name):
+            self.info = types.SimpleNamespace(run_id=run_id or f"id of {name}")
+            runs.setdefault(self.info.run_id, ({}, []))
 
         def __enter__(self):
             open_runs.append(self.info.run_id)
@@ -290,11 +290,12 @@ def test_the_example_for_mlflow_logs_each_stage_as_a_run(monkeypatch, caplog):
             open_runs.pop()
 
     module = types.SimpleNamespace(
-        start_run=lambda run_name: Run(run_name),
+        start_run=lambda *, run_id, run_name: Run(run_id, run_name),
         log_params=lambda params: runs[open_runs[-1]][0].update(params),
-        log_metrics=lambda metrics, step=None, *, run_id: runs[run_id][1].append((step, metrics)),
+        log_metrics=lambda metrics, step=None: runs[open_runs[-1]][1].append((step, metrics)),
     )
     (row,) = run_of_docs(1, monkeypatch, "mlflow", module)
     params, logged = runs[f"id of plane2#3-{row['stage']}"]
-    assert params["kd_weight"] == 0.5 and [step for step, _ in logged] == [1, 2, None]
+    assert params["kd_weight"] == 0.5 and len(runs) == 2
+    assert [step for step, _ in logged] == [None, 1, 2, None] and not logged[0][1]
     assert logged[-1][1]["test_accuracy"] == row["test_accuracy"] and not caplog.records
