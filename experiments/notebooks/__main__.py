@@ -50,7 +50,8 @@ def executed(name: str, seconds: int = 1800) -> Any:
       nbclient.exceptions.CellExecutionError: a cell fails.
     """
     notebook = source(name)
-    client = nbclient.NotebookClient(notebook, timeout=seconds, record_timing=False)
+    options = {"timeout": seconds, "record_timing": False, "coalesce_streams": True}
+    client = nbclient.NotebookClient(notebook, **options)
     client.execute(env={**os.environ, **QUIET})
     notebook.metadata = nbformat.from_dict(METADATA)  # without the kernel's version
     return notebook
