@@ -4,6 +4,7 @@ from distill_jax import data, interop, methods, models
 from distill_jax.data import register_dataset
 from distill_jax.methods import register_method
 from distill_jax.models import register_network
+from distill_jax.report import EpochEnded, StageEnded, StageInfo, StageStarted
 from distill_jax.runs.config import (
     ConfigError,
     Experiment,
@@ -22,9 +23,13 @@ from distill_jax.train.optim import register_optimizer
 
 __all__ = [
     "ConfigError",
+    "EpochEnded",
     "Experiment",
     "OutOfMemoryError",
     "Results",
+    "StageEnded",
+    "StageInfo",
+    "StageStarted",
     "StagesFailed",
     "WorkdirError",
     "config_arguments",

@@ -24,7 +24,8 @@ ROOMS = (
     "main",
     "__main__",
 )
-API = {"data", "interop", "methods", "models", "runs", "train"}  # what `distill_jax` itself offers
+# What `distill_jax` itself offers.
+API = {"data", "interop", "methods", "models", "report", "runs", "train"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

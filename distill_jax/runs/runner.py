@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.stage_folder import StageFolder, Together
 from distill_jax.runs.store import Store
 from distill_jax.runs.workdir import WorkdirError, folder_of, opened
+from distill_jax.runs.writers import Writers, board, check_tensorboard, check_writers
 from distill_jax.train import evaluation, fit, memory
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.memory import OutOfMemoryError
@@ -51,6 +52,7 @@ def run(
     dataset: data.Dataset | None = None,
     reporter: Reporter | None = None,
     progress: bool = True,
+    writers: Sequence[report.Writer] = (),
     stop: Callable[[], bool] | None = None,
     store: str | Path | None = None,
     config_file: str = "",
@@ -64,6 +66,8 @@ def run(
       reporter: told of progress, in the place of what `progress` shows.
       progress: whether to show progress as the command does: live on a terminal and in a notebook,
         in lines elsewhere.
+      writers: functions that are told of stages and epochs by a record each, such as
+        `report.EpochEnded`; one that raises is warned of once, and training goes on.
       stop: asked now and then; where it says true the run saves and ends. None does so on Ctrl-C;
         a second one ends at once.
       store: a folder in which working directories find stages that another has trained, by their
@@ -83,6 +87,9 @@ def run(
     experiment = config_lib.resolve(fields)
     if store is not None and workdir is None:
         raise WorkdirError(f"a store ({store}) is of working directories: expected one besides")
+    check_writers(writers)
+    if experiment.tensorboard:
+        check_tensorboard(workdir)
     shared = None if store is None else Store(folder_of(store))
     shown = report.console_reporter() if reporter is None and progress else None
     told = reporter or shown or Reporter()
@@ -93,9 +100,11 @@ def run(
                 if folder is not None:
                     write_run(folder, prepared.plan, config_file)
                 if stop is not None:
-                    return _train(prepared, folder, told, stop, shared)
+                    return _train(prepared, folder, told, writers, stop, shared)
                 with first_interrupt() as interrupted:
-                    results = _train(prepared, folder, told, interrupted, shared, partial=True)
+                    results = _train(
+                        prepared, folder, told, writers, interrupted, shared, partial=True
+                    )
                 if interrupted() and folder is not None:  # too late to stop anything here
                     raise _stopped(folder)
                 return dataclasses.replace(results, interrupted=interrupted())
@@ -108,15 +117,27 @@ def _train(
     prepared: Prepared,
     folder: Path | None,
     reporter: Reporter,
+    writers: Sequence[report.Writer],
     stop: Callable[[], bool],
     store: Store | None,
     partial: bool = False,
 ) -> Results:
     """Trains what is prepared; `partial` gives results where it was stopped and saves nothing."""
-    files = [] if folder is None else [MetricsFile(folder / "metrics.jsonl")]
-    listeners = Several(reporter, *files)
-    stages = _Stages(prepared, folder, listeners, stop, store)
+    stages = _Stages(prepared, folder, reporter, stop, store)
     stages.take_finished()
+    written = folder if prepared.experiment.tensorboard else None
+    with board(written, prepared.plan, stages.done) as boards:
+        files = [] if folder is None else [MetricsFile(folder / "metrics.jsonl")]
+        told = [Writers(prepared.plan, writers)] if writers else []
+        stages.reporter = Several(reporter, *files, *boards, *told)
+        return _train_stages(prepared, folder, stages, partial)
+
+
+def _train_stages(
+    prepared: Prepared, folder: Path | None, stages: _Stages, partial: bool
+) -> Results:
+    """Trains the stages that are not finished; see `_train`."""
+    listeners = stages.reporter
     listeners.run_started(stages.planned())
     if (count := prepared.experiment.topology.count) > 1:
         listeners.notice([f"  {count} devices share each batch; devices=1 takes one"])

@@ -33,6 +33,7 @@ RESUMABLE_FIELDS = (
     "deterministic",
     "max_nonfinite_steps",
     "checkpoint_every",
+    "tensorboard",
 )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from distill_jax.report.page import svg
 from distill_jax.report.page.record import RunRecord, StageRecord, number, percent
 from distill_jax.report.page.svg import Key, Picture
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROW = 0.3  # inches between networks
 BULGE = 1.1  # inches that arcs may take at most
 MARGIN = 0.2  # inches
+DPI = 200  # of a figure that is no SVG
 
 
 def graphs(run: RunRecord) -> list[Picture]:
@@ -29,20 +34,66 @@ def graphs(run: RunRecord) -> list[Picture]:
     return pictures
 
 
-def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> Picture:
-    row = (*run.networks, *(stage.network for stage in stages))
-    networks = [x for x in dict.fromkeys(row) if any(x == stage.network for stage in stages)]
-    edges = {
-        (teacher, stage.network, methods, teacher in stage.live): None
-        for stage in stages
-        for teacher, methods in stage.edges.items()
-        if teacher in networks
-    }
-    travels = list(dict.fromkeys((methods, live) for *_, methods, live in edges))
+def graph_figure(stages: Sequence[StageRecord]) -> Figure:
+    """The graph that stages make, without results, as a figure that stands alone."""
+    teaching = _Teaching(stages)
+    keys = teaching.legend()
+    height = ROW * (len(teaching.networks) + 0.8 * len(keys))
+    with svg.empty(height) as figure:
+        figure.set(dpi=DPI, facecolor="white")
+        share = ROW * len(teaching.networks) / height
+        teaching.draw(figure.add_axes((0, 1 - share, 1, share)), lambda network: "")
+        for i, key in enumerate(keys):
+            x, y = MARGIN / svg.WIDTH, (1 - share) * (len(keys) - i - 0.5) / len(keys)
+            figure.text(x, y, f"{key.glyph} {key.text}", color=svg.colour(i), va="center")
+    return figure
 
-    def draw(figure: Any) -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
+
+def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> Picture:
+    teaching = _Teaching(stages, run.networks)
+
+    def result(network: str) -> str:
+        return _result(run, [stage for stage in stages if stage.network == network])
+
+    def draw(figure: Figure) -> None:
+        teaching.draw(figure.add_axes((0, 0, 1, 1)), result)
+
+    height = ROW * len(teaching.networks)
+    return svg.picture(name, label, draw, legend=teaching.legend(), height=height)
+
+
+class _Teaching:
+    """Who teaches whom among stages.
+
+    Args:
+      stages: of them.
+      row: their networks in an order; those that it does not have follow.
+    """
+
+    def __init__(self, stages: Sequence[StageRecord], row: Sequence[str] = ()):
+        own = [stage.network for stage in stages]
+        self.networks = [x for x in dict.fromkeys((*row, *own)) if x in own]
+        edges = {
+            (teacher, stage.network, methods, teacher in stage.live): None
+            for stage in stages
+            for teacher, methods in stage.edges.items()
+            if teacher in self.networks
+        }
+        self.edges = list(edges)
+        self.travels = list(dict.fromkeys((methods, live) for *_, methods, live in edges))
+
+    def legend(self) -> list[Key]:
+        """What travels along the edges, by colour."""
+        return [
+            Key("╍╍" if live else "━━", i, ", ".join(methods) + " (live)" * live)
+            for i, (methods, live) in enumerate(self.travels)
+            if methods
+        ]
+
+    def draw(self, axes: Any, result: Callable[[str], str]) -> None:
+        """Draws networks with their results, and arcs, on axes of ROW inches a network."""
         axes.set_axis_off()
+        networks, edges = self.networks, self.edges
         height = ROW * len(networks)
         spans = [abs(networks.index(a) - networks.index(b)) for a, b, *_ in edges]
         bend = min(0.55, 2 * BULGE / max(height - ROW, ROW))
@@ -53,7 +104,7 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
         places = {network: -ROW * i for i, network in enumerate(networks)}
         for teacher, student, methods, live in edges:
             style: dict[str, Any] = {
-                "color": svg.colour(travels.index((methods, live))),
+                "color": svg.colour(self.travels.index((methods, live))),
                 "linewidth": 1.1,
             }
             if teacher == student:
@@ -65,15 +116,7 @@ def _graph(run: RunRecord, stages: list[StageRecord], label: str, name: str) -> 
         for network, y in places.items():
             axes.plot(0, y, "o", color=svg.TEXT, markersize=6)
             axes.text(0.14, y, svg.cut(network), va="center")
-            own = [stage for stage in stages if stage.network == network]
-            axes.text(right, y, _result(run, own), va="center", ha="right")
-
-    legend = [
-        Key("╍╍" if live else "━━", i, ", ".join(methods) + " (live)" * live)
-        for i, (methods, live) in enumerate(travels)
-        if methods
-    ]
-    return svg.picture(name, label, draw, legend=legend, height=ROW * len(networks))
+            axes.text(right, y, result(network), va="center", ha="right")
 
 
 def _arrow(

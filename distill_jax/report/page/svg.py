@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
 LINES = ("━", "╍", "┅", "┉")  # in a legend
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 WIDTH = 4.4  # inches
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "distill_jax",
     "font.family": ["DejaVu Sans"],
@@ -114,6 +115,22 @@ def room(figure: Figure, left: float = 0.72) -> Any:
     return figure.add_axes((*places, 1 - (below + beside) / height))
 
 
+@contextlib.contextmanager
+def empty(height: float) -> Iterator[Figure]:
+    """A figure to draw on, in the style of all pictures, which lasts as long as the context.
+
+    Args:
+      height: inches.
+    """
+    import matplotlib  # takes half a second, which nothing else should
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own are
+        matplotlib.rcParams.update(_STYLE)
+        yield Figure(figsize=(WIDTH, height))
+
+
 def picture(
     name: str,
     title: str,
@@ -133,13 +150,7 @@ def picture(
       note: likewise.
       height: inches.
     """
-    import matplotlib  # takes half a second, which nothing else should
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own are
-        matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(WIDTH, height))
+    with empty(height) as figure:
         draw(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -320,6 +320,11 @@ FIELDS = (
         "5 minutes",
         "How often a stage is saved, in steps, epochs, minutes or seconds, such as '500 steps'.",
     ),
+    Field(
+        "tensorboard",
+        False,
+        "Write files for TensorBoard to the working directory too; needs tensorboardX.",
+    ),
 )
 
 

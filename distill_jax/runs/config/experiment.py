@@ -78,6 +78,7 @@ class Experiment:
     teacher_logits: str
     max_nonfinite_steps: int
     checkpoint_every: str
+    tensorboard: bool
 
     def recipe_of(self, network: str, **changes: Any) -> Recipe:
         """The recipe of one network, with its overrides and then `changes`."""

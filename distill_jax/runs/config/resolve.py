@@ -107,6 +107,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         teacher_logits=one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
         max_nonfinite_steps=_max_nonfinite_steps(values["nonfinite"]),
         checkpoint_every=values["checkpoint_every"],
+        tensorboard=values["tensorboard"],
     )
     checkpoint_due(experiment.checkpoint_every)
     recipes = _checked_recipes(experiment)

@@ -1,0 +1,1 @@
+"""Notebooks that explain the three methods, each with its source beside it as a script."""
