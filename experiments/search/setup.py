@@ -13,7 +13,7 @@ from distill_jax.runs.config import RESOLVED, ConfigError, Experiment, resolve
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import prepare
 from distill_jax.train import devices
-from distill_jax.train.sharding import ask_for_cpu_devices
+from distill_jax.train.startup import ask_for_cpu_devices
 from experiments.search import space
 from experiments.search.space import Fields, Space, SpaceError
 
