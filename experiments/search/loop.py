@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 from rich.console import Console
 
+from distill_jax.report.page.search import point_text
 from distill_jax.runs.checkpoint import write_text
 from distill_jax.runs.config import ConfigError
 from distill_jax.runs.workdir import LOCK, held
@@ -113,7 +114,7 @@ def _tell(found: optuna.Study, trial: Trial, outcome: trained.Outcome) -> None:
 def _say(console: Console, line: record.Line, done: int, trials: int) -> None:
     why = f": {line['failed']}" if line["failed"] else ""
     text = f"trial {line['trial']} ({done} of {trials}): {record.accuracy_text(line)}{why}; "
-    console.print(text + record.text_of(line["point"]), soft_wrap=True, highlight=False)
+    console.print(text + point_text(line["point"]), soft_wrap=True, highlight=False)
 
 
 def _write(search: Search, found: optuna.Study, workdir: Path) -> None:
@@ -141,7 +142,7 @@ def _finish(search: Search, found: optuna.Study, workdir: Path, console: Console
     console.print(record.rich_table(lines, f"Validation accuracy of {of}"))
     if winner is None:
         raise ConfigError("no trial could be trained to the end: see search.json for why")
-    point = record.text_of(study.point_of(winner, search.space))
+    point = point_text(study.point_of(winner, search.space))
     best = f"best: trial {winner.number}, {100 * winner.value:.2f} %; {point}"
     console.print(best, soft_wrap=True, highlight=False)
     console.print(f"best.py, search.json and search.db are in {workdir}", soft_wrap=True)

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from distill_jax.identity import finite
+from distill_jax.report.page.search import point_text
 from distill_jax.runs.config import SECTIONS, default_config, fields_of
 from experiments.search.space import Fields, Point, Space, config_of
 from experiments.search.study import FAILED, best, killed, last_value, point_of
@@ -99,12 +100,6 @@ def _literal(value: Any) -> str:
     return pprint.pformat(value, width=88, sort_dicts=False)
 
 
-def text_of(point: Point) -> str:
-    """A point in a line, numbers in four digits."""
-    short = {k: f"{v:.4g}" if isinstance(v, float) else f"{v}" for k, v in point.items()}
-    return ", ".join(f"{name}={value}" for name, value in short.items())
-
-
 def accuracy_text(line: Line) -> str:
     """The accuracy in percent; of one that was pruned the last that it had."""
     if line["state"] == "failed" or line["accuracy"] is None:
@@ -143,6 +138,6 @@ def rich_table(lines: Sequence[Line], title: str) -> Table:
             str(line["trial"]),
             accuracy_text(line),
             "" if so_far is None else f"{100 * so_far:.2f}",
-            text_of(line["point"]),
+            point_text(line["point"]),
         )
     return table
