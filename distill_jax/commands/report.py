@@ -10,8 +10,9 @@ from distill_jax import report
 from distill_jax.commands.arguments import Command, Flag
 from distill_jax.report.page import Latency, RunRecord, SearchRecord, html_page, markdown
 from distill_jax.runs.checkpoint import CheckpointError, write_text
+from distill_jax.runs.folder import is_search
 from distill_jax.runs.latency import measure_latency, read_latency
-from distill_jax.runs.run_record import is_search, read_record, read_search
+from distill_jax.runs.run_record import read_record, read_search
 from distill_jax.runs.workdir import WorkdirError, folder_of
 
 LATENCY = Flag(

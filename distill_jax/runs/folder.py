@@ -12,6 +12,7 @@ from distill_jax.runs.given import RESULTS, WEIGHTS, folder_name
 from distill_jax.runs.workdir import LOCK, WorkdirError, folder_of
 
 METRICS, PROGRESS, STAGES = "metrics.jsonl", "progress", "stages"
+SEARCH = "search.json"  # in the folder of a search
 
 
 class StageState(NamedTuple):
@@ -35,9 +36,18 @@ def run_folder(workdir: str | Path) -> Path:
     folder = folder_of(workdir)
     if not folder.is_dir():
         raise WorkdirError(f"there is no folder {folder}: expected the --workdir of a run")
+    if is_search(folder):
+        raise WorkdirError(
+            f"{folder} is the folder of a search, which `report` shows: expected that of a run"
+        )
     if not (folder / RECORDED).is_file():
         raise WorkdirError(f"{folder} is not the folder of a run: it has no {RECORDED}")
     return folder
+
+
+def is_search(workdir: str | Path) -> bool:
+    """Whether a folder is that of a search."""
+    return (folder_of(workdir) / SEARCH).is_file()
 
 
 def stage_place(folder: Path, network: str, stage_id: str) -> Path:

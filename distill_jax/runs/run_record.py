@@ -9,10 +9,15 @@ from typing import Any
 from distill_jax.report.page import RecordError, RunRecord, SearchRecord, StageRecord
 from distill_jax.report.page.record import stage_record
 from distill_jax.runs.config import RECORDED, RESOLVED, RUN
-from distill_jax.runs.folder import is_held, read_epochs, read_rows, run_folder, stage_place
+from distill_jax.runs.folder import (
+    SEARCH,
+    is_held,
+    read_epochs,
+    read_rows,
+    run_folder,
+    stage_place,
+)
 from distill_jax.runs.workdir import WorkdirError, folder_of
-
-SEARCH = "search.json"  # in the folder of a search
 
 
 def read_record(workdir: str | Path) -> RunRecord:
@@ -45,11 +50,6 @@ def read_record(workdir: str | Path) -> RunRecord:
         )
     except RecordError as error:
         raise _damaged(folder, error) from None
-
-
-def is_search(workdir: str | Path) -> bool:
-    """Whether a folder is that of a search."""
-    return (folder_of(workdir) / SEARCH).is_file()
 
 
 def read_search(workdir: str | Path) -> SearchRecord:

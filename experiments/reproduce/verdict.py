@@ -11,6 +11,7 @@ from experiments.reproduce.tables import Claim
 HOLDS, REVERSED, OPEN = "holds", "reversed", "open"
 CONFIRMED, CONTRADICTED, UNDECIDED = "order confirmed", "contradicted", "undecided"
 Accuracies = Mapping[int, float]  # by seed
+_NO_SPREAD = 1e-9  # percent; equal differences are so but for rounding
 
 
 class Judged(NamedTuple):
@@ -31,8 +32,11 @@ class Judged(NamedTuple):
 
 
 def outcome(difference: paired.Difference | None) -> str:
-    """Of a claimed gain: decided only where its interval excludes zero."""
-    if difference is None or difference[1] is None:
+    """Of a claimed gain: decided only where its interval excludes zero.
+
+    Differences that are all equal leave it open: so few say nothing of how they spread.
+    """
+    if difference is None or difference[1] is None or difference[1] < _NO_SPREAD:
         return OPEN
     mean, half = difference
     return HOLDS if mean - half > 0 else REVERSED if mean + half < 0 else OPEN

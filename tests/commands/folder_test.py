@@ -74,6 +74,13 @@ def test_show_tells_how_far_a_run_is(stopped, capsys):
 
 
 # -------------------------------------------------------------------------------------------- plan
+def test_show_sends_the_folder_of_a_search_to_the_report(tmp_path, capsys):
+    (tmp_path / "search.json").write_text("{}")
+    assert main.main(["show", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} is the folder of a search, which `report` shows" in line
+
+
 def test_plan_measures_what_is_to_be_trained_and_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     file, folder = tmp_path / "small.py", tmp_path / "run"

@@ -134,6 +134,7 @@ def test_every_part_is_there_with_the_numbers_of_the_run(run, capsys):
     assert all("kd" in graph for graph in graphs)
     assert len(page.figure("curves")) == 3 and len(page.figure("reliability")) == 1
     assert "2 seeds" in page.figure("curves")[0] and "epoch" in page.figure("curves")[0]
+    assert "part of several" in page.figures["run0-parameters"]  # plane4 teaches in both
     assert "kl" in "".join(page.figure("terms")) and "MiB" in page.figure("memory")[0]
     agreements = [row["agreement"]["plane4"] for row in results.rows if row["guidance"] == PATH]
     shown = f"{100 * np.mean(agreements):.2f} ± {100 * np.std(agreements, ddof=1):.2f}"

@@ -96,6 +96,7 @@ def test_claims_are_the_published_order():
         ((50, 50), (51, 51.1), "order confirmed"),  # 1.05 ± 0.635
         ((50, 60, 40), (50, 60, 40), "undecided at n = 3"),
         ((50,), (90,), "undecided at n = 1"),
+        ((50, 60.1, 40.3), (51.1, 61.2, 41.4), "undecided at n = 3"),  # 1.1 thrice: no spread seen
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero(worse, better, expected):

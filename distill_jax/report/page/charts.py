@@ -217,7 +217,12 @@ def _scatter(
     labels, networks = run.labels, list(dict.fromkeys(group.network for group in groups))
     glyphs = dict(zip(svg.MARKERS, svg.MARKERS.values(), strict=True))
     markers = {x: list(glyphs)[i % len(glyphs)] for i, x in enumerate(networks)}
-    colours = {group.label: labels.index(group.guidance[0]) for group in groups if group.guidance}
+    # A network that several guidances use, as a teacher is, has the colour of none of them.
+    own = {group.label: group.guidance[0] for group in groups if len(group.guidance) == 1}
+    shared = any(len(group.guidance) > 1 for group in groups)
+
+    def colour(group: Group) -> str:
+        return svg.colour(labels.index(own[group.label])) if group.label in own else svg.TEXT
 
     def draw(figure: Any) -> None:
         from matplotlib.transforms import ScaledTranslation
@@ -238,7 +243,7 @@ def _scatter(
                 mean(values),
                 yerr=spread(values),
                 fmt=markers[group.network],
-                color=svg.colour(colours.get(group.label, 0)),
+                color=colour(group),
                 capsize=2,
                 transform=axes.transData + aside,
             )
@@ -248,8 +253,9 @@ def _scatter(
         axes.set(xlabel=label, ylabel="test accuracy, %")
 
     legend = [Key(glyphs[marker], None, network) for network, marker in markers.items()]
-    legend += [Key("■", i, labels[i]) for i in sorted(set(colours.values()))]
+    legend += [Key("■", i, label) for i, label in enumerate(labels) if label in own.values()]
     note = "ways of training one network stand side by side"
+    note += "; in the colour of the text: part of several" if shared and own else ""
     return svg.picture(name, title, draw, legend=legend, note=note)
 
 
