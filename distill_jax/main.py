@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from distill_jax.commands.arguments import HELP, ArgumentsError, Command, columns, parse, usage
 from distill_jax.commands.evaluate import EVALUATE
+from distill_jax.commands.export import EXPORT
+from distill_jax.commands.measure import MEASURE
 from distill_jax.commands.plan import PLAN
 from distill_jax.commands.report import REPORT
 from distill_jax.commands.show import SHOW
@@ -31,6 +33,8 @@ COMMANDS: dict[str, Command] = {
     "show": SHOW,
     "report": REPORT,
     "evaluate": EVALUATE,
+    "export": EXPORT,
+    "measure": MEASURE,
 }
 REFUSED = (
     ArgumentsError,

@@ -6,6 +6,7 @@ from distill_jax.models.families import FAMILIES, MODELS, published_rate
 from distill_jax.models.network import (
     DTYPES,
     Network,
+    count_flops,
     count_parameters,
     deploy,
     run_once,
@@ -23,6 +24,7 @@ __all__ = [
     "backbone_name",
     "build",
     "check_name",
+    "count_flops",
     "count_parameters",
     "deploy",
     "is_registered",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-import jax
-
 from distill_jax import models
-from distill_jax.models import Network
 from distill_jax.train.reporter import Planned
 from distill_jax.train.stage import frozen_teachers
 
@@ -138,25 +134,9 @@ def _steps(group: Planned) -> int:
 
 def _work(group: Planned) -> float:
     """The FLOPs of a step, about: passes through the students and through frozen teachers."""
-    students = sum((1 + BACKWARD) * _flops(stage.network) for stage in group.stages)
-    teachers = 0.0 if group.cached else sum(map(_flops, frozen_teachers(group.stages)))
+    students = sum((1 + BACKWARD) * models.count_flops(stage.network) for stage in group.stages)
+    teachers = 0.0 if group.cached else sum(map(models.count_flops, frozen_teachers(group.stages)))
     return group.stages[0].recipe.batch_size * (students + teachers)
-
-
-@functools.lru_cache(maxsize=128)
-def _flops(network: Network) -> float:
-    """The FLOPs of a forward pass of one example, by tracing it; nothing is compiled."""
-
-    def forward(variables, inputs):
-        # As it is trained: what runs it untrained may be loops, which are counted once.
-        return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))[0]
-
-    try:
-        with jax.default_device(jax.devices("cpu")[0]):  # other backends count what is compiled
-            counted = jax.jit(forward).lower(network.shapes, network.inputs).cost_analysis() or {}
-    except Exception:  # whatever is raised where there is none, or it does not count
-        counted = {}
-    return counted.get("flops") or 2.0 * models.count_parameters(network)
 
 
 def _ranges(numbers: list[int]) -> str:
