@@ -1,6 +1,7 @@
 """Networks of a run as files: what is read back, what the card says, what is refused."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -34,7 +35,9 @@ def run(tmp_path_factory):
 @pytest.fixture
 def copied(run, tmp_path):
     """A copy of the folder to be changed."""
-    return shutil.copytree(run[0], tmp_path / "run", ignore=shutil.ignore_patterns("compiled"))
+    return shutil.copytree(
+        run[0], tmp_path / "run", ignore=shutil.ignore_patterns("compiled", "exported")
+    )
 
 
 def exported(capsys, folder, *arguments):
@@ -58,17 +61,14 @@ def facts(file):
 @pytest.mark.parametrize("form", ["safetensors", "pth", "npz"])
 def test_weights_are_those_of_the_run_and_the_card_says_whose(run, capsys, tmp_path, form):
     folder, results = run
-    arguments = (
-        "direct",
-        "--seed=1",
-        f"--format={form}",
-        f"--out={tmp_path / 'deep' / 'x'}.{form}",
-    )
+    out = tmp_path / "deep" / f"x.{form}"
+    arguments = ("direct", "--seed=1", f"--format={form}", f"--out={out}")
     lines, file = exported(capsys, folder, *arguments)
-    assert "differ by at most 0," in lines[-1] and file == tmp_path / "deep" / f"x.{form}"
+    assert "differ by at most 0," in lines[-1] and file == out
     network, variables = results.networks["direct", "plane2", 1]
     jax.tree.map(np.testing.assert_array_equal, load_variables(file, network), variables)
-    card, accuracies = facts(file), [r["test_accuracy"] for r in results.rows[2:]]
+    taught = [row for row in results.rows if row["guidance"] == "direct"]
+    card, accuracies = facts(file), [row["test_accuracy"] for row in taught]
     # Two convolutions of 16 channels with BatchNorm, and 2 x 2 x 16 features to 4 classes.
     assert card["parameters"] == (9 + 1 + 2) * 16 + (9 * 16 + 1 + 2) * 16 + (64 + 1) * 4
     assert (card["teachers"], card["seed"], card["bytes"]) == (["plane4"], 1, file.stat().st_size)
@@ -88,8 +88,10 @@ def test_a_program_takes_any_batch_on_any_platform(run, capsys):
     wanted = results.logits(IMAGES, "direct", "plane2", 0)
     for n in (1, 5):
         np.testing.assert_allclose(program.call(IMAGES[:n]), wanted[:n], rtol=1e-5, atol=1e-5)
-    text = program.mlir_module()
-    assert text.count("stablehlo.convolution") == 2 and "custom_call" not in text
+    text, layers = program.mlir_module(), 2
+    # JAX writes each down once, or once a platform.
+    assert text.count("stablehlo.convolution(") in (layers, layers * 3)
+    assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
 
 
 def test_a_program_that_does_not_normalise_takes_what_the_network_sees(run, capsys):
