@@ -10,6 +10,7 @@ ROOMS = (
     "rng",
     "refusals",
     "identity",
+    "processes",
     "traced",
     "graph",
     "models",

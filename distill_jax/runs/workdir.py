@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax import processes
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
 from distill_jax.runs.config import RECORDED, RESOLVED, default_config
@@ -62,6 +63,8 @@ def folder_of(workdir: str | Path) -> Path:
 def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Path | None]:
     """The working directory, made where it is missing and held by this run alone.
 
+    Of several processes the first holds it.
+
     Args:
       workdir: the folder; None gives None.
       config: its fields as JSON values, and as "resolved" what they come to; it is written there.
@@ -73,15 +76,20 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
     if workdir is None:
         yield None
         return
-    with held(folder_of(workdir), RECORDED, _OWN) as folder:
-        saved = _check_same(folder, plain(config[RESOLVED]))
-        try:
-            resolved = config[RESOLVED]
-            resolved = {**resolved, "registered": _all_registered(saved, resolved)}
-            write_json(folder / RECORDED, {**config, RESOLVED: resolved})
-        except CheckpointError as error:
-            raise WorkdirError(f"cannot write to the working directory: {error}") from error
-        yield folder
+    with contextlib.ExitStack() as stack:
+
+        def opened_here():
+            folder = stack.enter_context(held(folder_of(workdir), RECORDED, _OWN))
+            saved = _check_same(folder, plain(config[RESOLVED]))
+            try:
+                resolved = config[RESOLVED]
+                resolved = {**resolved, "registered": _all_registered(saved, resolved)}
+                write_json(folder / RECORDED, {**config, RESOLVED: resolved})
+            except CheckpointError as error:
+                raise WorkdirError(f"cannot write to the working directory: {error}") from error
+            return folder
+
+        yield processes.of_first(opened_here)
 
 
 @contextlib.contextmanager

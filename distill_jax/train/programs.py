@@ -222,7 +222,7 @@ def outputs_on_split(
             for (program, _), variables in zip(runs, given, strict=True)
         ]
         for (_, places), of_each in zip(runs, outputs, strict=True):
-            for place, own in zip(places, jax.device_get(of_each), strict=True):
+            for place, own in zip(places, topology.fetch(of_each), strict=True):
                 dispatched[place].append(jax.tree.map(lambda x, parts=parts: x[:parts], own))
     n = len(split.labels)
 
@@ -298,7 +298,7 @@ def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any
     for start, inputs in enumerate(data.parts(split.images, size)):
         parts = -(-min(size, len(split.labels) - start * size) // batch)
         inputs = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs)
-        yield jax.device_put(inputs, topology.shared_parts), parts
+        yield topology.put_parts(inputs), parts
 
 
 @functools.lru_cache(maxsize=32)

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import traced
+from distill_jax import processes, traced
 from distill_jax.models import run_once
 from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
@@ -40,10 +40,10 @@ class Topology:
 
     Args:
       mode: "jit" (one program over a mesh, by `shard_map` where it has several devices) or "pmap".
-      devices: how many; 0 takes all there are.
+      devices: how many, of all processes; 0 takes all there are.
 
     Raises:
-      ValueError: unknown mode, or more devices than there are.
+      ValueError: unknown mode, more devices than there are, or not as many of each process.
     """
 
     mode: str = "jit"
@@ -54,17 +54,30 @@ class Topology:
             raise ValueError(f"parallel is one of {MODES}, got {self.mode!r}")
         if self.devices == 1:
             return  # known to be there: asking would start JAX wherever this module is imported
-        there = jax.local_device_count()
+        there = jax.device_count()
         if not 0 <= self.devices <= there:
             raise ValueError(
                 f"{self.devices} devices asked for, there are {there} (a CPU counts as several "
                 "only where they are asked for before JAX starts)"
             )
+        if several := processes.count() > 1 and self._refused(processes.count(), there):
+            raise ValueError(several)
+
+    def _refused(self, several: int, there: int) -> str:
+        """Why these cannot be devices of several processes; "" where they can."""
+        if self.mode == "pmap":
+            return f"parallel is 'pmap' with {several} processes: expected 'jit', which runs on all"
+        if there != several * jax.local_device_count() or self.devices % several:
+            return (
+                f"{self.devices or there} devices of {several} processes, this one has "
+                f"{jax.local_device_count()}: expected as many of each process"
+            )
+        return ""
 
     @property
     def count(self) -> int:
         """How many devices take part."""
-        return self.devices or jax.local_device_count()
+        return self.devices or jax.device_count()
 
     @property
     def axis_name(self) -> str | None:
@@ -74,7 +87,14 @@ class Topology:
     @property
     def mesh(self) -> Mesh:
         """The devices in a row; its axis is "auto", as linen's layers need it."""
-        return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
+        if self.devices == 1 or processes.count() == 1:
+            return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
+        each = self.count // processes.count()
+        by_process = [
+            [device for device in jax.devices() if device.process_index == i][:each]
+            for i in range(processes.count())
+        ]
+        return Mesh(np.asarray(by_process).reshape(-1), (AXIS,))
 
     @property
     def backend(self) -> str:
@@ -119,7 +139,7 @@ class Topology:
         """The trees of several members as one with a leading axis, spread over the devices."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stacked = jax.tree.map(_stack, *jax.device_get(list(members)))
-        return _copied(jax.device_put(stacked, sharding))  # what is donated must not be NumPy's
+        return _copied(_placed(stacked, sharding))  # what is donated must not be NumPy's
 
     def member(self, i: int, tree: Any) -> Any:
         """The tree of member `i` of those that `stack` made one, on every device, as a copy."""
@@ -127,7 +147,19 @@ class Topology:
 
     def device_put(self, tree: Any) -> Any:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
-        return jax.device_put(tree, self.replicated)
+        return _placed(tree, self.replicated)
+
+    def put_parts(self, inputs: Any) -> Any:
+        """Puts parts (P, B, ...) where each device holds its share of them."""
+        return _placed(inputs, self.shared_parts)
+
+    def fetch(self, tree: Any) -> Any:
+        """The whole arrays on the host, on that of every process."""
+        if processes.count() > 1 and not all(
+            x.is_fully_replicated or x.is_fully_addressable for x in jax.tree.leaves(tree)
+        ):
+            tree = _everywhere(self.replicated)(tree)
+        return jax.device_get(tree)
 
     def hold(self, data: DeviceDataset) -> DeviceDataset:
         """The data as these devices take it at each dispatch: on a TPU inputs are rows."""
@@ -193,6 +225,26 @@ class Topology:
             partners = examples_of(jax.tree.map(lambda x: x[partners], data.inputs))
         places = rows if index is None else index
         return Batch(inputs, labels, places, positions, teachers, partners)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    """`device_put` of what every process has whole; each puts what its devices hold."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x):
+        if isinstance(x, Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+@functools.cache
+def _everywhere(sharding: NamedSharding) -> Callable:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 @jax.jit

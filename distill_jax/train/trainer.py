@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data
+from distill_jax import data, processes
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
@@ -167,7 +167,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Steps done."""
-        return int(np.min(jax.device_get(self.state.step)))
+        return int(np.min(self.topology.fetch(self.state.step)))
 
     @property
     def epochs_done(self) -> int:
@@ -302,8 +302,8 @@ class Trainer:
             self.key,
         )
         # Waits for all of it, and is all that comes back to the host.
-        step, skipped = jax.device_get((self.state.step, self.state.skipped))
-        took = time.perf_counter() - begun
+        step, skipped = self.topology.fetch((self.state.step, self.state.skipped))
+        took = processes.largest(time.perf_counter() - begun)  # decides on the next dispatch
         self._check_finite(skipped)
         return took, int(np.min(step))
 
