@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,15 @@ _HEAD = 8  # of them, for the length
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "coordination", "heartbeat")
 
 
+# JAX ends a process that has lost the others as it stands, whatever Python code there is for that.
+_SPEAKER = r"""
+trap "" INT TERM HUP USR1
+while IFS= read -r line; do words=$line; done
+[ -z "$words" ] || printf "error: %s\n" "$words" >&2
+"""
+_speaker: subprocess.Popen | None = None
+
+
 class ProcessError(RuntimeError):
     """Processes that cannot train together: not found, lost, or not alike."""
 
@@ -53,6 +63,14 @@ def join(address: str | None, number: str | None, index: str | None, seconds: st
     wait = _whole("join_timeout", seconds, 1)
     if given is None or (not given and address != AUTO and not is_launched()):
         return
+    place = given.get("coordinator_address", "the address that JAX found")
+    lost = (
+        f"the processes did not find each other at {place} within {wait} seconds: expected all of "
+        "them to be started, and that address to be free on the first and reachable from the "
+        "others; --coordinator_address, --num_processes and --process_id say it, --join_timeout "
+        "how long to wait"
+    )
+    say_if_ended(lost)
     try:
         jax.distributed.initialize(
             **given,
@@ -61,22 +79,16 @@ def join(address: str | None, number: str | None, index: str | None, seconds: st
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        place = given.get("coordinator_address", "the address that JAX found")
-        raise ProcessError(
-            f"the processes did not find each other at {place} within {wait} seconds "
-            f"({_first_line(error)}): expected all of them to be started, and that address to be "
-            "free on the first and reachable from the others; --coordinator_address, "
-            "--num_processes and --process_id say it, --join_timeout for how long to wait"
-        ) from error
+        say_if_ended("")
+        raise ProcessError(f"{lost} ({_first_line(error)})") from error
 
 
-def _arguments(
-    address: str | None, number: str | None, index: str | None
-) -> dict[str, Any] | None:
+def _arguments(address: str | None, number: str | None, index: str | None) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` is told, nothing where JAX is to find it; None: alone."""
-    if index is None and address in (None, AUTO):
-        if number is None or (number == "1" and address is None):
-            return None if number == "1" else {}
+    if index is None and (address, number) in ((None, None), (AUTO, None)):
+        return {}
+    if index is None and (address, number) == (None, "1"):
+        return None
     if None in (address, number, index) or address == AUTO:
         raise ProcessError(
             "--coordinator_address=HOST:PORT, --num_processes and --process_id go together, got "
@@ -111,6 +123,28 @@ def is_launched() -> bool:
     return environ.get(OPEN_MPI, "1") != "1" or "," in environ.get(TPU_HOSTS, "")
 
 
+def say_if_ended(words: str) -> None:
+    """Has a line printed should this process end without `leave`; "" takes it back."""
+    global _speaker
+    if _speaker is None:
+        command = ["/bin/sh", "-c", _SPEAKER]
+        _speaker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+    with contextlib.suppress(OSError):  # somebody has ended it
+        _speaker.stdin.write(words.replace("\n", " ") + "\n")  # type: ignore[union-attr]
+        _speaker.stdin.flush()  # type: ignore[union-attr]
+
+
+def joined(kept: str) -> None:
+    """Has said from now on, should another process be lost, where what was saved is."""
+    if jax.distributed.is_initialized():
+        say_if_ended(
+            "a process was lost, or this one was ended; what was saved in "
+            f"{kept} stays, and the same commands go on from there"
+        )
+
+
 def leave(code: int) -> None:
     """Ends the part of this process, with the exit code that it is about to end with.
 
@@ -120,7 +154,9 @@ def leave(code: int) -> None:
         return
     if code == 0 or code > 128:  # all of them end
         jax.distributed.shutdown()
+        say_if_ended("")
         return
+    say_if_ended("")
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
@@ -195,18 +231,18 @@ def each(make: Callable[[], T]) -> T:
     raise ProcessError(f"process {failed[0]}: {words}")
 
 
-def check_same(values: Mapping[str, Any]) -> None:
-    """Raises ProcessError on all where JSON values differ between processes, with every one."""
+def check_same(describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Raises ProcessError on all where processes describe other JSON values, with every one."""
 
     def compare():
-        if lines := differences(first, values):
+        if lines := differences(first, describe()):
             raise ProcessError(
                 f"process {jax.process_index()} is not like process 0, which is 'there': expected "
                 "the same on all:\n  " + "\n  ".join(lines)
             )
 
     if count() > 1:
-        first = of_first(lambda: values)
+        first = of_first(describe)
         each(compare)
 
 

@@ -39,6 +39,7 @@ def train(given: SimpleNamespace) -> int:
         given.coordinator_address, given.num_processes, given.process_id, given.join_timeout
     )
     workdir = folder_of(given.workdir or f"runs/{given.config.name}")
+    processes.joined(str(workdir))
     use_compilation_cache(workdir)
     signals, console = Signals(), report.console()
     if given.log == "json":

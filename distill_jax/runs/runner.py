@@ -20,12 +20,12 @@ from distill_jax.runs.config import ConfigError
 from distill_jax.runs.interrupts import first_interrupt
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import Prepared, prepare
-from distill_jax.runs.provenance import write_run
+from distill_jax.runs.provenance import versions, write_run
 from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.stage_folder import StageFolder, Together
 from distill_jax.runs.store import Store
-from distill_jax.runs.workdir import WorkdirError, folder_of, opened
+from distill_jax.runs.workdir import WorkdirError, check_shared, folder_of, opened
 from distill_jax.runs.writers import Writers, board, check_tensorboard, check_writers
 from distill_jax.train import evaluation, fit, memory
 from distill_jax.train.evaluation import StageResult
@@ -43,6 +43,7 @@ from distill_jax.train.trainer import NotFiniteError
     CheckpointError,
     OutOfMemoryError,
     StagesFailed,
+    processes.ProcessError,
     fit.Interrupted,
 )
 def run(
@@ -82,6 +83,7 @@ def run(
         without a `workdir` Ctrl-C gives the results that are finished, marked `interrupted`.
       OutOfMemoryError: a device's memory does not suffice; what was saved stays.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
+      ProcessError: of several processes one failed, was lost, or is not like the first.
     """
     fields = config_lib.fields_of(config)
     experiment = config_lib.resolve(fields)
@@ -96,11 +98,16 @@ def run(
     told = (reporter if first else None) or shown or Reporter()
     writers = writers if first else ()
     try:
-        with processes.lost_told(str(workdir or "")), pinned(experiment.dtype, experiment.precision):
+        with (
+            processes.lost_told(str(workdir or "")),
+            pinned(experiment.dtype, experiment.precision),
+        ):
             prepared = processes.each(lambda: prepare(experiment, dataset))
+            processes.check_same(lambda: {"config": prepared.shared, "versions": versions()})
             with opened(workdir, prepared.recorded(fields)) as folder:
                 if folder is not None:
                     processes.of_first(lambda: write_run(folder, prepared.plan, config_file))
+                    check_shared(folder_of(workdir or ""), folder)
                 if stop is not None:
                     stop = processes.agreed(stop)
                     return _train(prepared, folder, told, writers, stop, shared)

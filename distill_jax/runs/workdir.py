@@ -7,6 +7,8 @@ import errno
 import fcntl
 import json
 import logging
+import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 from distill_jax import processes
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
-from distill_jax.runs.config import RECORDED, RESOLVED, default_config
+from distill_jax.runs.config import RECORDED, RESOLVED, RUN, default_config
 
 log = logging.getLogger("distill_jax")
 LOCK = ".lock"
+SHARED_SECONDS = 20  # that a network file system may take to show a file to others
 # What may be there before the config is: a run that was killed at its start leaves no more.
 _OWN = (LOCK, f".{RECORDED}.tmp", "compiled")
 # Fields that ask for more or less of the same experiment, or say where and how it is computed.
@@ -90,6 +93,38 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
             return folder
 
         yield processes.of_first(opened_here)
+
+
+def check_shared(workdir: str | Path, folder: Path) -> None:
+    """Raises ProcessError where a process does not see the working directory of the first.
+
+    That would work until another machine comes to be the first, which would begin anew.
+
+    Args:
+      workdir: of this process.
+      folder: of the first, in which `run.json` is just written.
+    """
+    text = processes.of_first(lambda: (folder / RUN).read_text())
+
+    def look():
+        own, patience = folder_of(workdir), time.monotonic() + SHARED_SECONDS
+        while not _holds(own, text):
+            if time.monotonic() > patience:
+                raise WorkdirError(
+                    f"the working directory {own.absolute()} is not that of process 0, {folder}: "
+                    "expected one that all processes share"
+                )
+            time.sleep(0.2)
+
+    if processes.count() > 1:
+        processes.each(look)
+
+
+def _holds(folder: Path, text: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.listdir(folder)  # a network file system may answer from memory without
+        return (folder / RUN).read_text() == text
+    return False
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ class Trainer:
         self.loop = program.loop
         self.dispatch_size = 1  # steps of the next dispatch, from one epoch to the next
         states = [replica.first_state() for replica in self.replicas]
+        processes.check_same(lambda: {"first state": digest(states)})
         self.state = self._together(states)
         self.best = [
             {p.name: self.topology.replicate(state.deployed(p.name)) for p in replica.networks}
