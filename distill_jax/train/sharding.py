@@ -80,6 +80,11 @@ class Topology:
         return self.devices or jax.device_count()
 
     @property
+    def processes(self) -> int:
+        """Of how many processes they are: one device is this one's."""
+        return 1 if self.devices == 1 else processes.count()
+
+    @property
     def axis_name(self) -> str | None:
         """The axis that the step body has to know of."""
         return AXIS if self.mode == "pmap" or self.count > 1 else None
@@ -87,12 +92,12 @@ class Topology:
     @property
     def mesh(self) -> Mesh:
         """The devices in a row; its axis is "auto", as linen's layers need it."""
-        if self.devices == 1 or processes.count() == 1:
+        if self.processes == 1:
             return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
-        each = self.count // processes.count()
+        each = self.count // self.processes
         by_process = [
             [device for device in jax.devices() if device.process_index == i][:each]
-            for i in range(processes.count())
+            for i in range(self.processes)
         ]
         return Mesh(np.asarray(by_process).reshape(-1), (AXIS,))
 
@@ -149,13 +154,41 @@ class Topology:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
         return _placed(tree, self.replicated)
 
-    def put_parts(self, inputs: Any) -> Any:
-        """Puts parts (P, B, ...) where each device holds its share of them."""
-        return _placed(inputs, self.shared_parts)
+    def put_parts(self, inputs: Any, batch_size: int) -> Any:
+        """Puts parts (P, B, ...) where devices share each; of B a process has its `own` places."""
+        if self.processes == 1:
+            return jax.device_put(inputs, self.shared_parts)
+        return _placed_own(inputs, self.shared_parts, 1, batch_size)
+
+    def own(self, batch_size: int) -> slice:
+        """The places of a batch whose examples the devices of this process take."""
+        each = batch_size // self.processes
+        return slice(place := jax.process_index() * each, place + each)
+
+    def put_own(self, data: DeviceDataset, steps: int) -> DeviceDataset:
+        """Puts this process's examples of some steps, in their order, each on the device it is for.
+
+        The data that each device then holds is its share of every step, see `own_order`.
+        """
+        here = self.count // self.processes
+
+        def by_device(x):
+            local = x.reshape(steps, here, -1, *x.shape[1:]).swapaxes(0, 1)
+            return local.reshape(-1, *x.shape[1:])
+
+        examples = len(data.labels) * self.processes
+        spread = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        return _placed_own(jax.tree.map(by_device, data), spread, 0, examples)
+
+    def own_order(self, steps: int, batch_size: int) -> np.ndarray:
+        """The rows (S, B) of what `put_own` put: of each device among its own."""
+        each = batch_size // self.count
+        place = np.arange(batch_size, dtype=np.int32) % each
+        return np.arange(steps, dtype=np.int32)[:, None] * each + place
 
     def fetch(self, tree: Any) -> Any:
         """The whole arrays on the host, on that of every process."""
-        if processes.count() > 1 and not all(
+        if self.processes > 1 and not all(
             x.is_fully_replicated or x.is_fully_addressable for x in jax.tree.leaves(tree)
         ):
             tree = _everywhere(self.replicated)(tree)
@@ -168,9 +201,16 @@ class Topology:
         return data._replace(inputs=jax.tree.map(Rows.of, data.inputs))
 
     def compile(
-        self, function: Callable, arguments: int, donated: int, key: Any = None
+        self,
+        function: Callable,
+        arguments: int,
+        donated: int,
+        key: Any = None,
+        spread: int | None = None,
     ) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
+
+        Of the argument at place `spread` each device has a share of its own.
 
         `key` is all that decides what it computes; see `traced.Program`.
 
@@ -188,7 +228,7 @@ class Topology:
                 on_this_device = jax.shard_map(
                     on_this_device,
                     mesh=self.mesh,
-                    in_specs=PartitionSpec(),
+                    in_specs=_specs(arguments, spread),
                     out_specs=PartitionSpec(),
                     check_vma=False,
                 )
@@ -225,6 +265,22 @@ class Topology:
             partners = examples_of(jax.tree.map(lambda x: x[partners], data.inputs))
         places = rows if index is None else index
         return Batch(inputs, labels, places, positions, teachers, partners)
+
+
+def _specs(arguments: int, spread: int | None) -> Any:
+    if spread is None:
+        return PartitionSpec()
+    return tuple(PartitionSpec(AXIS) if i == spread else PartitionSpec() for i in range(arguments))
+
+
+def _placed_own(tree: Any, sharding: NamedSharding, axis: int, length: int) -> Any:
+    """Arrays of which each process has its share, along an axis that is `length` long in all."""
+
+    def put(x):
+        shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, tree)
 
 
 def _placed(tree: Any, sharding: NamedSharding) -> Any:
@@ -266,20 +322,24 @@ def _member_program(sharding, platform):
     return jax.jit(member, out_shardings=sharding, compiler_options=run_once(platform))
 
 
-def train_loop(step: TrainStep, topology: Topology, key: Any = None) -> Callable:
+def train_loop(
+    step: TrainStep, topology: Topology, key: Any = None, *, own_data: bool = False
+) -> Callable:
     """Compiles steps `start` to `stop` of an epoch as one dispatch.
 
     Args:
       step: of what.
       topology: on which devices.
       key: all that decides what the step computes; see `traced.Program`.
+      own_data: whether each device has but its own examples, see `Topology.put_own`.
 
     Returns:
       (state, sums, teachers' variables, data, order, start, stop, hyper, key) -> (state, sums):
       `data` is a `DeviceDataset`, `order` an `Order` or its rows (S, B) alone, row t of which holds
       the examples of step t, and `sums` the metrics so far. State and sums are donated.
     """
-    return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key)
+    spread = 3 if own_data else None
+    return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key, spread=spread)
 
 
 def _steps(step: TrainStep, topology: Topology) -> Callable:

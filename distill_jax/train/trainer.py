@@ -70,6 +70,7 @@ class Trainer:
         self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe
         self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
+        self.own_data = self.streamed and processes.count() > 1
         self.needs_partners = "partner" in data_needs_of(self.stages)
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
@@ -86,6 +87,7 @@ class Trainer:
             self.topology,
             max_nonfinite_steps=options.max_nonfinite_steps,
             shared_data=None if self.alone else not self.recipe.train_limit,
+            own_data=self.own_data,
         )
         self.loop = program.loop
         self.dispatch_size = 1  # steps of the next dispatch, from one epoch to the next
@@ -280,10 +282,17 @@ class Trainer:
         steps = orders.rows.shape[1]
         if self.streamed:
             split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
-            for chunk in data.chunks(split, orders.rows[0], skip=skip):
+            rows = orders.rows[0]
+            own = rows[:, self.topology.own(rows.shape[1])] if self.own_data else rows
+            for chunk in data.chunks(split, own, skip=skip):
                 part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
-                placed = self.topology.device_put(self.topology.hold(part))
-                yield _Chunk(chunk.start, chunk.steps, placed, Order(chunk.order))
+                held, order = self.topology.hold(part), chunk.order
+                if self.own_data:
+                    placed = self.topology.put_own(held, len(order))
+                    order = self.topology.own_order(len(order), rows.shape[1])
+                else:
+                    placed = self.topology.device_put(held)
+                yield _Chunk(chunk.start, chunk.steps, placed, Order(order))
         elif self.data is not None and skip < steps:
             own = jax.tree.map(lambda x: x[0], orders) if self.alone else orders
             yield _Chunk(0, steps, self.data, own)
