@@ -237,8 +237,7 @@ def check_same(describe: Callable[[], Mapping[str, Any]]) -> None:
     def compare():
         if lines := differences(first, describe()):
             raise ProcessError(
-                f"process {jax.process_index()} is not like process 0, which is 'there': expected "
-                "the same on all:\n  " + "\n  ".join(lines)
+                f"{'; '.join(lines)}, where 'there' is process 0: expected the same on all"
             )
 
     if count() > 1:
