@@ -4,6 +4,7 @@ from distill_jax import data, interop, methods, models
 from distill_jax.data import register_dataset
 from distill_jax.methods import register_method
 from distill_jax.models import register_network
+from distill_jax.processes import ProcessError
 from distill_jax.report import EpochEnded, StageEnded, StageInfo, StageStarted
 from distill_jax.runs.config import (
     ConfigError,
@@ -26,6 +27,7 @@ __all__ = [
     "EpochEnded",
     "Experiment",
     "OutOfMemoryError",
+    "ProcessError",
     "Results",
     "StageEnded",
     "StageInfo",

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 
+from distill_jax import processes
 from distill_jax.commands.arguments import HELP, ArgumentsError, Command, columns, parse, usage
 from distill_jax.commands.evaluate import EVALUATE
 from distill_jax.commands.export import EXPORT
@@ -44,6 +46,7 @@ REFUSED = (
     DataError,
     WeightsError,
     OutOfMemoryError,
+    processes.ProcessError,
     FloatingPointError,  # a step that is not finite, or no epoch to select by
     OSError,  # a full disk, or a folder that went away
 )
@@ -98,7 +101,15 @@ def _unknown(name: str) -> str:
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    except Exception:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+    processes.leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

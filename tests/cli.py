@@ -32,15 +32,18 @@ def flags():
     return os.environ["XLA_FLAGS"].replace(DEVICES, "").strip()
 
 
-def start(arguments, log, limit=None, errors=None, shared=False, quickly=False):
+def start(arguments, log, limit=None, errors=None, shared=False, quickly=False, devices=1):
     """Starts the command.
 
     Its output goes to the file `log`, that of errors too unless they have a file, and its files end
     at `limit` bytes. What is compiled is kept in its working directory, or `shared` with the tests,
-    and is compiled as it is for the tests or `quickly`.
+    and is compiled as it is for the tests or `quickly`. The CPU
+    counts as so many `devices`.
     """
     files = str(log), str(errors or log)
     given = " ".join(QUICKLY_COMPILED) if quickly else flags()
+    if devices > 1:
+        given += f" --xla_force_host_platform_device_count={devices}"
     process = _CONTEXT.Process(target=_command, args=(arguments, *files, limit, shared, given))
     process.start()
     return process

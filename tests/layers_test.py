@@ -10,6 +10,7 @@ ROOMS = (
     "rng",
     "refusals",
     "identity",
+    "processes",
     "traced",
     "graph",
     "models",
@@ -25,7 +26,7 @@ ROOMS = (
     "__main__",
 )
 # What `distill_jax` itself offers.
-API = {"data", "interop", "methods", "models", "report", "runs", "train"}
+API = {"data", "interop", "methods", "models", "processes", "report", "runs", "train"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from distill_jax import report, traced
+from distill_jax import processes, report, traced
 from distill_jax.commands.arguments import Command, Flag
 from distill_jax.runs import runner
 from distill_jax.runs.workdir import folder_of
@@ -20,12 +20,26 @@ from distill_jax.train.fit import Interrupted
 WORKDIR = Flag("workdir", "Where stages and results are kept; runs/NAME where not given.")
 STORE = Flag("store", "Where working directories find stages that another has trained.")
 LOG = Flag("log", "auto, for people, or json: one JSON object a line.", "auto", ("auto", "json"))
+PROCESSES = (
+    Flag(
+        "coordinator_address",
+        "Of several processes: HOST:PORT of the first; auto has JAX ask a TPU slice, SLURM or "
+        "Open MPI. Under the last two not needed.",
+    ),
+    Flag("num_processes", "Of several processes: how many."),
+    Flag("process_id", "Of several processes: which this is, from 0."),
+    Flag("join_timeout", "Of several processes: seconds to wait for all.", "300"),
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def train(given: SimpleNamespace) -> int:
     """Trains, and prints the table."""
+    processes.join(
+        given.coordinator_address, given.num_processes, given.process_id, given.join_timeout
+    )
     workdir = folder_of(given.workdir or f"runs/{given.config.name}")
+    processes.joined(str(workdir))
     use_compilation_cache(workdir)
     signals, console = Signals(), report.console()
     if given.log == "json":
@@ -35,7 +49,7 @@ def train(given: SimpleNamespace) -> int:
 
     def say(*lines: Any) -> None:
         reporter.close()  # the live line, which would be in the way
-        if given.log != "json":
+        if given.log != "json" and processes.is_first():
             for line in lines:
                 console.print(line)
 
@@ -53,10 +67,10 @@ def train(given: SimpleNamespace) -> int:
         raise
     except Interrupted:
         stopped = f"stopped and saved in {workdir}; the same command goes on from there"
-        if given.log == "json":
+        if given.log == "json" and processes.is_first():
             reporter.notice([stopped])
         say(stopped)
-        return 128 + signals.caught
+        return 128 + int(processes.largest(signals.caught))
     finally:
         reporter.close()
         traced.keep_in(None)
@@ -94,6 +108,6 @@ def use_compilation_cache(workdir: Path) -> None:
 TRAIN = Command(
     about="Trains what a config asks for and has not been trained yet, and prints the table.",
     run=train,
-    flags=(WORKDIR, STORE, LOG),
+    flags=(WORKDIR, STORE, LOG, *PROCESSES),
     config="required",
 )

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax import processes
 from distill_jax.identity import differences, digest, digest_json, digests, finite, leaves, plain
 
 log = logging.getLogger("distill_jax")
@@ -54,7 +55,7 @@ def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
     )
     new = folder.with_name(folder.name + _NEW)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(new.absolute(), args=arguments, force=True)
         _put_in_place(new, folder)
     except Exception as error:  # a full disk comes as any of many types
@@ -245,7 +246,7 @@ def _types(tree: Any) -> dict[str, str]:
 def _read(folder: Path, **item: Any) -> Any:
     (name,), ocp = item, _orbax()
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**item))
             return getattr(restored, name)
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
@@ -257,6 +258,20 @@ def _orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def _checkpointer() -> Any:
+    """Of several processes this one acts by itself: the state is whole on each, and one writes."""
+    ocp = _orbax()
+    if processes.count() == 1:
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _sweep(folder: Path) -> None:

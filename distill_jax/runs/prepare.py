@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from distill_jax import data
+from distill_jax.identity import plain
 from distill_jax.models import Variables
 from distill_jax.runs.config import RESOLVED, ConfigError, Experiment
 from distill_jax.runs.given import load_given
@@ -32,6 +33,11 @@ class Prepared(NamedTuple):
     plan: Plan
     given: dict[str, Variables]
     resolved: dict[str, Any]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the config comes to, in which several processes have to agree."""
+        return plain({**self.resolved, "dataset": {**self.resolved["dataset"], "data_dir": ""}})
 
     def recorded(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What the working directory keeps of a config: its fields, and what they come to."""

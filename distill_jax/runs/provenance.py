@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from distill_jax import report
+from distill_jax import processes, report
 from distill_jax.methods import heard
 from distill_jax.runs.checkpoint import write_json
 from distill_jax.runs.config import RUN
@@ -23,6 +23,7 @@ from distill_jax.runs.records import guidance_of
 from distill_jax.train.stage import Stage
 
 _GIT_SECONDS = 5
+_PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 
 
 def version() -> str:
@@ -33,6 +34,12 @@ def version() -> str:
         return "unknown"
 
 
+def versions() -> dict[str, str]:
+    """The versions of what decides numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"distill_jax": version(), "python": platform.python_version(), **found}
+
+
 def provenance(config_file: str) -> dict[str, Any]:
     """Describes this process and its machine as JSON values."""
     return {
@@ -40,6 +47,7 @@ def provenance(config_file: str) -> dict[str, Any]:
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
         "host": platform.node(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),

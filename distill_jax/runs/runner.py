@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax import data, report
+from distill_jax import data, processes, report
 from distill_jax.models import Variables
 from distill_jax.refusals import refuses
 from distill_jax.runs import config as config_lib
@@ -20,12 +20,12 @@ from distill_jax.runs.config import ConfigError
 from distill_jax.runs.interrupts import first_interrupt
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import Prepared, prepare
-from distill_jax.runs.provenance import write_run
+from distill_jax.runs.provenance import versions, write_run
 from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.stage_folder import StageFolder, Together
 from distill_jax.runs.store import Store
-from distill_jax.runs.workdir import WorkdirError, folder_of, opened
+from distill_jax.runs.workdir import WorkdirError, check_shared, folder_of, opened
 from distill_jax.runs.writers import Writers, board, check_tensorboard, check_writers
 from distill_jax.train import evaluation, fit, memory
 from distill_jax.train.evaluation import StageResult
@@ -43,6 +43,7 @@ from distill_jax.train.trainer import NotFiniteError
     CheckpointError,
     OutOfMemoryError,
     StagesFailed,
+    processes.ProcessError,
     fit.Interrupted,
 )
 def run(
@@ -82,6 +83,7 @@ def run(
         without a `workdir` Ctrl-C gives the results that are finished, marked `interrupted`.
       OutOfMemoryError: a device's memory does not suffice; what was saved stays.
       StagesFailed: a stage's numbers were not finite; the others are trained, their results in it.
+      ProcessError: of several processes one failed, was lost, or is not like the first.
     """
     fields = config_lib.fields_of(config)
     experiment = config_lib.resolve(fields)
@@ -91,23 +93,33 @@ def run(
     if experiment.tensorboard:
         check_tensorboard(workdir)
     shared = None if store is None else Store(folder_of(store))
-    shown = report.console_reporter() if reporter is None and progress else None
-    told = reporter or shown or Reporter()
+    first = processes.is_first()  # the others say nothing
+    shown = report.console_reporter() if reporter is None and progress and first else None
+    told = (reporter if first else None) or shown or Reporter()
+    writers = writers if first else ()
     try:
-        with pinned(experiment.dtype, experiment.precision):
-            prepared = prepare(experiment, dataset)
+        with (
+            processes.lost_told(str(workdir or "")),
+            pinned(experiment.dtype, experiment.precision),
+        ):
+            prepared = processes.each(lambda: prepare(experiment, dataset))
+            processes.check_same(lambda: {"config": prepared.shared, "versions": versions()})
             with opened(workdir, prepared.recorded(fields)) as folder:
                 if folder is not None:
-                    write_run(folder, prepared.plan, config_file)
+                    processes.of_first(lambda: write_run(folder, prepared.plan, config_file))
+                    check_shared(folder_of(workdir or ""), folder)
                 if stop is not None:
+                    stop = processes.agreed(stop)
                     return _train(prepared, folder, told, writers, stop, shared)
-                with first_interrupt() as interrupted:
+                with first_interrupt() as noted:
+                    interrupted = processes.agreed(noted)
                     results = _train(
                         prepared, folder, told, writers, interrupted, shared, partial=True
                     )
-                if interrupted() and folder is not None:  # too late to stop anything here
+                late = interrupted()
+                if late and folder is not None:  # too late to stop anything here
                     raise _stopped(folder)
-                return dataclasses.replace(results, interrupted=interrupted())
+                return dataclasses.replace(results, interrupted=late)
     finally:
         if shown is not None:
             shown.close()
@@ -125,9 +137,10 @@ def _train(
     """Trains what is prepared; `partial` gives results where it was stopped and saves nothing."""
     stages = _Stages(prepared, folder, reporter, stop, store)
     stages.take_finished()
-    written = folder if prepared.experiment.tensorboard else None
+    first = processes.is_first()
+    written = folder if prepared.experiment.tensorboard and first else None
     with board(written, prepared.plan, stages.done) as boards:
-        files = [] if folder is None else [MetricsFile(folder / "metrics.jsonl")]
+        files = [] if folder is None or not first else [MetricsFile(folder / "metrics.jsonl")]
         told = [Writers(prepared.plan, writers)] if writers else []
         stages.reporter = Several(reporter, *files, *boards, *told)
         return _train_stages(prepared, folder, stages, partial)
@@ -140,7 +153,9 @@ def _train_stages(
     listeners = stages.reporter
     listeners.run_started(stages.planned())
     if (count := prepared.experiment.topology.count) > 1:
-        listeners.notice([f"  {count} devices share each batch; devices=1 takes one"])
+        several = processes.count()
+        less = f"of {several} processes" if several > 1 else "share each batch; devices=1 takes one"
+        listeners.notice([f"  {count} devices {less}"])
     if lines := warnings(prepared.plan, prepared.experiment.dtype):
         listeners.notice(lines)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
@@ -260,7 +275,7 @@ class _Stages:
                 self._fail(chosen[error.replica], str(error))
                 continue
             except OutOfMemoryError as error:
-                if self._is_asked_for(chosen):
+                if processes.count() > 1 or self._is_asked_for(chosen):
                     raise
                 self.population = len(chosen) // 2
                 few = f"trains {self.population} at once instead of {len(chosen)}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from distill_jax import processes
 from distill_jax.models import deploy
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
 from distill_jax.runs.folder import PROGRESS, stage_place
@@ -39,26 +42,27 @@ class StageFolder:
         """The folder of a stage."""
         return stage_place(self.folder, self.plan.stages[stage_id].network.name, stage_id)
 
-    def progress(self, together: Together) -> Checkpoints:
+    def progress(self, together: Together) -> SharedCheckpoints:
         """The checkpoints of stages that one step trains: one save for all, whole or not at all."""
         specs = {stage_id: self.plan.specs[stage_id] for stage_id in together}
         about = specs[together[0]] if len(together) == 1 else specs
-        return Checkpoints(self.place(together[0]) / PROGRESS, about)
+        return SharedCheckpoints(Checkpoints(self.place(together[0]) / PROGRESS, about))
 
     def finished(self, together: Together) -> dict[str, StageResult]:
         """The results of stages that are finished; none of a cycle where one is not."""
         results = {}
-        for stage_id in together:
-            if self.store is not None:
-                self.store.fetch(self.place(stage_id))
-            if (result := self._finished(stage_id)) is None:
-                return {}
-            results[stage_id] = result
-        self._tidy(results)
+        for stage_id, result in processes.of_first(lambda: self._read(together)).items():
+            stage = self.plan.stages[stage_id]
+            results[stage_id] = evaluation.with_metrics(stage, result, self.dataset, self.topology)
+        if results:
+            processes.of_first(lambda: self._tidy(results))
         return results
 
     def keep(self, results: Mapping[str, StageResult]) -> None:
         """Saves the results of stages that one step trained."""
+        processes.of_first(lambda: self._keep(results))
+
+    def _keep(self, results: Mapping[str, StageResult]) -> None:
         for stage_id, result in results.items():
             place = self.place(stage_id)
             place.mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,18 @@ class StageFolder:
 
     def write_results(self, rows: list[dict[str, Any]]) -> None:
         """Writes `results.json`, whole and current."""
-        write_json(self.folder / RESULTS, rows)
+        processes.of_first(lambda: write_json(self.folder / RESULTS, rows))
+
+    def _read(self, together: Together) -> dict[str, StageResult]:
+        """As `finished`, without metrics that were not asked for then."""
+        results = {}
+        for stage_id in together:
+            if self.store is not None:
+                self.store.fetch(self.place(stage_id))
+            if (result := self._finished(stage_id)) is None:
+                return {}
+            results[stage_id] = result
+        return results
 
     def _finished(self, stage_id: str) -> StageResult | None:
         """The result of a finished stage; None where it is not finished or, loudly, damaged."""
@@ -92,13 +107,12 @@ class StageFolder:
             arrays, found = restore(place / WEIGHTS, template, self.plan.specs[stage_id])
             whole = arrays if stage.phase else {}
             variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
-            result = StageResult(variables, found["history"], found["record"], whole)
+            return StageResult(variables, found["history"], found["record"], whole)
         except (Damaged, KeyError) as error:
             log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
             if self.store is not None:
                 self.store.distrust(place)
             return None
-        return evaluation.with_metrics(stage, result, self.dataset, self.topology)
 
     def _tidy(self, results: Mapping[str, StageResult]) -> None:
         """Follows the saves of finished stages, done again where a kill came between."""
@@ -106,7 +120,39 @@ class StageFolder:
         for stage_id, result in results.items():
             found = {"record": result.record, "history": result.history}
             write_json(self.place(stage_id) / "result.json", found)
-        self.progress(tuple(results)).remove()
+        self.progress(tuple(results)).checkpoints.remove()
         if self.store is not None:
             for stage_id in results:
                 self.store.keep(self.place(stage_id))
+
+
+class SharedCheckpoints:
+    """Checkpoints that the first of several processes writes and reads; the others hear of it.
+
+    Args:
+      checkpoints: they.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def steps(self) -> list[int]:
+        """The steps that have a finished checkpoint, oldest first."""
+        return processes.of_first(self.checkpoints.steps)
+
+    def newest_meta(self) -> dict[str, Any]:
+        """What was saved beside the arrays of the newest checkpoint; {} where none can be read."""
+        return processes.of_first(self.checkpoints.newest_meta)
+
+    def save(self, step: int, arrays: Any, meta: dict[str, Any]) -> None:
+        """Writes the checkpoint of `step`, then lets go of those too many."""
+        if processes.count() > 1:
+            arrays = jax.device_get(arrays)  # global arrays, whole on each process
+        processes.of_first(lambda: self.checkpoints.save(step, arrays, meta))
+
+    def restore(
+        self, template: Any, among: Collection[int] | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that can be believed; see `Checkpoints.restore`."""
+        template = jax.eval_shape(lambda tree: tree, template)
+        return processes.of_first(lambda: self.checkpoints.restore(template, among))

@@ -7,16 +7,20 @@ import errno
 import fcntl
 import json
 import logging
+import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax import processes
 from distill_jax.identity import differences, plain
 from distill_jax.runs.checkpoint import CheckpointError, write_json
-from distill_jax.runs.config import RECORDED, RESOLVED, default_config
+from distill_jax.runs.config import RECORDED, RESOLVED, RUN, default_config
 
 log = logging.getLogger("distill_jax")
 LOCK = ".lock"
+SHARED_SECONDS = 20  # that a network file system may take to show a file to others
 # What may be there before the config is: a run that was killed at its start leaves no more.
 _OWN = (LOCK, f".{RECORDED}.tmp", "compiled")
 # Fields that ask for more or less of the same experiment, or say where and how it is computed.
@@ -62,6 +66,8 @@ def folder_of(workdir: str | Path) -> Path:
 def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Path | None]:
     """The working directory, made where it is missing and held by this run alone.
 
+    Of several processes the first holds it.
+
     Args:
       workdir: the folder; None gives None.
       config: its fields as JSON values, and as "resolved" what they come to; it is written there.
@@ -73,15 +79,52 @@ def opened(workdir: str | Path | None, config: Mapping[str, Any]) -> Iterator[Pa
     if workdir is None:
         yield None
         return
-    with held(folder_of(workdir), RECORDED, _OWN) as folder:
-        saved = _check_same(folder, plain(config[RESOLVED]))
-        try:
-            resolved = config[RESOLVED]
-            resolved = {**resolved, "registered": _all_registered(saved, resolved)}
-            write_json(folder / RECORDED, {**config, RESOLVED: resolved})
-        except CheckpointError as error:
-            raise WorkdirError(f"cannot write to the working directory: {error}") from error
-        yield folder
+    with contextlib.ExitStack() as stack:
+
+        def opened_here():
+            folder = stack.enter_context(held(folder_of(workdir), RECORDED, _OWN))
+            saved = _check_same(folder, plain(config[RESOLVED]))
+            try:
+                resolved = config[RESOLVED]
+                resolved = {**resolved, "registered": _all_registered(saved, resolved)}
+                write_json(folder / RECORDED, {**config, RESOLVED: resolved})
+            except CheckpointError as error:
+                raise WorkdirError(f"cannot write to the working directory: {error}") from error
+            return folder
+
+        yield processes.of_first(opened_here)
+
+
+def check_shared(workdir: str | Path, folder: Path) -> None:
+    """Raises ProcessError where a process does not see the working directory of the first.
+
+    That would work until another machine comes to be the first, which would begin anew.
+
+    Args:
+      workdir: of this process.
+      folder: of the first, in which `run.json` is just written.
+    """
+    text = processes.of_first(lambda: (folder / RUN).read_text())
+
+    def look():
+        own, patience = folder_of(workdir), time.monotonic() + SHARED_SECONDS
+        while not _holds(own, text):
+            if time.monotonic() > patience:
+                raise WorkdirError(
+                    f"the working directory {own.absolute()} is not that of process 0, {folder}: "
+                    "expected one that all processes share"
+                )
+            time.sleep(0.2)
+
+    if processes.count() > 1:
+        processes.each(look)
+
+
+def _holds(folder: Path, text: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.listdir(folder)  # a network file system may answer from memory without
+        return (folder / RUN).read_text() == text
+    return False
 
 
 @contextlib.contextmanager

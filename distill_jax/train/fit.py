@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from distill_jax import data
+from distill_jax import data, processes
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, TrainOptions
 from distill_jax.train.trainer import Trainer
@@ -61,7 +61,8 @@ class _Saver:
     def after(self, steps: int) -> None:
         """Counts steps just done, and saves where it is time."""
         self.steps += steps
-        seconds, stopped = time.monotonic() - self.since, self.options.stop()
+        seconds = processes.largest(time.monotonic() - self.since)
+        stopped = self.options.stop()
         epochs = self.steps / self.trainer.steps
         if self.options.should_save(self.steps, epochs, seconds) or stopped:
             self.trainer.save()

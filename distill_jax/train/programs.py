@@ -58,6 +58,7 @@ def train_program(
     *,
     max_nonfinite_steps: int = 0,
     shared_data: bool | None = None,
+    own_data: bool = False,
 ) -> TrainProgram:
     """The train loop of a stage, or of those of a cycle, which are trained together.
 
@@ -68,6 +69,7 @@ def train_program(
       topology: the devices.
       max_nonfinite_steps: see `make_train_step`.
       shared_data: of a population whether all see the same images; None for one replica alone.
+      own_data: see `sharding.train_loop`.
     """
     return _train_program(
         tuple(stage.structure for stage in stages),
@@ -77,6 +79,7 @@ def train_program(
         max_nonfinite_steps,
         shared_data,
         tuple(optim.builder_of(stage.recipe.optim.optimizer) for stage in stages),
+        own_data,
     )
 
 
@@ -89,6 +92,7 @@ def _train_program(
     max_nonfinite_steps: int,
     shared_data: bool | None,
     builders: tuple[optim.BuildOptimizer | None, ...],  # a name may be registered anew
+    own_data: bool,
 ) -> TrainProgram:
     recipe, teachers = stages[0].recipe, frozen_teachers(stages)
 
@@ -113,7 +117,8 @@ def _train_program(
         loop = sharding.population_loop(body, topology, shared_data=shared_data)
     else:
         each = body if topology.axis_name is None else step(topology.axis_name)
-        loop = sharding.train_loop(each, topology, key)
+        named = (*key, "own data") if own_data else key
+        loop = sharding.train_loop(each, topology, named, own_data=own_data)
     return TrainProgram(loop, body)
 
 
@@ -222,7 +227,7 @@ def outputs_on_split(
             for (program, _), variables in zip(runs, given, strict=True)
         ]
         for (_, places), of_each in zip(runs, outputs, strict=True):
-            for place, own in zip(places, jax.device_get(of_each), strict=True):
+            for place, own in zip(places, topology.fetch(of_each), strict=True):
                 dispatched[place].append(jax.tree.map(lambda x, parts=parts: x[:parts], own))
     n = len(split.labels)
 
@@ -295,10 +300,23 @@ def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any
     example = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays)
     batch = topology.count * PART.get(topology.backend, PART["gpu"])
     size = batch * max(1, DISPATCH_BYTES // (batch * max(example, 1)))
-    for start, inputs in enumerate(data.parts(split.images, size)):
+    several, images = topology.processes, split.images
+    each = batch // several
+    if several > 1:
+        images = data.take(images, _own_rows(len(split.labels), size, batch, topology))
+    for start, inputs in enumerate(data.parts(images, size // several)):
         parts = -(-min(size, len(split.labels) - start * size) // batch)
-        inputs = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs)
-        yield jax.device_put(inputs, topology.shared_parts), parts
+        inputs = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), inputs)
+        yield topology.put_parts(inputs, batch), parts
+
+
+def _own_rows(n: int, size: int, batch: int, topology: sharding.Topology) -> np.ndarray:
+    """The examples, of `n`, that this process's devices take of `size` in each dispatch."""
+    dispatches = -(-n // size)
+    rows = np.arange(dispatches * size).reshape(-1, batch)[:, topology.own(batch)].ravel()
+    # All take part in the last dispatch, whoever has examples in it.
+    least = (dispatches - 1) * size // topology.processes + 1
+    return np.minimum(rows[: max(np.sum(rows < n), least)], n - 1)
 
 
 @functools.lru_cache(maxsize=32)

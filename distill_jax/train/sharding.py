@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import traced
+from distill_jax import processes, traced
 from distill_jax.models import run_once
 from distill_jax.models.backend import platform_of, traced_for
 from distill_jax.train import metrics
@@ -40,10 +40,10 @@ class Topology:
 
     Args:
       mode: "jit" (one program over a mesh, by `shard_map` where it has several devices) or "pmap".
-      devices: how many; 0 takes all there are.
+      devices: how many, of all processes; 0 takes all there are.
 
     Raises:
-      ValueError: unknown mode, or more devices than there are.
+      ValueError: unknown mode, more devices than there are, or not as many of each process.
     """
 
     mode: str = "jit"
@@ -54,17 +54,35 @@ class Topology:
             raise ValueError(f"parallel is one of {MODES}, got {self.mode!r}")
         if self.devices == 1:
             return  # known to be there: asking would start JAX wherever this module is imported
-        there = jax.local_device_count()
+        there = jax.device_count()
         if not 0 <= self.devices <= there:
             raise ValueError(
                 f"{self.devices} devices asked for, there are {there} (a CPU counts as several "
                 "only where they are asked for before JAX starts)"
             )
+        if several := processes.count() > 1 and self._refused(processes.count(), there):
+            raise ValueError(several)
+
+    def _refused(self, several: int, there: int) -> str:
+        """Why these cannot be devices of several processes; "" where they can."""
+        if self.mode == "pmap":
+            return f"parallel is 'pmap' with {several} processes: expected 'jit', which runs on all"
+        if there != several * jax.local_device_count() or self.devices % several:
+            return (
+                f"{self.devices or there} devices of {several} processes, this one has "
+                f"{jax.local_device_count()}: expected as many of each process"
+            )
+        return ""
 
     @property
     def count(self) -> int:
         """How many devices take part."""
-        return self.devices or jax.local_device_count()
+        return self.devices or jax.device_count()
+
+    @property
+    def processes(self) -> int:
+        """Of how many processes they are: one device is this one's."""
+        return 1 if self.devices == 1 else processes.count()
 
     @property
     def axis_name(self) -> str | None:
@@ -74,7 +92,14 @@ class Topology:
     @property
     def mesh(self) -> Mesh:
         """The devices in a row; its axis is "auto", as linen's layers need it."""
-        return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
+        if self.processes == 1:
+            return Mesh(np.asarray(jax.local_devices()[: self.count]), (AXIS,))
+        each = self.count // self.processes
+        by_process = [
+            [device for device in jax.devices() if device.process_index == i][:each]
+            for i in range(self.processes)
+        ]
+        return Mesh(np.asarray(by_process).reshape(-1), (AXIS,))
 
     @property
     def backend(self) -> str:
@@ -119,7 +144,7 @@ class Topology:
         """The trees of several members as one with a leading axis, spread over the devices."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stacked = jax.tree.map(_stack, *jax.device_get(list(members)))
-        return _copied(jax.device_put(stacked, sharding))  # what is donated must not be NumPy's
+        return _copied(_placed(stacked, sharding))  # what is donated must not be NumPy's
 
     def member(self, i: int, tree: Any) -> Any:
         """The tree of member `i` of those that `stack` made one, on every device, as a copy."""
@@ -127,7 +152,47 @@ class Topology:
 
     def device_put(self, tree: Any) -> Any:
         """Puts arrays on every device; not to be donated, nor the originals to be changed."""
-        return jax.device_put(tree, self.replicated)
+        return _placed(tree, self.replicated)
+
+    def put_parts(self, inputs: Any, batch_size: int) -> Any:
+        """Puts parts (P, B, ...) where devices share each; of B a process has its `own` places."""
+        if self.processes == 1:
+            return jax.device_put(inputs, self.shared_parts)
+        return _placed_own(inputs, self.shared_parts, 1, batch_size)
+
+    def own(self, batch_size: int) -> slice:
+        """The places of a batch whose examples the devices of this process take."""
+        each = batch_size // self.processes
+        return slice(place := jax.process_index() * each, place + each)
+
+    def put_own(self, data: DeviceDataset, steps: int) -> DeviceDataset:
+        """Puts this process's examples of some steps, in their order, each on the device it is for.
+
+        The data that each device then holds is its share of every step, see `own_order`.
+        """
+        here = self.count // self.processes
+
+        def by_device(x):
+            local = x.reshape(steps, here, -1, *x.shape[1:]).swapaxes(0, 1)
+            return local.reshape(-1, *x.shape[1:])
+
+        examples = len(data.labels) * self.processes
+        spread = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        return _placed_own(jax.tree.map(by_device, data), spread, 0, examples)
+
+    def own_order(self, steps: int, batch_size: int) -> np.ndarray:
+        """The rows (S, B) of what `put_own` put: of each device among its own."""
+        each = batch_size // self.count
+        place = np.arange(batch_size, dtype=np.int32) % each
+        return np.arange(steps, dtype=np.int32)[:, None] * each + place
+
+    def fetch(self, tree: Any) -> Any:
+        """The whole arrays on the host, on that of every process."""
+        if self.processes > 1 and not all(
+            x.is_fully_replicated or x.is_fully_addressable for x in jax.tree.leaves(tree)
+        ):
+            tree = _everywhere(self.replicated)(tree)
+        return jax.device_get(tree)
 
     def hold(self, data: DeviceDataset) -> DeviceDataset:
         """The data as these devices take it at each dispatch: on a TPU inputs are rows."""
@@ -136,9 +201,16 @@ class Topology:
         return data._replace(inputs=jax.tree.map(Rows.of, data.inputs))
 
     def compile(
-        self, function: Callable, arguments: int, donated: int, key: Any = None
+        self,
+        function: Callable,
+        arguments: int,
+        donated: int,
+        key: Any = None,
+        spread: int | None = None,
     ) -> Callable:
         """Compiles `function(device, *arguments)`, all replicated, the first `donated` given up.
+
+        Of the argument at place `spread` each device has a share of its own.
 
         `key` is all that decides what it computes; see `traced.Program`.
 
@@ -156,7 +228,7 @@ class Topology:
                 on_this_device = jax.shard_map(
                     on_this_device,
                     mesh=self.mesh,
-                    in_specs=PartitionSpec(),
+                    in_specs=_specs(arguments, spread),
                     out_specs=PartitionSpec(),
                     check_vma=False,
                 )
@@ -195,6 +267,42 @@ class Topology:
         return Batch(inputs, labels, places, positions, teachers, partners)
 
 
+def _specs(arguments: int, spread: int | None) -> Any:
+    if spread is None:
+        return PartitionSpec()
+    return tuple(PartitionSpec(AXIS) if i == spread else PartitionSpec() for i in range(arguments))
+
+
+def _placed_own(tree: Any, sharding: NamedSharding, axis: int, length: int) -> Any:
+    """Arrays of which each process has its share, along an axis that is `length` long in all."""
+
+    def put(x):
+        shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, tree)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    """`device_put` of what every process has whole; each puts what its devices hold."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x):
+        if isinstance(x, Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+@functools.cache
+def _everywhere(sharding: NamedSharding) -> Callable:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
 @jax.jit
 def _copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
@@ -214,20 +322,24 @@ def _member_program(sharding, platform):
     return jax.jit(member, out_shardings=sharding, compiler_options=run_once(platform))
 
 
-def train_loop(step: TrainStep, topology: Topology, key: Any = None) -> Callable:
+def train_loop(
+    step: TrainStep, topology: Topology, key: Any = None, *, own_data: bool = False
+) -> Callable:
     """Compiles steps `start` to `stop` of an epoch as one dispatch.
 
     Args:
       step: of what.
       topology: on which devices.
       key: all that decides what the step computes; see `traced.Program`.
+      own_data: whether each device has but its own examples, see `Topology.put_own`.
 
     Returns:
       (state, sums, teachers' variables, data, order, start, stop, hyper, key) -> (state, sums):
       `data` is a `DeviceDataset`, `order` an `Order` or its rows (S, B) alone, row t of which holds
       the examples of step t, and `sums` the metrics so far. State and sums are donated.
     """
-    return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key)
+    spread = 3 if own_data else None
+    return topology.compile(_steps(step, topology), arguments=9, donated=2, key=key, spread=spread)
 
 
 def _steps(step: TrainStep, topology: Topology) -> Callable:

@@ -18,7 +18,7 @@ CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def check_backend() -> None:
-    """Starts JAX; ValueError where it cannot, or where several processes are joined."""
+    """Starts JAX; ValueError where it cannot, or where several processes do not know each other."""
     try:
         jax.devices()
     except Exception as error:  # a RuntimeError, an AssertionError, or what a plugin raises
@@ -28,10 +28,10 @@ def check_backend() -> None:
             f"JAX cannot start on JAX_PLATFORMS={asked!r} ({first}): expected a platform that is "
             "installed and has a device here, such as 'cpu', or none named"
         ) from error
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ValueError(
-            f"{jax.process_count()} processes are joined by jax.distributed: expected one, as "
-            "several are not supported yet"
+            f"{jax.process_count()} processes share these devices and have not joined: expected "
+            "--coordinator_address=auto, or jax.distributed.initialize() before JAX starts"
         )
 
 

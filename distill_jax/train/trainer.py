@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import data
+from distill_jax import data, processes
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
@@ -70,6 +70,7 @@ class Trainer:
         self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe
         self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
+        self.own_data = self.streamed and processes.count() > 1
         self.needs_partners = "partner" in data_needs_of(self.stages)
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
@@ -86,10 +87,12 @@ class Trainer:
             self.topology,
             max_nonfinite_steps=options.max_nonfinite_steps,
             shared_data=None if self.alone else not self.recipe.train_limit,
+            own_data=self.own_data,
         )
         self.loop = program.loop
         self.dispatch_size = 1  # steps of the next dispatch, from one epoch to the next
         states = [replica.first_state() for replica in self.replicas]
+        processes.check_same(lambda: {"first state": digest(states)})
         self.state = self._together(states)
         self.best = [
             {p.name: self.topology.replicate(state.deployed(p.name)) for p in replica.networks}
@@ -167,7 +170,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Steps done."""
-        return int(np.min(jax.device_get(self.state.step)))
+        return int(np.min(self.topology.fetch(self.state.step)))
 
     @property
     def epochs_done(self) -> int:
@@ -279,10 +282,17 @@ class Trainer:
         steps = orders.rows.shape[1]
         if self.streamed:
             split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
-            for chunk in data.chunks(split, orders.rows[0], skip=skip):
+            rows = orders.rows[0]
+            own = rows[:, self.topology.own(rows.shape[1])] if self.own_data else rows
+            for chunk in data.chunks(split, own, skip=skip):
                 part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
-                placed = self.topology.device_put(self.topology.hold(part))
-                yield _Chunk(chunk.start, chunk.steps, placed, Order(chunk.order))
+                held, order = self.topology.hold(part), chunk.order
+                if self.own_data:
+                    placed = self.topology.put_own(held, len(order))
+                    order = self.topology.own_order(len(order), rows.shape[1])
+                else:
+                    placed = self.topology.device_put(held)
+                yield _Chunk(chunk.start, chunk.steps, placed, Order(order))
         elif self.data is not None and skip < steps:
             own = jax.tree.map(lambda x: x[0], orders) if self.alone else orders
             yield _Chunk(0, steps, self.data, own)
@@ -302,8 +312,8 @@ class Trainer:
             self.key,
         )
         # Waits for all of it, and is all that comes back to the host.
-        step, skipped = jax.device_get((self.state.step, self.state.skipped))
-        took = time.perf_counter() - begun
+        step, skipped = self.topology.fetch((self.state.step, self.state.skipped))
+        took = processes.largest(time.perf_counter() - begun)  # decides on the next dispatch
         self._check_finite(skipped)
         return took, int(np.min(step))
 

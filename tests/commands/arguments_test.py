@@ -6,6 +6,7 @@ from distill_jax import main
 from distill_jax.runs.config import FIELDS
 
 QUICK = "--config=quickstart:smoke"
+PROCESSES = ("--coordinator_address=localhost:1", "--num_processes=2")
 
 
 def refused(capsys, *arguments):
@@ -34,6 +35,18 @@ def refused(capsys, *arguments):
         (["train", QUICK, "--config.recipe.epochs=a"], ["config.recipe.epochs=a", "invalid"]),
         (["train", QUICK, "--wrkdir=x"], ["'wrkdir'", "workdir"]),
         (["train", QUICK, "--log=xml"], ["--log=xml", "auto|json"]),
+        (["train", QUICK, "--num_processes=2"], ["go together", "None, 2 and None"]),
+        (["train", QUICK, *PROCESSES, "--process_id=2"], ["below --num_processes", "got 2 of 2"]),
+        (["train", QUICK, *PROCESSES, "--process_id=a"], ["--process_id is a whole", "got 'a'"]),
+        (
+            ["train", QUICK, "--coordinator_address=host", "--num_processes=2", "--process_id=0"],
+            ["--coordinator_address is HOST:PORT", "got 'host'"],
+        ),
+        (
+            ["train", QUICK, "--coordinator_address=auto", "--process_id=0"],
+            ["--coordinator_address=auto stands alone"],
+        ),
+        (["train", QUICK, "--join_timeout=0"], ["--join_timeout is a whole number of 1 or more"]),
         (["trian"], ["no command 'trian'", "did you mean 'train'?", "show"]),
         (["show"], ["expected workdir, got none"]),
         (["show", "a", "b"], ["expected workdir, got 'a' 'b'"]),

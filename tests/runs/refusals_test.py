@@ -475,9 +475,9 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
     refused(["JAX cannot start on JAX_PLATFORMS='cuda'", "expected a platform that is installed"])
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_several_processes_that_have_not_joined_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    refused(["4 processes are joined by jax.distributed: expected one"])
+    refused(["4 processes share these devices and have not joined", "--coordinator_address=auto"])
 
 
 @pytest.mark.parametrize(

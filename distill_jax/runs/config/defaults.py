@@ -296,7 +296,8 @@ FIELDS = (
         "devices",
         "auto",
         "Devices that share each batch: a number, 0 for all, or auto. auto takes two cores of a "
-        "CPU where each gets 16 examples or more, all GPUs or TPUs where each gets 128, else one.",
+        "CPU where each gets 16 examples or more, all GPUs or TPUs where each gets 128, else one, "
+        "and all there are with several processes, which it counts together.",
         object,
     ),
     Field(

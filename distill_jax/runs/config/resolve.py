@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
-from distill_jax import graph, identity, methods, models
+from distill_jax import graph, identity, methods, models, processes
 from distill_jax.methods import TESKD, LossOptions
 from distill_jax.refusals import refuses
 from distill_jax.runs.ambient import PRECISIONS
@@ -117,15 +118,23 @@ def _resolve(values: dict[str, Any]) -> Experiment:
 
 def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recipe]) -> int:
     """How many devices there are to be; starts JAX, with all that has to be asked for before."""
-    asked = values["devices"]
+    asked, several = values["devices"], jax.distributed.is_initialized()
     if asked == AUTO and _has_registered(experiment):
         asked = 1  # of somebody's code it is not known that it sees the whole batch
+    if asked == AUTO and several:
+        asked = 0
     on_cpu = devices.devices_for(recipes, "cpu", devices.cores()) if asked == AUTO else asked
-    ask_for_cpu_devices(on_cpu)
+    if not several:  # else a process has those that it was started with
+        ask_for_cpu_devices(on_cpu)
     ask_for_graphs()
     if values["deterministic"]:
         ask_for_same_bytes()
     check_backend()
+    if asked == 1 and processes.count() > 1:
+        raise ConfigError(
+            f"config.devices is {values['devices']!r}, which is 1 here, of {processes.count()} "
+            "processes: expected the number of all their devices, or 0"
+        )
     return devices.here(recipes) if asked == AUTO else asked
 
 
