@@ -151,8 +151,7 @@ def from_arrays(
         classes, metrics = task.classes, task.metrics
     classes = integer("classes", classes, 2)
     value_range = _checked_range(value_range)
-    if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
-        raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
+    _check_fraction(valid_fraction)
     parts = {"train": train, "test": test} | ({} if valid is None else {"valid": valid})
     splits = {
         part: _split(f"{name} {part}", pair, classes, value_range, task)
@@ -165,7 +164,7 @@ def from_arrays(
         task_lib.check_metrics(metrics or {}, classes)
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
-        splits["train"], splits["valid"] = _hold_out(splits["train"], classes, valid_fraction, seed)
+        splits["train"], splits["valid"] = hold_out(splits["train"], classes, valid_fraction, seed)
     average: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     if task is None:
@@ -277,8 +276,14 @@ def _take(split: Split, index: Any) -> Split:
     return Split(take(split.images, index), split.labels[index])
 
 
-def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
+def _check_fraction(valid_fraction: Any) -> None:
+    if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
+        raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
+
+
+def hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
     """(train, valid): a stratified, disjoint and complete split of the training pool."""
+    _check_fraction(fraction)
     if not fraction:
         return pool, _take(pool, slice(0))
     sizes = np.bincount(pool.labels, minlength=classes)

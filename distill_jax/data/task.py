@@ -14,6 +14,8 @@ from jax import Array
 
 from distill_jax.data.augment import AUGMENT, normalise, standardise, to_unit
 from distill_jax.data.checks import DataError, integer
+from distill_jax.models import Indices
+from distill_jax.models.indices import is_indices
 
 Metric = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # (logits, labels) -> (sum, count)
 Preprocess = Callable[[Any, Array, bool], Any]  # (one example's inputs, key, train)
@@ -35,13 +37,16 @@ class Task:
 
     Args:
       spec: shape and type of one example's inputs, without labels: a `jax.ShapeDtypeStruct` or any
-        pytree of them; arrays stand for their shapes.
+        pytree of them; arrays stand for their shapes. Integers that index something, such as tokens
+        of a vocabulary, are `Indices`, which say of how many things.
       classes: C, the labels being 0 to C - 1.
       preprocess: (inputs of one example, key, train) -> what networks see of it, a pytree of
         arrays; pure, part of the compiled step. The key is one of (seed, step, place in the batch)
         where `train` is true, and always the same elsewhere.
       metrics: by name, (logits (N, C), labels (N,)) -> (sum, count) over these N examples, in NumPy
         or JAX. Accuracy and cross-entropy are always there.
+      files: texts by the names of the files in which a working directory keeps them: what somebody
+        needs to make inputs of new data, such as a vocabulary.
 
     Raises:
       DataError: one of these is not as described here.
@@ -51,6 +56,7 @@ class Task:
     classes: int
     preprocess: Preprocess = as_they_are
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", integer("classes", self.classes, 2))
@@ -224,7 +230,23 @@ def check_inputs(what: str, inputs: Any, spec: Any) -> tuple[Any, int]:
     count = next(iter(sizes.values()))
     if not count:
         raise DataError(f"{what} has 0 examples: expected at least one")
+    _check_indices(what, inputs)
     return jax.tree.map(lambda x: np.ascontiguousarray(x), inputs), count
+
+
+def _check_indices(what: str, inputs: Any) -> None:
+    """Raises DataError where an index is of nothing that there is."""
+    for path, own in jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_indices):
+        if not isinstance(own, Indices):
+            continue
+        values = np.asarray(own.values)
+        wrong = np.argwhere((values < 0) | (values >= own.size))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            raise DataError(
+                f"{what} inputs{jax.tree_util.keystr(path)} hold {values[place]} at example "
+                f"{place[0]} ({len(wrong)} such values): expected 0 to {own.size - 1}"
+            )
 
 
 def batch_of(spec: Any, size: int) -> Any:

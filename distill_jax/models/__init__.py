@@ -3,6 +3,7 @@
 from distill_jax.models.basics import Outputs, Variables
 from distill_jax.models.branched import BRANCHED, backbone_name
 from distill_jax.models.families import FAMILIES, MODELS, published_rate
+from distill_jax.models.indices import Indices
 from distill_jax.models.network import (
     DTYPES,
     Network,
@@ -16,6 +17,7 @@ __all__ = [
     "BRANCHED",
     "DTYPES",
     "FAMILIES",
+    "Indices",
     "MODELS",
     "Network",
     "Outputs",

@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from distill_jax import data
 from distill_jax.identity import digest_json
 from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables, backbone_name
+from distill_jax.models.indices import is_indices
 from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
 from distill_jax.train.stage import Stage
 
@@ -49,23 +52,34 @@ def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
 
 def _of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:
     try:
-        variables, meta = restore(folder / WEIGHTS, network.shapes)
+        meta = read_meta(folder / WEIGHTS)
+        variables = restore(folder / WEIGHTS, network.shapes)[0] if _fits(meta, dataset) else None
     except CheckpointError as error:
         first = " ".join(str(error).split())
         raise WeightsError(f"{folder} is no {network.name} of these classes: {first}") from None
-    seen, here = meta.get("preprocessing"), preprocessing_of(dataset)
-    if seen is not None and seen != here:
+    if variables is None:
         raise WeightsError(
-            f"{folder} was trained on examples preprocessed by {seen}: expected {here}, as this "
-            "data is"
+            f"{folder} was trained on examples preprocessed by {meta['preprocessing']}: expected "
+            f"{preprocessing_of(dataset)}, as this data is"
         )
     return variables
 
 
+def _fits(meta: dict[str, Any], dataset: data.Dataset) -> bool:
+    """Whether weights saw examples that were preprocessed as those of a data set, if that is known.
+
+    Asked before their shapes: those of another vocabulary differ for that reason.
+    """
+    seen = meta.get("preprocessing")
+    return seen is None or seen == preprocessing_of(dataset)
+
+
 def preprocessing_of(dataset: data.Dataset) -> dict[str, Any]:
-    """How images are normalised, as a JSON value; empty of other tasks."""
+    """How images are normalised, as a JSON value; of other tasks what their indices are of."""
     if dataset.normalisation is None:
-        return {}
+        parts = jax.tree.leaves(dataset.spec, is_leaf=is_indices)
+        sources = [own.source for own in parts if is_indices(own) and own.source]
+        return {"vocabularies": sources} if sources else {}
     mean, std = dataset.normalisation
     return {"mean": list(mean), "std": list(std)}
 

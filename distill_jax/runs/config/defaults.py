@@ -49,7 +49,7 @@ FIELDS = (
         "dataset.name",
         "digits",
         "digits, fashion_mnist, cifar10, cifar100, folder:DIR, tfds:NAME, "
-        "synthetic:HxWxC:CLASSES:TRAIN:TEST, or a registered data set.",
+        "synthetic:HxWxC:CLASSES:TRAIN:TEST, sst2, text:PATH, or a registered data set.",
     ),
     Field(
         "dataset.data_dir",
@@ -70,7 +70,13 @@ FIELDS = (
         "the training images.",
     ),
     Field("dataset.std", (), "Standard deviation of each channel, in the same units."),
-    Field("dataset.options", {}, "Arguments of a registered data set's function.", object),
+    Field(
+        "dataset.options",
+        {},
+        "Arguments of a registered data set's function; of sst2 and text vocabulary (8000 word "
+        "pieces at most) and length (64 tokens).",
+        object,
+    ),
     Field("networks", ("plane6", "plane4", "plane2"), "The row of networks, largest first."),
     Field(
         "guidance",
