@@ -1,9 +1,9 @@
 """Examples and labels: where they come from, the order they are seen in, how they are changed.
 
-Examples are images, sentences, or whatever a `Task` says that they are. Whole sets live in memory, images as
-uint8 arrays, but for those whose images differ in size, which are decoded as they are needed. Every
-choice (validation split, low-data subset, order of an epoch, crop and flip) is a pure function of a
-seed or of a key. Nothing here downloads.
+Examples are images, sentences, or whatever a `Task` says that they are. Whole sets live in memory,
+images as uint8 arrays, but for those whose images differ in size, which are decoded as they are
+needed. Every choice (validation split, low-data subset, order of an epoch, crop and flip) is a pure
+function of a seed or of a key. Nothing here downloads.
 """
 
 from distill_jax.data.augment import AUGMENT, crop_flip, inception_crop, normalise

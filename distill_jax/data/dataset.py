@@ -277,7 +277,7 @@ def _take(split: Split, index: Any) -> Split:
 
 
 def _check_fraction(valid_fraction: Any) -> None:
-    if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
+    if not isinstance(valid_fraction, numbers.Real) or not 0 <= float(valid_fraction) < 1:
         raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
 
 

@@ -108,7 +108,9 @@ def read_synthetic_text(
     Each class has words of its own, of which each sentence has two, among words that all have.
     """
     numbers = (detail or "2:256:128").split(":")
-    if len(numbers) > 3 or not all(x.isascii() and x.isdigit() and 0 < int(x) < 10**6 for x in numbers):
+    if len(numbers) > 3 or not all(
+        x.isascii() and x.isdigit() and 0 < int(x) < 10**6 for x in numbers
+    ):
         raise DataError(
             f"synthetic_text is {detail!r}: expected synthetic_text:CLASSES[:TRAIN[:TEST]], all "
             "whole numbers below a million"
@@ -116,7 +118,10 @@ def read_synthetic_text(
     classes, *counts = map(int, numbers)
     train, test = (*counts, *(256, 128)[len(counts) :])
     rng = np.random.default_rng((classes, train, test))
-    rows = {name: list(_made_up(rng, classes, count)) for name, count in (("train", train), ("test", test))}
+    rows = {
+        name: list(_made_up(rng, classes, count))
+        for name, count in (("train", train), ("test", test))
+    }
     what = f"synthetic_text:{detail}"
     return _dataset(what, rows, valid_fraction, split_seed, vocabulary, length)
 
@@ -138,7 +143,9 @@ def _dataset(
 ) -> Dataset:
     """Sentences of each part as tokens; what is held out for validation teaches no word pieces."""
     labels, classes = _labels(name, rows)
-    sentences = {part: np.array([row.sentence for row in own], object) for part, own in rows.items()}
+    sentences = {
+        part: np.array([row.sentence for row in own], object) for part, own in rows.items()
+    }
     if "valid" not in rows:
         pool = Split(np.arange(len(labels["train"])), labels["train"])
         kept, held = hold_out(pool, classes, valid_fraction, split_seed)
@@ -177,7 +184,8 @@ def _labels(name: str, rows: dict[str, list[_Row]]) -> tuple[dict[str, np.ndarra
         for part, own in given.items():
             if unknown := [label for label in own if label not in numbers]:
                 raise DataError(
-                    f"{name} {part} has the label {unknown[0]!r}: expected one of train's, {known[:8]}"
+                    f"{name} {part} has the label {unknown[0]!r}: expected one of train's, "
+                    f"{known[:8]}"
                 )
     checked = {
         part: check_labels(f"{name} {part}", own, len(own), classes, "sentences")

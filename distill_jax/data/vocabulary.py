@@ -86,20 +86,43 @@ class Vocabulary:
 def learn_vocabulary(sentences: Sequence[str], size: int) -> Vocabulary:
     """Learns a vocabulary of at most `size` word pieces, lower-cased and without accents.
 
-    Equal sentences give the same vocabulary, with one version of the library.
+    Equal sentences give the same vocabulary. It may be larger than `size` where these do not
+    suffice for the characters that there are.
 
     Raises:
       DataError: the tokenizers library is not installed, or a size of less than 100.
     """
     library, size = _library(), integer("vocabulary size", size, 100)
-    tokenizer = library.Tokenizer(library.models.WordPiece(unk_token=SPECIAL[1]))
-    tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    tokenizer = _tokenizer(library, library.models.WordPiece(unk_token=SPECIAL[1]))
+    # The trainer numbers the pieces within words as it meets them, in an order that is another one
+    # each time, and decides between pairs that are as frequent by these numbers: those of one
+    # character are given theirs here.
+    pieces = [f"##{character}" for character in sorted(_within_words(tokenizer, sentences))]
     trainer = library.trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=size, special_tokens=[*SPECIAL, *pieces], show_progress=False
     )
     tokenizer.train_from_iterator(sentences, trainer)
-    return Vocabulary(tokenizer.to_str())
+    model = library.models.WordPiece(tokenizer.get_vocab(), unk_token=SPECIAL[1])
+    learnt = _tokenizer(library, model)
+    learnt.add_special_tokens(list(SPECIAL))
+    return Vocabulary(learnt.to_str())
+
+
+def _tokenizer(library: Any, model: Any) -> Any:
+    tokenizer = library.Tokenizer(model)
+    tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _within_words(tokenizer: Any, sentences: Sequence[str]) -> set[str]:
+    """The characters of all words but their first."""
+    found: set[str] = set()
+    for sentence in sentences:
+        normalised = tokenizer.normalizer.normalize_str(sentence)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalised):
+            found.update(word[1:])
+    return found
 
 
 def read_vocabulary(path: str | pathlib.Path) -> Vocabulary:

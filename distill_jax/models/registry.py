@@ -53,12 +53,13 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
     shape, (kind, peers, own) = image_shape_of(inputs), split_name(name)
+    family = _task_family(own)
+    if shape and (own in _REGISTERED or family is not None):
+        inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     if own in _REGISTERED:
-        if shape:
-            inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         leaves, structure = jax.tree.flatten(inputs)
         network = _adapted(_REGISTERED[own], classes, tuple(leaves), structure)
-    elif (family := _task_family(own)) is not None:
+    elif family is not None:
         leaves, structure = jax.tree.flatten(inputs)
         network = _of_task(family, own, classes, tuple(leaves), structure, dtype)
     elif shape:

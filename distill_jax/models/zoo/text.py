@@ -99,12 +99,13 @@ class BiLSTM(nn.Module):
             tokens.size, self.width, **types, embedding_init=EMBEDDING, name="embedding"
         )
         x = _dropout(embed(tokens.values), train)
-        directions = (
+        ahead, back = (
             nn.RNN(nn.OptimizedLSTMCell(self.width, **types, name=f"{name}_cell"), name=name)
             for name in ("forward", "backward")
         )
-        both = nn.Bidirectional(*directions, name="lstm")
-        x = both(x, seq_lengths=jnp.sum(there, -1, dtype=jnp.int32))
+        lengths = jnp.sum(there, -1, dtype=jnp.int32)
+        both: Any = nn.Bidirectional(ahead, back, name="lstm")(x, seq_lengths=lengths)
+        x = both.astype(self.dtype)  # what the cells remember is as wide as their parameters
         lowest = jnp.finfo(x.dtype).min
         x = jnp.max(jnp.where(there[..., None], x, lowest), 1)
         return _classifier(self.classes, self.dtype)(_dropout(x, train))
