@@ -39,6 +39,8 @@ class Dataset:
       metrics: measured on every split besides accuracy and cross-entropy, see `Task`.
       value_range: (low, high) of float images, None of uint8 ones.
       task: of what are no images, what they are.
+      places: {"train", "valid"}: where the examples stand in the training examples that were
+        given, of which some were held out or left out; empty where these are all of them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     task: Task | None = None
+    places: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         counts = (f"{len(getattr(self, x).labels)} {x}" for x in ("train", "valid", "test"))
@@ -106,7 +109,8 @@ class Dataset:
             )
         wanted = np.full(self.classes, per_class)
         chosen = choose_per_class(self.train.labels, wanted, seed=seed, stream=_LIMIT_STREAM)
-        return dataclasses.replace(self, train=_take(self.train, chosen))
+        places = {**self.places, "train": self.places.get("train", np.arange(sizes.sum()))[chosen]}
+        return dataclasses.replace(self, train=_take(self.train, chosen), places=places)
 
 
 @refuses(DataError)
@@ -162,9 +166,14 @@ def from_arrays(
         if len(set(shapes.values())) > 1:
             raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
         task_lib.check_metrics(metrics or {}, classes)
+    places: dict[str, np.ndarray] = {}
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
-        splits["train"], splits["valid"] = hold_out(splits["train"], classes, valid_fraction, seed)
+        pool = splits["train"]
+        kept, held = hold_out(pool.labels, classes, valid_fraction, seed)
+        splits["valid"] = _take(pool, held)
+        if len(held):
+            splits["train"], places = _take(pool, kept), {"train": kept, "valid": held}
     average: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     if task is None:
@@ -178,6 +187,7 @@ def from_arrays(
         metrics=metrics or {},
         value_range=value_range,
         task=task,
+        places=places,
         **splits,
     )
 
@@ -281,21 +291,23 @@ def _check_fraction(valid_fraction: Any) -> None:
         raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
 
 
-def hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
-    """(train, valid): a stratified, disjoint and complete split of the training pool."""
+def hold_out(
+    labels: np.ndarray, classes: int, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places of (train, valid): a stratified, disjoint and complete split of the pool."""
     _check_fraction(fraction)
+    everything = np.arange(len(labels))
     if not fraction:
-        return pool, _take(pool, slice(0))
-    sizes = np.bincount(pool.labels, minlength=classes)
+        return everything, everything[:0]
+    sizes = np.bincount(labels, minlength=classes)
     wanted = np.minimum(np.floor(fraction * sizes + 0.5), np.maximum(sizes - 1, 0)).astype(int)
     if not wanted.sum():
         raise DataError(
             f"valid_fraction is {fraction!r} of at most {sizes.max()} images a class, which leaves "
             "validation empty: expected a larger fraction, or 0 for no validation split"
         )
-    held_out = choose_per_class(pool.labels, wanted, seed=seed, stream=_VALID_STREAM)
-    kept = np.setdiff1d(np.arange(len(pool.labels)), held_out, assume_unique=True)
-    return _take(pool, kept), _take(pool, held_out)
+    held_out = choose_per_class(labels, wanted, seed=seed, stream=_VALID_STREAM)
+    return np.setdiff1d(everything, held_out, assume_unique=True), held_out
 
 
 def _normalisation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from distill_jax.data import files
-from distill_jax.data.checks import DataError, Split, check_labels, integer
+from distill_jax.data.checks import DataError, check_labels, integer
 from distill_jax.data.dataset import Dataset, from_arrays, hold_out
 from distill_jax.data.task import Task
 from distill_jax.data.vocabulary import learn_vocabulary
@@ -146,12 +147,13 @@ def _dataset(
     sentences = {
         part: np.array([row.sentence for row in own], object) for part, own in rows.items()
     }
+    places = {}
     if "valid" not in rows:
-        pool = Split(np.arange(len(labels["train"])), labels["train"])
-        kept, held = hold_out(pool, classes, valid_fraction, split_seed)
+        kept, held = hold_out(labels["train"], classes, valid_fraction, split_seed)
+        places = {"train": kept, "valid": held}
         for of_part in (sentences, labels):
             whole = of_part["train"]
-            of_part["train"], of_part["valid"] = whole[kept.images], whole[held.images]
+            of_part.update({part: whole[own] for part, own in places.items()})
     pieces = learn_vocabulary(list(sentences["train"]), vocabulary)
     length = integer("length", length, 1)
     splits = {
@@ -161,9 +163,10 @@ def _dataset(
     spec = Indices(jax.ShapeDtypeStruct((length,), np.int32), pieces.size, pieces.digest)
     task = Task(spec, classes, files={pieces.file: pieces.text})
     valid = splits["valid"] if len(labels["valid"]) else None
-    return from_arrays(
+    dataset = from_arrays(
         splits["train"], splits["test"], valid=valid, valid_fraction=0.0, name=name, task=task
     )
+    return dataclasses.replace(dataset, places=places)
 
 
 def _labels(name: str, rows: dict[str, list[_Row]]) -> tuple[dict[str, np.ndarray], int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from distill_jax import data
 from distill_jax.identity import digest_json
@@ -16,6 +18,7 @@ from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables, backbone_name
 from distill_jax.models.indices import is_indices
 from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
+from distill_jax.runs.config import LOGITS
 from distill_jax.train.stage import Stage
 
 WEIGHTS, RESULTS = "weights", "results.json"
@@ -28,26 +31,76 @@ def digest_of_given(source: str) -> str:
       WeightsError: they cannot be read.
     """
     try:
+        if source.startswith(LOGITS):
+            return hashlib.sha256(_path(source).read_bytes()).hexdigest()
         folder = stage_folder(source)
         if folder is None:
             return hashlib.sha256(read_bytes(Path(source).expanduser())).hexdigest()
         return digest_json(read_meta(folder / WEIGHTS)["digests"])
-    except (WeightsError, CheckpointError) as error:
+    except (WeightsError, CheckpointError, OSError) as error:
         raise WeightsError(f"teacher_weights cannot be read: {error}") from None
 
 
 def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
     """The variables of a stage whose weights are given; of one with branches the backbone's.
 
+    Of a file of logits these, by split: {"params": {}, "logits": {"train", "valid", "test"}}, those
+    of "train" by the places of the examples in all that there are to train on.
+
     Raises:
       WeightsError: they cannot be read, are of another network, or were trained on images that
         were normalised otherwise.
     """
+    if stage.file.startswith(LOGITS):
+        return {"params": {}, "logits": read_logits(_path(stage.file), dataset)}
     folder, network = stage_folder(stage.file), stage.network.backbone
     if folder is None:
         path = Path(stage.file).expanduser()
         return load_variables(path, network, dataset.normalisation)
     return _of_stage(folder, network, dataset)
+
+
+def _path(source: str) -> Path:
+    return Path(source.removeprefix(LOGITS)).expanduser()
+
+
+def read_logits(path: Path, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """The logits in an .npz file: "train" and "test", and "valid" where that is not held out.
+
+    Each is (N, C), a row an example in the order in which the data set's source has them: those
+    that are held out for validation are among "train".
+
+    Raises:
+      WeightsError: a file that cannot be read, or arrays of another shape, naming both.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} cannot be read ({reason}): expected an .npz file") from None
+    held = "valid" in dataset.places
+    sizes = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+    if held:
+        sizes["train"] += len(dataset.valid.labels)
+    elif len(dataset.valid.labels):
+        sizes["valid"] = len(dataset.valid.labels)
+    logits = {}
+    for part, size in sizes.items():
+        array = arrays.get(part)
+        given = "none" if array is None else f"{array.dtype} {array.shape}"
+        right = array is not None and array.shape == (size, dataset.classes)
+        if array is None or not right or not np.issubdtype(array.dtype, np.floating):
+            raise WeightsError(
+                f"{path} has {given} as {part!r}: expected floats ({size}, {dataset.classes}), a "
+                f"row an example of {dataset.name}"
+            )
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{path} has logits in {part!r} that are not finite")
+        logits[part] = array.astype(np.float32)
+    if held:
+        logits["valid"] = logits["train"][dataset.places["valid"]]
+    return logits
 
 
 def _of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from distill_jax import data, models
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import measure
 from distill_jax.identity import digest
-from distill_jax.models import Network, Variables
+from distill_jax.models import LogitsTable, Network, Variables
 from distill_jax.train import preflight, programs, sharding
 from distill_jax.train.checks import view_warnings
 from distill_jax.train.metrics import accuracy_names
@@ -60,8 +60,15 @@ def cached_teacher_logits(
     """
     pairs = list(zip(networks, teachers, strict=True))
     if part == "train":
-        variables = [(network, result.variables) for network, result in pairs]
-        return programs.teacher_outputs(variables, dataset.train, dataset, topology).logits
+        places = dataset.places.get("train", slice(None))
+        return frozen_outputs(
+            dict(pairs),
+            dataset.train,
+            dataset,
+            topology,
+            (),
+            lambda result: result.logits["train"][places],
+        ).logits
     missing = [(network, result) for network, result in pairs if part not in result.logits]
     split = getattr(dataset, part)
     variables = [(network, result.variables) for network, result in missing]
@@ -70,6 +77,38 @@ def cached_teacher_logits(
         result.logits[part] = logits[:, k]
     empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
     return np.concatenate([empty, *(result.logits[part][:, None] for result in teachers)], 1)
+
+
+def frozen_outputs(
+    teachers: Mapping[Network, StageResult],
+    split: data.Split,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+    needs: tuple[str, ...],
+    known: Callable[[StageResult], np.ndarray],
+) -> programs.TeacherOutputs:
+    """What frozen teachers give for a split: they are run, but for files of logits, which are read.
+
+    Args:
+      teachers: the results, by network.
+      split: the examples.
+      dataset: gives the preprocessing.
+      topology: the devices that share the examples.
+      needs: the outputs that are asked for besides the logits, of those that are run.
+      known: the rows (N, C) of a file of logits.
+    """
+    run = [(n, x.variables) for n, x in teachers.items() if not isinstance(n, LogitsTable)]
+    outputs = programs.teacher_outputs(run, split, dataset, topology, needs)
+    if len(run) == len(teachers):
+        return outputs
+    logits, features = iter(outputs.logits.swapaxes(0, 1)), iter(outputs.features)
+    columns, others = [], []
+    for network, result in teachers.items():
+        table = isinstance(network, LogitsTable)
+        columns.append(known(result) if table else next(logits))
+        nothing = {name: getattr(network.output_shapes, name) for name in needs if table}
+        others.append(nothing if table else next(features))
+    return programs.TeacherOutputs(np.stack(columns, 1), tuple(others))
 
 
 def run_preflight(
@@ -99,8 +138,14 @@ def run_preflight(
     taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
     variables = tuple(result.variables for result in results)
     if needs := needs_of(stages):
-        pairs = list(zip(networks, variables, strict=True))
-        taught = programs.teacher_outputs(pairs, batch, dataset, topology, needs)
+        taught = frozen_outputs(
+            dict(zip(networks, results, strict=True)),
+            batch,
+            dataset,
+            topology,
+            needs,
+            lambda result: result.logits[part][first],
+        )
     sizes = programs.first_terms(stages, state, variables, batch, taught, dataset)
     where = "validation" if part == "valid" else "training images"
     logits_of = dict(zip(networks, logits.swapaxes(0, 1), strict=True))
@@ -135,7 +180,10 @@ def score(
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
-    logits = programs.predict_logits(pairs, dataset.test, dataset, topology)
+    if isinstance(stage.network, LogitsTable):
+        logits = [best["logits"]["test"][None]]
+    else:
+        logits = programs.predict_logits(pairs, dataset.test, dataset, topology)
     own, newest = logits[0], logits[-1]
     labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
     measured = programs.classification_metrics(own, labels)
@@ -166,8 +214,11 @@ def evaluate_pretrained(
     """
     alone = dataclasses.replace(stage, network=stage.network.backbone, teachers=())
     _, scored = score(alone, (), variables, variables, dataset, topology)
-    metrics = {}
-    if len(dataset.valid.labels):
+    metrics: dict[str, Any] = {}
+    known = variables["logits"] if isinstance(alone.network, LogitsTable) else {}
+    if known and len(dataset.valid.labels):
+        metrics = programs.measured(known["valid"][None], dataset.valid, dataset)
+    elif len(dataset.valid.labels):
         pairs = [(alone.network, variables)]
         (metrics,) = programs.evaluate(pairs, dataset.valid, dataset, topology)
     record = {
@@ -178,7 +229,8 @@ def evaluate_pretrained(
         "seconds": 0.0,
         "state_digest": digest(variables),
     }
-    return StageResult(variables, [], record)
+    own = {"params": {}} if known else variables
+    return StageResult(own, [], record, logits=dict(known))
 
 
 def chance_warning(stage: Stage, result: StageResult, dataset: data.Dataset) -> list[str]:

@@ -334,10 +334,17 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Of each network over a split accuracies, the branches' too, cross-entropy, and metrics."""
     return [
-        classification_metrics(logits, split.labels)
-        | measure(dataset.metrics, logits[0], split.labels)
+        measured(logits, split, dataset)
         for logits in predict_logits(pairs, split, dataset, topology)
     ]
+
+
+def measured(
+    logits: np.ndarray, split: data.Split | DeviceSplit, dataset: data.Dataset
+) -> dict[str, float]:
+    """Accuracies, cross-entropy and metrics of logits (E, N, C) on a split."""
+    own = measure(dataset.metrics, logits[0], split.labels)
+    return classification_metrics(logits, split.labels) | own
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -264,7 +264,8 @@ FIELDS = (
         "",
         "Networks that are read and not trained: FILE for the largest, or NAME=FILE,NAME=FILE. "
         "FILE#ENTRY takes one of several weights in a file. In place of a file, a stage's folder "
-        "or RUN_FOLDER:GUIDANCE/NETWORK/SEED.",
+        "or RUN_FOLDER:GUIDANCE/NETWORK/SEED; or logits:FILE.npz, the logits of a network of any "
+        "name that was run elsewhere.",
     ),
     Field(
         "overrides",
