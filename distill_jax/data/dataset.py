@@ -73,6 +73,11 @@ class Dataset:
         return None if self.task is not None else (self.mean, self.std)
 
     @property
+    def select_by(self) -> str:
+        """What chooses the weights, on the split that is watched."""
+        return "accuracy" if self.task is None else self.task.select_by
+
+    @property
     def spec(self) -> Any:
         """The shapes and types of one example's inputs, as they are held."""
         if self.task is not None:
@@ -165,7 +170,9 @@ def from_arrays(
         shapes = {part: split.images.shape[1:] for part, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
-        task_lib.check_metrics(metrics or {}, classes)
+        train_images = splits["train"].images
+        spec = jax.ShapeDtypeStruct(train_images.shape[1:], train_images.dtype)
+        task_lib.check_metrics(metrics or {}, classes, spec)
     places: dict[str, np.ndarray] = {}
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
@@ -200,7 +207,6 @@ def check(dataset: Any) -> None:
             "or distill_jax.data.load"
         )
     classes, task = integer("classes", dataset.classes, 2), dataset.task
-    task_lib.check_metrics(dataset.metrics, classes)
     _checked_range(dataset.value_range)
     for part in ("train", "valid", "test"):
         split = getattr(dataset, part)
@@ -209,6 +215,7 @@ def check(dataset: Any) -> None:
             _split(what, tuple(split), classes, dataset.value_range, task)
             if task is None:
                 _check_shape(dataset, part)
+    task_lib.check_metrics(dataset.metrics, classes, dataset.spec)
     if task is None:
         _given(dataset.train.images.shape[3], dataset.mean, dataset.std)
     elif task.classes != classes:

@@ -17,6 +17,7 @@ from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
 from distill_jax.data.text import read_sst2, read_synthetic_text, read_text
 from distill_jax.data.tfds import read_tfds
+from distill_jax.data.triples import read_named, read_synthetic_triples, read_triples
 from distill_jax.identity import check_new_name, describe
 from distill_jax.refusals import refuses
 
@@ -39,7 +40,8 @@ def load(
     "folder:DIR" is pictures in DIR/train/CLASS and DIR/test/CLASS, see `folder.read_folder`.
     "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
     streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
-    "text:PATH" is sentences in files, see `text.read_text`, whose last arguments are `options`.
+    "text:PATH" is sentences in files, see `text.read_text`, whose last arguments are `options`;
+    "triples:PATH" a knowledge graph, see `triples.read_triples`.
     `data_dir` holds the files; where it is empty, the usual places are searched. The other
     arguments are those of `from_arrays`; a registered data set takes what of them its function
     names, and `options`. DataError when the name is unknown, when the data is missing (with the
@@ -68,7 +70,7 @@ def load(
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(
             f"data set is {name!r}: expected one of {', '.join(known)}, with tfds:NAME, "
-            f"folder:DIR, text:PATH and synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
+            f"folder:DIR, text:PATH, triples:PATH and synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
         )
     train, test, classes, *valid = SOURCES[source](detail, data_dir)
     return from_arrays(
@@ -180,6 +182,13 @@ TASKS: dict[str, Callable[..., Dataset]] = {
     "sst2": read_sst2,
     "text": read_text,
     "synthetic_text": read_synthetic_text,
+    "fb15k237": lambda detail, data_dir="": read_named("fb15k237", data_dir),
+    "wn18rr": lambda detail, data_dir="": read_named("wn18rr", data_dir),
+    "triples": read_triples,
+    "synthetic_triples": read_synthetic_triples,
 }
-_DETAILED = ("synthetic", "tfds", "folder", "text", "synthetic_text")  # take what follows a colon
+# Those that take what follows a colon.
+_DETAILED = (
+    *("synthetic", "tfds", "folder", "text", "synthetic_text", "triples", "synthetic_triples"),
+)
 NAMES: tuple[str, ...] = (*SOURCES, *TASKS)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from distill_jax.models.indices import Indices
 from distill_jax.models.zoo import (
     four_stage_resnet,
+    links,
     mobilenet,
     plain,
     resnet,
@@ -81,6 +82,13 @@ def _are_tokens(inputs: Any) -> bool:
     return isinstance(inputs, Indices) and _is(inputs.values, 2)
 
 
+def _is_question(inputs: Any) -> bool:
+    """Whether a batch of one is a question (head, relation, ?)."""
+    if not isinstance(inputs, dict) or inputs.keys() != {"head", "relation"}:
+        return False
+    return all(isinstance(x, Indices) and _is(x.values, 1) for x in inputs.values())
+
+
 def _is(x: Any, axes: int) -> bool:
     return isinstance(x, jax.ShapeDtypeStruct) and len(x.shape) == axes and x.dtype == jnp.int32
 
@@ -126,6 +134,15 @@ TASK_FAMILIES = (
         "classifier",
     ),
     TaskFamily("bilstm_{}", text.BiLSTM, _are_tokens, _TOKENS, head="classifier"),
+    *(
+        TaskFamily(
+            f"{kind}_{{}}",
+            functools.partial(links.LinkScorer, kind),
+            _is_question,
+            "{'head', 'relation'}, data.Indices of int32 (1,)",
+        )
+        for kind in ("complex", "distmult", "transe")
+    ),
 )
 MODELS: dict[str, Builder] = {
     family.name(size): functools.partial(family.builder, *size)

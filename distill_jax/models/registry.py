@@ -139,7 +139,7 @@ def register_network(
         raise ValueError(
             f"a network's name is a text without spaces and any of {_FORBIDDEN}, got {name!r}"
         )
-    if any(family.size(name) for family in (*FAMILIES, *TASK_FAMILIES)):
+    if _task_family(name) or any(family.size(name) for family in FAMILIES):
         raise ValueError(f"{name!r} is a built-in network: register yours under another name")
     if not isinstance(version, str):
         raise ValueError(f"the version of {name} is a text, got {version!r}")

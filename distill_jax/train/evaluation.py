@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax import data, models
 from distill_jax.evals import classification
-from distill_jax.evals.metrics import measure
+from distill_jax.evals.metrics import combined, measure
 from distill_jax.identity import digest
 from distill_jax.models import LogitsTable, Network, Variables
 from distill_jax.train import preflight, programs, sharding
@@ -130,9 +130,20 @@ def run_preflight(
       plain_accuracies: of each stage, see `preflight.warnings`.
     """
     part = "valid" if len(dataset.valid.labels) else "train"
-    split, networks = getattr(dataset, part), frozen_teachers(stages)
+    networks, whole = frozen_teachers(stages), getattr(dataset, part)
     results = tuple(teachers[network] for network in networks)
-    logits = cached_teacher_logits(networks, results, part, dataset, topology)
+    split: Any = next(programs.pieces(whole, dataset.classes))
+    if split is whole:
+        logits = cached_teacher_logits(networks, results, part, dataset, topology)
+    else:  # the first of so many classes say enough
+        logits = frozen_outputs(
+            dict(zip(networks, results, strict=True)),
+            split,
+            dataset,
+            topology,
+            (),
+            lambda result: result.logits[part][: len(split.labels)],
+        ).logits
     first = slice(PREFLIGHT_IMAGES)
     batch = data.Split(data.take(split.images, first), split.labels[first])
     taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
@@ -180,29 +191,49 @@ def score(
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
-    if isinstance(stage.network, LogitsTable):
-        logits = [best["logits"]["test"][None]]
-    else:
-        logits = programs.predict_logits(pairs, dataset.test, dataset, topology)
-    own, newest = logits[0], logits[-1]
-    labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
-    measured = programs.classification_metrics(own, labels)
-    measured |= measure(dataset.metrics, own[0], labels)
+    scored, bins, examples, names = [], [], 0, [network.name for network in stage.teachers]
+    for piece in programs.pieces(dataset.test, dataset.classes):
+        if isinstance(stage.network, LogitsTable):
+            logits = [best["logits"]["test"][None]]
+        else:
+            logits = programs.predict_logits(pairs, piece, dataset, topology)
+        taught = _teachers_on(piece, stage, teachers, dataset, topology)
+        own, newest, count = logits[0], logits[-1][0], float(len(piece.labels))
+        means = {"last": classification.accuracy(newest, piece.labels)}
+        for k, name in enumerate(names):
+            means[f"agreement {name}"] = classification.agreement(own[0], taught[:, k])
+            means[f"kl {name}"] = classification.kl(taught[:, k], own[0])
+        weighed = {name: (value, count) for name, value in means.items()}
+        scored.append(programs.measured(own, piece, dataset) | weighed)
+        bins.append(classification.reliability(own[0], piece.labels))
+        examples += len(piece.labels)
+    exits, measured = 1 + stage.network.branches, combined(scored)
+    deployed = models.deploy(stage.network, jax.device_get(best))
+    reliability = classification.added(bins)
     record = {
         "parameters": _size(deployed),
-        **{
-            f"test_{name}": measured[name] for name in (*accuracy_names(len(own)), *dataset.metrics)
-        },
-        "last_test_accuracy": classification.accuracy(newest[0], labels),
-        "ece": classification.expected_calibration_error(own[0], labels),
-        "reliability": classification.reliability(own[0], labels),
+        **{f"test_{name}": measured[name] for name in (*accuracy_names(exits), *dataset.metrics)},
+        "last_test_accuracy": measured["last"],
+        "ece": classification.error_of(reliability, examples),
+        "reliability": reliability,
     }
-    agreement, kl = {}, {}
-    taught = cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
-    for k, network in enumerate(stage.teachers):
-        agreement[network.name] = classification.agreement(own[0], taught[:, k])
-        kl[network.name] = classification.kl(taught[:, k], own[0])
-    return deployed, {**record, "agreement": agreement, "kl": kl}
+    for what in ("agreement", "kl"):
+        record[what] = {name: measured[f"{what} {name}"] for name in names}
+    return deployed, record
+
+
+def _teachers_on(
+    piece: Any,
+    stage: Stage,
+    teachers: tuple[StageResult, ...],
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+) -> np.ndarray:
+    """(n, K, C) logits of a stage's teachers on a piece of the test split; of all of it kept."""
+    if piece is dataset.test:
+        return cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
+    run = [(n, x.variables) for n, x in zip(stage.teachers, teachers, strict=True)]
+    return programs.teacher_outputs(run, piece, dataset, topology).logits
 
 
 def evaluate_pretrained(
@@ -217,7 +248,7 @@ def evaluate_pretrained(
     metrics: dict[str, Any] = {}
     known = variables["logits"] if isinstance(alone.network, LogitsTable) else {}
     if known and len(dataset.valid.labels):
-        metrics = programs.measured(known["valid"][None], dataset.valid, dataset)
+        metrics = combined([programs.measured(known["valid"][None], dataset.valid, dataset)])
     elif len(dataset.valid.labels):
         pairs = [(alone.network, variables)]
         (metrics,) = programs.evaluate(pairs, dataset.valid, dataset, topology)
@@ -262,9 +293,11 @@ def with_metrics(
     for part in ("valid", "test") if missing else ():
         split = getattr(dataset, part)
         if part == "test" or record["valid_accuracy"] is not None:
-            ((logits, *_),) = programs.predict_logits(pairs, split, dataset, topology)
-            measured = measure(missing, logits, split.labels)
-            record |= {f"{part}_{name}": value for name, value in measured.items()}
+            measured = []
+            for piece in programs.pieces(split, dataset.classes):
+                ((logits, *_),) = programs.predict_logits(pairs, piece, dataset, topology)
+                measured.append(measure(missing, logits, piece.labels, piece.images))
+            record |= {f"{part}_{name}": value for name, value in combined(measured).items()}
     return dataclasses.replace(result, record=record)
 
 

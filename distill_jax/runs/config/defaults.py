@@ -49,7 +49,8 @@ FIELDS = (
         "dataset.name",
         "digits",
         "digits, fashion_mnist, cifar10, cifar100, folder:DIR, tfds:NAME, "
-        "synthetic:HxWxC:CLASSES:TRAIN:TEST, sst2, text:PATH, or a registered data set.",
+        "synthetic:HxWxC:CLASSES:TRAIN:TEST, sst2, text:PATH, fb15k237, wn18rr, "
+        "triples:PATH, or a registered data set.",
     ),
     Field(
         "dataset.data_dir",

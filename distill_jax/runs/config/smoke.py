@@ -8,7 +8,11 @@ import ml_collections
 
 from distill_jax import data
 
-_MADE_UP = dict.fromkeys(("sst2", "text"), "synthetic_text:2:128:64")  # for other tasks than images
+# In the place of other tasks than images.
+_MADE_UP = {
+    **dict.fromkeys(("sst2", "text"), "synthetic_text:2:128:64"),
+    **dict.fromkeys(("fb15k237", "wn18rr", "triples"), "synthetic_triples:40:4:400"),
+}
 
 
 def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
