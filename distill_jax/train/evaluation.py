@@ -191,14 +191,16 @@ def score(
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
-    scored, bins, examples, names = [], [], 0, [network.name for network in stage.teachers]
+    scored, bins, examples, exits = [], [], 0, 1
+    names = [network.name for network in stage.teachers]
     for piece in programs.pieces(dataset.test, dataset.classes):
         if isinstance(stage.network, LogitsTable):
-            logits = [best["logits"]["test"][None]]
+            logits = [best["logits"]["test"][None, examples : examples + len(piece.labels)]]
         else:
             logits = programs.predict_logits(pairs, piece, dataset, topology)
-        taught = _teachers_on(piece, stage, teachers, dataset, topology)
+        taught = _teachers_on(piece, examples, stage, teachers, dataset, topology)
         own, newest, count = logits[0], logits[-1][0], float(len(piece.labels))
+        exits = len(own)
         means = {"last": classification.accuracy(newest, piece.labels)}
         for k, name in enumerate(names):
             means[f"agreement {name}"] = classification.agreement(own[0], taught[:, k])
@@ -207,7 +209,7 @@ def score(
         scored.append(programs.measured(own, piece, dataset) | weighed)
         bins.append(classification.reliability(own[0], piece.labels))
         examples += len(piece.labels)
-    exits, measured = 1 + stage.network.branches, combined(scored)
+    measured = combined(scored)
     deployed = models.deploy(stage.network, jax.device_get(best))
     reliability = classification.added(bins)
     record = {
@@ -224,6 +226,7 @@ def score(
 
 def _teachers_on(
     piece: Any,
+    start: int,
     stage: Stage,
     teachers: tuple[StageResult, ...],
     dataset: data.Dataset,
@@ -232,8 +235,14 @@ def _teachers_on(
     """(n, K, C) logits of a stage's teachers on a piece of the test split; of all of it kept."""
     if piece is dataset.test:
         return cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
-    run = [(n, x.variables) for n, x in zip(stage.teachers, teachers, strict=True)]
-    return programs.teacher_outputs(run, piece, dataset, topology).logits
+    return frozen_outputs(
+        dict(zip(stage.teachers, teachers, strict=True)),
+        piece,
+        dataset,
+        topology,
+        (),
+        lambda result: result.logits["test"][start : start + len(piece.labels)],
+    ).logits
 
 
 def evaluate_pretrained(

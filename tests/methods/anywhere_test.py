@@ -141,7 +141,9 @@ def parameters(*cases, quick=()):
 
 
 def test_every_method_has_its_place():
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(set(METHODS) - {*LINKS})
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(
+        set(METHODS) - {*LINKS}
+    )
     assert set(PLACES) <= set(METHODS)
 
 
