@@ -72,7 +72,7 @@ def known_answers(
 
 
 def _keys(heads: Any, kinds: Any, relations: int) -> np.ndarray:
-    return np.asarray(heads, np.int64) * relations + np.asarray(kinds)
+    return np.asarray(heads, np.int64) * relations + np.asarray(kinds, np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
