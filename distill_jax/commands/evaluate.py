@@ -13,7 +13,7 @@ from distill_jax import data, report
 from distill_jax.commands.arguments import ArgumentsError, Command, Flag
 from distill_jax.commands.train import LOG
 from distill_jax.evals import classification
-from distill_jax.evals.metrics import measure
+from distill_jax.evals.metrics import combined
 from distill_jax.identity import finite
 from distill_jax.models import Network, Variables
 from distill_jax.runs import config as config_lib
@@ -73,16 +73,20 @@ def _config_of(folder: Path | None, weights: str) -> Any:
 def _measured(
     network: Network, variables: Variables, dataset: data.Dataset, part: str, topology: Topology
 ) -> dict[str, Any]:
-    split = getattr(dataset, part)
+    split, parts, bins = getattr(dataset, part), [], []
     with memory.told(f"{network.name} on {dataset.name}"):
-        ((logits, *_),) = programs.predict_logits([(network, variables)], split, dataset, topology)
+        for piece in programs.pieces(split, dataset.classes):
+            (logits,) = programs.predict_logits([(network, variables)], piece, dataset, topology)
+            parts.append(programs.measured(logits[:1], piece, dataset))
+            bins.append(classification.reliability(logits[0], piece.labels))
+    measured, examples = combined(parts), len(split.labels)
     return {
         "split": {"valid": "validation"}.get(part, part),
-        "examples": len(split.labels),
-        "accuracy": classification.accuracy(logits, split.labels),
-        "cross_entropy": classification.cross_entropy(logits, split.labels),
-        "ece": classification.expected_calibration_error(logits, split.labels),
-        **measure(dataset.metrics, logits, split.labels),
+        "examples": examples,
+        "accuracy": measured["accuracy"],
+        "cross_entropy": measured["loss"],
+        "ece": classification.error_of(classification.added(bins), examples),
+        **{name: measured[name] for name in dataset.metrics},
     }
 
 

@@ -39,6 +39,8 @@ class Dataset:
       metrics: measured on every split besides accuracy and cross-entropy, see `Task`.
       value_range: (low, high) of float images, None of uint8 ones.
       task: of what are no images, what they are.
+      places: {"train", "valid"}: where the examples stand in the training examples that were
+        given, of which some were held out or left out; empty where these are all of them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     task: Task | None = None
+    places: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         counts = (f"{len(getattr(self, x).labels)} {x}" for x in ("train", "valid", "test"))
@@ -68,6 +71,11 @@ class Dataset:
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(mean, std) of images; None of another task's examples."""
         return None if self.task is not None else (self.mean, self.std)
+
+    @property
+    def select_by(self) -> str:
+        """What chooses the weights, on the split that is watched."""
+        return "accuracy" if self.task is None else self.task.select_by
 
     @property
     def spec(self) -> Any:
@@ -106,7 +114,8 @@ class Dataset:
             )
         wanted = np.full(self.classes, per_class)
         chosen = choose_per_class(self.train.labels, wanted, seed=seed, stream=_LIMIT_STREAM)
-        return dataclasses.replace(self, train=_take(self.train, chosen))
+        places = {**self.places, "train": self.places.get("train", np.arange(sizes.sum()))[chosen]}
+        return dataclasses.replace(self, train=_take(self.train, chosen), places=places)
 
 
 @refuses(DataError)
@@ -151,8 +160,7 @@ def from_arrays(
         classes, metrics = task.classes, task.metrics
     classes = integer("classes", classes, 2)
     value_range = _checked_range(value_range)
-    if not isinstance(valid_fraction, numbers.Real) or not 0 <= valid_fraction < 1:
-        raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
+    _check_fraction(valid_fraction)
     parts = {"train": train, "test": test} | ({} if valid is None else {"valid": valid})
     splits = {
         part: _split(f"{name} {part}", pair, classes, value_range, task)
@@ -162,10 +170,17 @@ def from_arrays(
         shapes = {part: split.images.shape[1:] for part, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise DataError(f"{name} has image shapes {shapes}: expected one shape for all splits")
-        task_lib.check_metrics(metrics or {}, classes)
+        train_images = splits["train"].images
+        spec = jax.ShapeDtypeStruct(train_images.shape[1:], train_images.dtype)
+        task_lib.check_metrics(metrics or {}, classes, spec)
+    places: dict[str, np.ndarray] = {}
     if valid is None:
         seed = integer("split_seed", split_seed, 0)
-        splits["train"], splits["valid"] = _hold_out(splits["train"], classes, valid_fraction, seed)
+        pool = splits["train"]
+        kept, held = hold_out(pool.labels, classes, valid_fraction, seed)
+        splits["valid"] = _take(pool, held)
+        if len(held):
+            splits["train"], places = _take(pool, kept), {"train": kept, "valid": held}
     average: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     if task is None:
@@ -179,6 +194,7 @@ def from_arrays(
         metrics=metrics or {},
         value_range=value_range,
         task=task,
+        places=places,
         **splits,
     )
 
@@ -191,7 +207,6 @@ def check(dataset: Any) -> None:
             "or distill_jax.data.load"
         )
     classes, task = integer("classes", dataset.classes, 2), dataset.task
-    task_lib.check_metrics(dataset.metrics, classes)
     _checked_range(dataset.value_range)
     for part in ("train", "valid", "test"):
         split = getattr(dataset, part)
@@ -200,6 +215,7 @@ def check(dataset: Any) -> None:
             _split(what, tuple(split), classes, dataset.value_range, task)
             if task is None:
                 _check_shape(dataset, part)
+    task_lib.check_metrics(dataset.metrics, classes, dataset.spec)
     if task is None:
         _given(dataset.train.images.shape[3], dataset.mean, dataset.std)
     elif task.classes != classes:
@@ -277,20 +293,28 @@ def _take(split: Split, index: Any) -> Split:
     return Split(take(split.images, index), split.labels[index])
 
 
-def _hold_out(pool: Split, classes: int, fraction: float, seed: int) -> tuple[Split, Split]:
-    """(train, valid): a stratified, disjoint and complete split of the training pool."""
+def _check_fraction(valid_fraction: Any) -> None:
+    if not isinstance(valid_fraction, numbers.Real) or not 0 <= float(valid_fraction) < 1:
+        raise DataError(f"valid_fraction is {valid_fraction!r}: expected 0 <= valid_fraction < 1")
+
+
+def hold_out(
+    labels: np.ndarray, classes: int, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places of (train, valid): a stratified, disjoint and complete split of the pool."""
+    _check_fraction(fraction)
+    everything = np.arange(len(labels))
     if not fraction:
-        return pool, _take(pool, slice(0))
-    sizes = np.bincount(pool.labels, minlength=classes)
+        return everything, everything[:0]
+    sizes = np.bincount(labels, minlength=classes)
     wanted = np.minimum(np.floor(fraction * sizes + 0.5), np.maximum(sizes - 1, 0)).astype(int)
     if not wanted.sum():
         raise DataError(
             f"valid_fraction is {fraction!r} of at most {sizes.max()} images a class, which leaves "
             "validation empty: expected a larger fraction, or 0 for no validation split"
         )
-    held_out = choose_per_class(pool.labels, wanted, seed=seed, stream=_VALID_STREAM)
-    kept = np.setdiff1d(np.arange(len(pool.labels)), held_out, assume_unique=True)
-    return _take(pool, kept), _take(pool, held_out)
+    held_out = choose_per_class(labels, wanted, seed=seed, stream=_VALID_STREAM)
+    return np.setdiff1d(everything, held_out, assume_unique=True), held_out
 
 
 def _normalisation(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from distill_jax.data.dataset import Dataset, check, choose_per_class, from_arra
 from distill_jax.data.folder import read_folder
 from distill_jax.data.idx import read_fashion_mnist
 from distill_jax.data.synthetic import read_synthetic
+from distill_jax.data.text import read_sst2, read_synthetic_text, read_text
 from distill_jax.data.tfds import read_tfds
+from distill_jax.data.triples import read_named, read_synthetic_triples, read_triples
 from distill_jax.identity import check_new_name, describe
 from distill_jax.refusals import refuses
 
@@ -37,6 +40,8 @@ def load(
     "folder:DIR" is pictures in DIR/train/CLASS and DIR/test/CLASS, see `folder.read_folder`.
     "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
     streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
+    "text:PATH" is sentences in files, see `text.read_text`, whose last arguments are `options`;
+    "triples:PATH" a knowledge graph, see `triples.read_triples`.
     `data_dir` holds the files; where it is empty, the usual places are searched. The other
     arguments are those of `from_arrays`; a registered data set takes what of them its function
     names, and `options`. DataError when the name is unknown, when the data is missing (with the
@@ -50,20 +55,22 @@ def load(
         "std": std,
     }
     if name in _registered:
-        return _load_registered(name, fields, options or {})
+        return _load_by(_registered[name][0], name, fields, options or {})
+    source, _, detail = str(name).partition(":")
+    if source in TASKS and not (detail and source not in _DETAILED):
+        return _load_by(functools.partial(TASKS[source], detail), name, fields, options or {})
     if options:
         raise DataError(
             f"dataset.options are {dict(options)}: expected none for {name!r}, as only registered "
-            "data sets have any"
+            f"data sets and {', '.join(TASKS)} have any"
         )
-    source, _, detail = str(name).partition(":")
-    if source not in SOURCES or (detail and source not in ("synthetic", "tfds", "folder")):
+    if source not in SOURCES or (detail and source not in _DETAILED):
         known = (*NAMES, *_registered)
         close = difflib.get_close_matches(source.lower(), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(
             f"data set is {name!r}: expected one of {', '.join(known)}, with tfds:NAME, "
-            f"folder:DIR and synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
+            f"folder:DIR, text:PATH, triples:PATH and synthetic:HxWxC:CLASSES:TRAIN:TEST{hint}"
         )
     train, test, classes, *valid = SOURCES[source](detail, data_dir)
     return from_arrays(
@@ -95,7 +102,7 @@ def register_dataset(name: str, load: Callable[..., Dataset], version: str = "1"
     Raises:
       ValueError: a name that is taken or cannot be written in a config, or nothing to call.
     """
-    check_new_name("a data set", name, "my_texts", SOURCES)
+    check_new_name("a data set", name, "my_texts", NAMES)
     if not callable(load):
         raise ValueError(f"data set {name!r} is {load!r}: expected a function load(**options)")
     if not isinstance(version, str):
@@ -116,8 +123,10 @@ def identity_of(name: str) -> dict[str, Any] | None:
     return {"name": name, "version": version, "repr": describe(load)}
 
 
-def _load_registered(name: str, fields: dict[str, Any], options: Mapping[str, Any]) -> Dataset:
-    function = _registered[name][0]
+def _load_by(
+    function: Callable[..., Dataset], name: str, fields: dict[str, Any], options: Mapping[str, Any]
+) -> Dataset:
+    """What a data set's function gives for those of the config's fields that it takes."""
     signature = inspect.signature(function)
     for field, value in fields.items():
         default = inspect.signature(load).parameters[field].default
@@ -167,4 +176,19 @@ SOURCES: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
     "tfds": read_tfds,
     "folder": read_folder,
 }
-NAMES: tuple[str, ...] = tuple(SOURCES)
+# Those of other tasks than images: their functions take what follows the colon, and fields of the
+# config and options by name.
+TASKS: dict[str, Callable[..., Dataset]] = {
+    "sst2": read_sst2,
+    "text": read_text,
+    "synthetic_text": read_synthetic_text,
+    "fb15k237": lambda detail, data_dir="": read_named("fb15k237", data_dir),
+    "wn18rr": lambda detail, data_dir="": read_named("wn18rr", data_dir),
+    "triples": read_triples,
+    "synthetic_triples": read_synthetic_triples,
+}
+# Those that take what follows a colon.
+_DETAILED = (
+    *("synthetic", "tfds", "folder", "text", "synthetic_text", "triples", "synthetic_triples"),
+)
+NAMES: tuple[str, ...] = (*SOURCES, *TASKS)

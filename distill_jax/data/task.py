@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -14,9 +16,12 @@ from jax import Array
 
 from distill_jax.data.augment import AUGMENT, normalise, standardise, to_unit
 from distill_jax.data.checks import DataError, integer
+from distill_jax.models import Indices
+from distill_jax.models.indices import is_indices
 
-Metric = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # (logits, labels) -> (sum, count)
+Metric = Callable[..., tuple[Any, Any]]  # (logits, labels), or with inputs -> (sum, count)
 Preprocess = Callable[[Any, Array, bool], Any]  # (one example's inputs, key, train)
+TRIED = 1000  # examples, at most, on which a metric is tried
 _TAKEN = re.compile(r"accuracy|loss|branch\d+_accuracy")  # what every network is measured by
 
 
@@ -35,13 +40,20 @@ class Task:
 
     Args:
       spec: shape and type of one example's inputs, without labels: a `jax.ShapeDtypeStruct` or any
-        pytree of them; arrays stand for their shapes.
+        pytree of them; arrays stand for their shapes. Integers that index something, such as tokens
+        of a vocabulary, are `Indices`, which say of how many things.
       classes: C, the labels being 0 to C - 1.
       preprocess: (inputs of one example, key, train) -> what networks see of it, a pytree of
         arrays; pure, part of the compiled step. The key is one of (seed, step, place in the batch)
         where `train` is true, and always the same elsewhere.
       metrics: by name, (logits (N, C), labels (N,)) -> (sum, count) over these N examples, in NumPy
-        or JAX. Accuracy and cross-entropy are always there.
+        or JAX; one that takes three arguments is given their inputs too, as the data set has them.
+        Of a large split it is called for parts, which are added up. Accuracy and cross-entropy are
+        always there.
+      files: texts by the names of the files in which a working directory keeps them: what somebody
+        needs to make inputs of new data, such as a vocabulary.
+      select_by: of which metric the highest value on validation chooses the weights; "accuracy", or
+        one of `metrics`.
 
     Raises:
       DataError: one of these is not as described here.
@@ -51,11 +63,16 @@ class Task:
     classes: int
     preprocess: Preprocess = as_they_are
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    select_by: str = "accuracy"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", integer("classes", self.classes, 2))
         object.__setattr__(self, "spec", _checked_spec(self.spec))
-        check_metrics(self.metrics, self.classes)
+        check_metrics(self.metrics, self.classes, self.spec)
+        if self.select_by not in ("accuracy", *self.metrics):
+            known = ", ".join(("accuracy", *self.metrics))
+            raise DataError(f"select_by is {self.select_by!r}: expected one of {known}")
         trained, evaluated = (self._seen(train) for train in (True, False))
         if trained != evaluated:
             raise DataError(
@@ -157,12 +174,20 @@ class Images:
         return standardise(to_unit(images, self.value_range), self.mean, self.std)
 
 
-def check_metrics(metrics: Any, classes: int) -> None:
-    """Raises DataError where a metric cannot be recorded, after trying it on an example a class."""
+def check_metrics(metrics: Any, classes: int, spec: Any) -> None:
+    """Raises DataError where a metric cannot be recorded, after trying it on an example a class.
+
+    Args:
+      metrics: by name.
+      classes: C; of many, the first ones are tried.
+      spec: shapes and types of one example's inputs.
+    """
     if not isinstance(metrics, Mapping):
         raise DataError(f"metrics are {metrics!r}: expected a dict, name -> (logits, labels)")
-    labels = np.arange(max(classes, 8), dtype=np.int32) % classes
+    size = min(max(classes, 8), TRIED) if classes <= TRIED else 8
+    labels = np.arange(size, dtype=np.int32) % classes
     logits = np.sin(np.arange(labels.size * classes, dtype=np.float32) ** 2)
+    inputs = jax.tree.map(lambda x: np.zeros((size, *x.shape), x.dtype), spec) if metrics else None
     for name, metric in metrics.items():
         if not isinstance(name, str) or not name.isidentifier() or _TAKEN.fullmatch(name):
             raise DataError(
@@ -172,7 +197,7 @@ def check_metrics(metrics: Any, classes: int) -> None:
         if not callable(metric):
             raise DataError(f"metric {name!r} is {metric!r}: expected a function (logits, labels)")
         try:
-            count = sum_and_count(name, metric, logits.reshape(-1, classes), labels)[1]
+            count = sum_and_count(name, metric, logits.reshape(-1, classes), labels, inputs)[1]
         except DataError:
             raise
         except Exception as error:  # whatever somebody's code raises
@@ -180,7 +205,7 @@ def check_metrics(metrics: Any, classes: int) -> None:
                 f"metric {name!r} cannot be computed of logits ({labels.size}, {classes}) and "
                 f"labels ({labels.size},): {type(error).__name__}: {error}"
             ) from error
-        if not count > 0:
+        if not count > 0 and (size >= classes or math.isnan(count)):
             raise DataError(
                 f"metric {name!r} gives a count of {count} for {labels.size} examples of all "
                 "classes: expected above 0"
@@ -188,15 +213,26 @@ def check_metrics(metrics: Any, classes: int) -> None:
 
 
 def sum_and_count(
-    name: str, metric: Metric, logits: np.ndarray, labels: np.ndarray
+    name: str, metric: Metric, logits: np.ndarray, labels: np.ndarray, inputs: Any
 ) -> tuple[float, float]:
     """What a metric gives; DataError where that is no pair of numbers (sum, count)."""
-    given = metric(logits, labels)
+    given = metric(logits, labels, inputs) if _takes_inputs(metric) else metric(logits, labels)
     if not isinstance(given, tuple | list) or any(np.shape(x) for x in given) or len(given) != 2:
         raise DataError(
             f"metric {name!r} gives {text_of(given)}: expected (sum, count), two numbers"
         )
     return float(given[0]), float(given[1])
+
+
+def _takes_inputs(metric: Metric) -> bool:
+    """Whether a metric needs a third argument."""
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except (TypeError, ValueError):  # of what is written in C
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return len(needed) == 3
 
 
 def check_inputs(what: str, inputs: Any, spec: Any) -> tuple[Any, int]:
@@ -224,7 +260,23 @@ def check_inputs(what: str, inputs: Any, spec: Any) -> tuple[Any, int]:
     count = next(iter(sizes.values()))
     if not count:
         raise DataError(f"{what} has 0 examples: expected at least one")
+    _check_indices(what, inputs)
     return jax.tree.map(lambda x: np.ascontiguousarray(x), inputs), count
+
+
+def _check_indices(what: str, inputs: Any) -> None:
+    """Raises DataError where an index is of nothing that there is."""
+    for path, own in jax.tree_util.tree_leaves_with_path(inputs, is_leaf=is_indices):
+        if not isinstance(own, Indices):
+            continue
+        values = np.asarray(own.values)
+        wrong = np.argwhere((values < 0) | (values >= own.size))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            raise DataError(
+                f"{what} inputs{jax.tree_util.keystr(path)} hold {values[place]} at example "
+                f"{place[0]} ({len(wrong)} such values): expected 0 to {own.size - 1}"
+            )
 
 
 def batch_of(spec: Any, size: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,11 +44,22 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     References:
       Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    bins = reliability(logits, labels)
+    return error_of(reliability(logits, labels), len(labels))
+
+
+def error_of(bins: dict[str, list[float]], examples: int) -> float:
+    """The expected calibration error of what `reliability` gives for so many examples."""
     if not bins:
         return math.nan
     gaps = np.subtract(bins["right"], bins["confidence"])
-    return float(np.sum(np.abs(gaps)) / len(labels))
+    return float(np.sum(np.abs(gaps)) / examples)
+
+
+def added(parts: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """What `reliability` gives for all, from what it gave for parts; empty where it is of one."""
+    if len(parts) == 1 or not all(parts):
+        return parts[0] if all(parts) else {}
+    return {name: np.sum([part[name] for part in parts], 0).tolist() for name in parts[0]}
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy, LossOptions
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.norms import L2, N3
 from distill_jax.methods.peers import ONE, OKDDip
 from distill_jax.methods.progressive import PSKD
 from distill_jax.methods.registry import (
@@ -66,7 +67,9 @@ __all__ = [
     "KD",
     "KDCL",
     "KDSVD",
+    "L2",
     "METHODS",
+    "N3",
     "NKD",
     "NST",
     "ONE",

@@ -30,6 +30,7 @@ from distill_jax.methods.flow import FSP, KDSVD
 from distill_jax.methods.frskd import FRSKD
 from distill_jax.methods.kd import KD, CrossEntropy
 from distill_jax.methods.logits import DIST, WTTM, MSELogits
+from distill_jax.methods.norms import L2, N3
 from distill_jax.methods.peers import ONE, OKDDip
 from distill_jax.methods.progressive import PSKD
 from distill_jax.methods.relations import PKT, RKD, SP
@@ -92,6 +93,8 @@ METHODS: dict[str, type[Method]] = {
     "ddgsd": DDGSD,
     "kdcl": KDCL,
     "frskd": FRSKD,
+    "n3": N3,
+    "l2": L2,
 }
 # Whose numbers stand elsewhere in the config: how they are counted is part of the protocol.
 ELSEWHERE = {

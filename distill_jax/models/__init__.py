@@ -3,6 +3,8 @@
 from distill_jax.models.basics import Outputs, Variables
 from distill_jax.models.branched import BRANCHED, backbone_name
 from distill_jax.models.families import FAMILIES, MODELS, published_rate
+from distill_jax.models.indices import Indices
+from distill_jax.models.logits_table import LogitsTable, logits_table
 from distill_jax.models.network import (
     DTYPES,
     Network,
@@ -17,6 +19,8 @@ __all__ = [
     "BRANCHED",
     "DTYPES",
     "FAMILIES",
+    "Indices",
+    "LogitsTable",
     "MODELS",
     "Network",
     "Outputs",
@@ -28,6 +32,7 @@ __all__ = [
     "count_parameters",
     "deploy",
     "is_registered",
+    "logits_table",
     "published_rate",
     "register_network",
     "run_once",

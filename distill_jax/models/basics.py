@@ -42,6 +42,8 @@ class Outputs(NamedTuple):
         stem. Networks without one of their own show their first convolution's.
       preacts: the maps whose ReLU the stages are, or that follows them (WideResNet: normalised by
         the next BatchNorm). ShuffleNetV2's are not shuffled yet, MobileNetV2's are the stages.
+      embeddings: (B, ...) of tables what each example looked up, or the moduli of it; what `n3` and
+        `l2` weigh. () where there is no such thing.
     """
 
     logits: Array
@@ -50,6 +52,7 @@ class Outputs(NamedTuple):
     branches: tuple[Outputs, ...] = ()
     stem: Array | None = None
     preacts: tuple[Array, ...] = ()
+    embeddings: tuple[Array, ...] = ()
 
 
 def on_top(

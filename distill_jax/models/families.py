@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from distill_jax.models.indices import Indices
 from distill_jax.models.zoo import (
     four_stage_resnet,
+    links,
     mobilenet,
     plain,
     resnet,
     senet,
     shufflenet,
+    text,
     vgg,
     wide_resnet,
 )
@@ -37,9 +42,55 @@ class Family(NamedTuple):
 
     def size(self, name: str) -> tuple[int, ...] | None:
         """The numbers in `name`, None where it is none of this family."""
-        match = re.fullmatch(self.form.replace("{}", "([1-9][0-9]*)"), name)
-        size = tuple(map(int, match.groups())) if match else None
+        size = _numbers(self.form, name)
         return size if self.any_size or size in self.sizes else None
+
+
+class TaskFamily(NamedTuple):
+    """Networks on other inputs than images: linen modules, of any size.
+
+    Args:
+      form: of their names, each {} a number.
+      build: (*sizes, classes, dtype) -> the module, called with (inputs, train).
+      takes: whether it can take a batch of one, of these shapes and types.
+      inputs: what it takes, in words.
+      sizes: what the numbers are called.
+      stages: from the sizes, the paths of the submodules whose outputs are its stages.
+      head: the path of the one that classifies.
+    """
+
+    form: str
+    build: Callable[..., nn.Module]
+    takes: Callable[[Any], bool]
+    inputs: str
+    sizes: str = "D"
+    stages: Callable[..., tuple[str, ...]] = lambda *sizes: ()
+    head: str | None = None
+
+    def size(self, name: str) -> tuple[int, ...] | None:
+        """The numbers in `name`, None where it is none of this family."""
+        return _numbers(self.form, name)
+
+
+def _numbers(form: str, name: str) -> tuple[int, ...] | None:
+    match = re.fullmatch(form.replace("{}", "([1-9][0-9]*)"), name)
+    return tuple(map(int, match.groups())) if match else None
+
+
+def _are_tokens(inputs: Any) -> bool:
+    """Whether a batch of one is (1, T) tokens."""
+    return isinstance(inputs, Indices) and _is(inputs.values, 2)
+
+
+def _is_question(inputs: Any) -> bool:
+    """Whether a batch of one is a question (head, relation, ?)."""
+    if not isinstance(inputs, dict) or inputs.keys() != {"head", "relation"}:
+        return False
+    return all(isinstance(x, Indices) and _is(x.values, 1) for x in inputs.values())
+
+
+def _is(x: Any, axes: int) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct) and len(x.shape) == axes and x.dtype == jnp.int32
 
 
 def _one(sizes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
@@ -69,6 +120,28 @@ FAMILIES = (
     Family("cifar_vgg{}", vgg.build_cifar, _one(vgg.CIFAR_DEPTHS), 0.1),
     Family(
         "imagenet_resnet{}", four_stage_resnet.build_imagenet, _one(four_stage_resnet.COUNTS), 0.1
+    ),
+)
+_TOKENS = "tokens, data.Indices of int32 (1, length)"
+TASK_FAMILIES = (
+    TaskFamily(
+        "transformer_{}_{}",
+        text.build_transformer,
+        _are_tokens,
+        _TOKENS,
+        "LD",
+        lambda layers, width: tuple(f"layer_{i}" for i in range(layers)),
+        "classifier",
+    ),
+    TaskFamily("bilstm_{}", text.BiLSTM, _are_tokens, _TOKENS, head="classifier"),
+    *(
+        TaskFamily(
+            f"{kind}_{{}}",
+            functools.partial(links.LinkScorer, kind),
+            _is_question,
+            "{'head', 'relation'}, data.Indices of int32 (1,)",
+        )
+        for kind in ("complex", "distmult", "transe")
     ),
 )
 MODELS: dict[str, Builder] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from distill_jax.models.adapters import Door, adapt, inputs_text
 from distill_jax.models.branched import BRANCHED, Kind, backbone_name, split_name
-from distill_jax.models.families import FAMILIES, MODELS, Builder
+from distill_jax.models.families import FAMILIES, MODELS, TASK_FAMILIES, Builder, TaskFamily
 from distill_jax.models.network import DTYPES, Network
 
 _FORBIDDEN = "<>+;,#:"  # these mean something in the text of a graph
@@ -40,7 +40,7 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
       name: of a built-in or registered network.
       classes: C.
       inputs: (H, W, channels) of images, or the shapes and types of a preprocessed batch of one: a
-        `jax.ShapeDtypeStruct` or a pytree of them. Built-in networks take images alone.
+        `jax.ShapeDtypeStruct` or a pytree of them.
       dtype: one of `DTYPES`.
 
     Raises:
@@ -53,17 +53,21 @@ def build(name: str, classes: int, inputs: Any, dtype: str = "float32") -> Netwo
     if classes < 2:
         raise ValueError(f"a classifier needs two classes or more, got {classes}")
     shape, (kind, peers, own) = image_shape_of(inputs), split_name(name)
+    family = _task_family(own)
+    if shape and (own in _REGISTERED or family is not None):
+        inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     if own in _REGISTERED:
-        if shape:
-            inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         leaves, structure = jax.tree.flatten(inputs)
         network = _adapted(_REGISTERED[own], classes, tuple(leaves), structure)
+    elif family is not None:
+        leaves, structure = jax.tree.flatten(inputs)
+        network = _of_task(family, own, classes, tuple(leaves), structure, dtype)
     elif shape:
         network = Network(own, _builder(own)(classes, shape), classes, shape, dtype)
     else:
         raise ValueError(
             f"{own} takes images, float32 (1, height, width, channels), got {inputs_text(inputs)}: "
-            "register a network of your own for them"
+            "expected a network for these, built-in or registered"
         )
     return network if kind is None else _grown(network, name, kind, peers)
 
@@ -85,7 +89,9 @@ def check_name(name: str) -> None:
       ValueError: there is none, and the message lists those there are; or its size is no legal one.
     """
     own = backbone_name(name)
-    if own not in _REGISTERED:
+    if (family := _task_family(own)) is not None:
+        family.build(*(family.size(own) or ()), 2, jnp.float32)
+    elif own not in _REGISTERED:
         _builder(own)(2, (224, 224, 3))  # images that all of them take
 
 
@@ -133,7 +139,7 @@ def register_network(
         raise ValueError(
             f"a network's name is a text without spaces and any of {_FORBIDDEN}, got {name!r}"
         )
-    if any(family.size(name) for family in FAMILIES):
+    if _task_family(name) or any(family.size(name) for family in FAMILIES):
         raise ValueError(f"{name!r} is a built-in network: register yours under another name")
     if not isinstance(version, str):
         raise ValueError(f"the version of {name} is a text, got {version!r}")
@@ -156,11 +162,35 @@ def _builder(name: str) -> Builder:
     within = [own for own in names if name and name.lower() in own.split("_")]
     close = within or difflib.get_close_matches(name, names, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    rules = ", ".join(family.form.format("D", "K") for family in FAMILIES if family.any_size)
+    others = [family.form.format("D", "K") for family in FAMILIES if family.any_size]
+    rules = ", ".join((*others, *(family.form.format(*family.sizes) for family in TASK_FAMILIES)))
     raise ValueError(
         f"unknown network {name!r}{hint} There are {', '.join(names)}, other sizes of {rules}, "
         f"and {', '.join(f'{prefix}:NAME' for prefix in BRANCHED)} for each"
     )
+
+
+def _task_family(name: str) -> TaskFamily | None:
+    """The family of networks on other inputs than images that a name belongs to."""
+    return next((family for family in TASK_FAMILIES if family.size(name)), None)
+
+
+@functools.lru_cache(maxsize=128)
+def _of_task(
+    family: TaskFamily,
+    name: str,
+    classes: int,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    structure: Any,
+    dtype: str,
+) -> Network:
+    """Builds a network of a task family, by the door of modules from outside."""
+    inputs, size = jax.tree.unflatten(structure, leaves), family.size(name) or ()
+    if not family.takes(inputs):
+        raise ValueError(f"{name} takes {family.inputs}, got {inputs_text(inputs)}")
+    door = Door(name, None, family.stages(*size), head=family.head)
+    module = family.build(*size, classes, DTYPES[dtype])
+    return adapt(lambda: module, door, classes, inputs, (), dtype)
 
 
 @functools.lru_cache(maxsize=128)
@@ -192,7 +222,8 @@ def _grown(network: Network, name: str, kind: Kind, peers: int) -> Network:
     own = network.name
     if network.module is None or type(network) is not Network:
         raise ValueError(
-            f"{name}: branches grow on the library's modules only, and {own} comes from outside"
+            f"{name}: branches grow on the library's modules for images only, and {own} "
+            + ("takes others" if network.version is None else "comes from outside")
         )
     if kind.peers and not hasattr(network.module, "upper"):
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from distill_jax.data import Dataset
+from distill_jax.data import Dataset, Indices
 
 
 def describe_inputs(dataset: Dataset) -> dict[str, Any]:
@@ -28,6 +28,9 @@ def spec_as_json(spec: Any) -> Any:
     """Shapes and types in dicts, lists and tuples, for `spec_of`; None of other structures."""
     if isinstance(spec, jax.ShapeDtypeStruct):
         return {"shape": list(spec.shape), "dtype": str(spec.dtype)}
+    if isinstance(spec, Indices):
+        values = spec_as_json(spec.values)
+        return {"indices": values, "size": spec.size, "source": spec.source}
     if type(spec) is dict and all(isinstance(name, str) for name in spec):
         parts: Any = {name: spec_as_json(own) for name, own in spec.items()}
         known = None not in parts.values()
@@ -47,4 +50,6 @@ def spec_of(value: Mapping[str, Any]) -> Any:
         return [spec_of(own) for own in value["list"]]
     if "tuple" in value:
         return tuple(spec_of(own) for own in value["tuple"])
+    if "indices" in value:
+        return Indices(spec_of(value["indices"]), value["size"], value["source"])
     return jax.ShapeDtypeStruct(tuple(value["shape"]), value["dtype"])

@@ -19,7 +19,7 @@ from distill_jax import data, graph, methods, models
 from distill_jax.identity import changed_fields, describe, digest_json
 from distill_jax.models import Network
 from distill_jax.runs.ambient import changed_settings
-from distill_jax.runs.config import Comparison, Experiment
+from distill_jax.runs.config import LOGITS, Comparison, Experiment
 from distill_jax.runs.given import digest_of_given
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
@@ -86,6 +86,7 @@ def warnings(plan: Plan, dtype: str) -> list[str]:
         (teacher.name, stage.network.name): (teacher, stage.network.backbone)
         for stage in plan.stages.values()
         for teacher in stage.teachers
+        if not isinstance(teacher, models.LogitsTable)
     }
     sizes = {
         pair: [models.count_parameters(network) for network in two] for pair, two in pairs.items()
@@ -144,6 +145,8 @@ def of_users(identities: dict[str, Any]) -> dict[str, Any]:
 def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> Network:
     """The network called `name`, for the images of a data set."""
     base, _ = graph.architecture(name)
+    if experiment.teacher_weights.get(name, "").startswith(LOGITS):
+        return models.logits_table(name, dataset.classes, dataset.inputs)
     network = models.build(base, dataset.classes, dataset.inputs, experiment.dtype)
     return named(network, name)
 

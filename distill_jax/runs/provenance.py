@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from distill_jax import processes, report
+from distill_jax.data import Task
 from distill_jax.methods import heard
-from distill_jax.runs.checkpoint import write_json
+from distill_jax.runs.checkpoint import write_json, write_text
 from distill_jax.runs.config import RUN
 from distill_jax.runs.plan import Plan
 from distill_jax.runs.records import guidance_of
@@ -70,6 +71,12 @@ def write_run(folder: Path, plan: Plan, config_file: str) -> None:
     before.pop("stages", None)
     runs = [*earlier, before] if before else []
     write_json(folder / RUN, {**provenance(config_file), "stages": planned(plan), "earlier": runs})
+
+
+def write_files(folder: Path, task: Task | None) -> None:
+    """Writes what a task has to be kept beside its results, such as a vocabulary."""
+    for name, text in (task.files if task is not None else {}).items():
+        write_text(folder / name, text)
 
 
 def planned(plan: Plan) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from distill_jax.runs.config import ConfigError
 from distill_jax.runs.interrupts import first_interrupt
 from distill_jax.runs.plan import warnings
 from distill_jax.runs.prepare import Prepared, prepare
-from distill_jax.runs.provenance import versions, write_run
+from distill_jax.runs.provenance import versions, write_files, write_run
 from distill_jax.runs.records import MetricsFile, guidance_of
 from distill_jax.runs.results import Results, StagesFailed, results_of
 from distill_jax.runs.stage_folder import StageFolder, Together
@@ -107,6 +107,7 @@ def run(
             with opened(workdir, prepared.recorded(fields)) as folder:
                 if folder is not None:
                     processes.of_first(lambda: write_run(folder, prepared.plan, config_file))
+                    processes.of_first(lambda: write_files(folder, prepared.dataset.task))
                     check_shared(folder_of(workdir or ""), folder)
                 if stop is not None:
                     stop = processes.agreed(stop)

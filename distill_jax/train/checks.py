@@ -11,7 +11,7 @@ from flax import linen as nn
 from distill_jax import data
 from distill_jax.methods import Method
 from distill_jax.methods.base import DATA_NEEDS
-from distill_jax.models import Network
+from distill_jax.models import LogitsTable, Network
 from distill_jax.models.adapters import inputs_text
 from distill_jax.models.adapters.nnx_module import batch_norms_seen
 from distill_jax.train import optim, sharding
@@ -65,11 +65,24 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
                 f"{one.name} takes {inputs_text(one.inputs)} of {one.classes} classes, "
                 f"{dataset.name} has {inputs_text(dataset.inputs)} of {dataset.classes}"
             )
+    _check_tables(stage)
     _check_moving(stage)
     _check_smoothing(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
     check_labels(stage, labels)
+
+
+def _check_tables(stage: Stage) -> None:
+    """Raises ValueError where more is asked of a file of logits than these."""
+    tables = [network.name for network in stage.teachers if isinstance(network, LogitsTable)]
+    for name, method in stage.methods if tables else ():
+        others = sorted(set(method.needs) - {"logits"})
+        if method.taught and others:
+            raise ValueError(
+                f"method {name!r} needs {', '.join(others)} of its teachers, and {tables[0]} is a "
+                "file of logits: expected methods of logits alone, such as kd"
+            )
 
 
 def _check_smoothing(stage: Stage) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.data import Dataset
-from distill_jax.models import Network
+from distill_jax.models import LogitsTable, Network
 from distill_jax.train import programs
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
@@ -79,6 +79,8 @@ class Estimator:
 
     def _forward_seconds(self, network: Network) -> float:
         """Seconds that a trained network takes for one example."""
+        if isinstance(network, LogitsTable):
+            return 0.0
         if network not in self._forward:
             test = self.dataset.test
             few = slice(FORWARD_EXAMPLES)
@@ -113,12 +115,12 @@ class Steps:
         if cached or isinstance(train.images, data.Streamed):
             few = np.resize(np.arange(len(train.labels)), FEW_STEPS * recipes[0].batch_size)
             train = data.Split(data.take(train.images, few), train.labels[few])
-            dataset = dataclasses.replace(dataset, train=train)
+            dataset = dataclasses.replace(dataset, train=train, places={})
             recipes = [dataclasses.replace(recipe, train_limit=0) for recipe in recipes]
         inputs = tuple(
             StageInputs(
                 dataclasses.replace(stage, recipe=recipe, start=""),
-                tuple(_drawn(network) for network in stage.teachers),
+                tuple(_drawn(network, dataset) for network in stage.teachers),
             )
             for stage, recipe in zip(stages, recipes, strict=True)
         )
@@ -170,6 +172,9 @@ class _Loop:
         return self.compiled(*arguments)
 
 
-def _drawn(network: Network) -> StageResult:
-    """A teacher with fresh weights."""
+def _drawn(network: Network, dataset: Dataset) -> StageResult:
+    """A teacher with fresh weights, or with zeros in the place of a file of logits."""
+    if isinstance(network, LogitsTable):
+        zeros = np.zeros((len(dataset.train.labels), network.classes), np.float32)
+        return StageResult({"params": {}}, [], {}, logits={"train": zeros})
     return StageResult(network.init(jax.random.key(0)), [], {})

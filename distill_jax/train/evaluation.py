@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ import numpy as np
 
 from distill_jax import data, models
 from distill_jax.evals import classification
-from distill_jax.evals.metrics import measure
+from distill_jax.evals.metrics import combined, measure
 from distill_jax.identity import digest
-from distill_jax.models import Network, Variables
+from distill_jax.models import LogitsTable, Network, Variables
 from distill_jax.train import preflight, programs, sharding
 from distill_jax.train.checks import view_warnings
 from distill_jax.train.metrics import accuracy_names
@@ -60,8 +60,15 @@ def cached_teacher_logits(
     """
     pairs = list(zip(networks, teachers, strict=True))
     if part == "train":
-        variables = [(network, result.variables) for network, result in pairs]
-        return programs.teacher_outputs(variables, dataset.train, dataset, topology).logits
+        places = dataset.places.get("train", slice(None))
+        return frozen_outputs(
+            dict(pairs),
+            dataset.train,
+            dataset,
+            topology,
+            (),
+            lambda result: result.logits["train"][places],
+        ).logits
     missing = [(network, result) for network, result in pairs if part not in result.logits]
     split = getattr(dataset, part)
     variables = [(network, result.variables) for network, result in missing]
@@ -70,6 +77,38 @@ def cached_teacher_logits(
         result.logits[part] = logits[:, k]
     empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
     return np.concatenate([empty, *(result.logits[part][:, None] for result in teachers)], 1)
+
+
+def frozen_outputs(
+    teachers: Mapping[Network, StageResult],
+    split: data.Split,
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+    needs: tuple[str, ...],
+    known: Callable[[StageResult], np.ndarray],
+) -> programs.TeacherOutputs:
+    """What frozen teachers give for a split: they are run, but for files of logits, which are read.
+
+    Args:
+      teachers: the results, by network.
+      split: the examples.
+      dataset: gives the preprocessing.
+      topology: the devices that share the examples.
+      needs: the outputs that are asked for besides the logits, of those that are run.
+      known: the rows (N, C) of a file of logits.
+    """
+    run = [(n, x.variables) for n, x in teachers.items() if not isinstance(n, LogitsTable)]
+    outputs = programs.teacher_outputs(run, split, dataset, topology, needs)
+    if len(run) == len(teachers):
+        return outputs
+    logits, features = iter(outputs.logits.swapaxes(0, 1)), iter(outputs.features)
+    columns, others = [], []
+    for network, result in teachers.items():
+        table = isinstance(network, LogitsTable)
+        columns.append(known(result) if table else next(logits))
+        nothing = {name: getattr(network.output_shapes, name) for name in needs if table}
+        others.append(nothing if table else next(features))
+    return programs.TeacherOutputs(np.stack(columns, 1), tuple(others))
 
 
 def run_preflight(
@@ -91,16 +130,33 @@ def run_preflight(
       plain_accuracies: of each stage, see `preflight.warnings`.
     """
     part = "valid" if len(dataset.valid.labels) else "train"
-    split, networks = getattr(dataset, part), frozen_teachers(stages)
+    networks, whole = frozen_teachers(stages), getattr(dataset, part)
     results = tuple(teachers[network] for network in networks)
-    logits = cached_teacher_logits(networks, results, part, dataset, topology)
+    split: Any = next(programs.pieces(whole, dataset.classes))
+    if split is whole:
+        logits = cached_teacher_logits(networks, results, part, dataset, topology)
+    else:  # the first of so many classes say enough
+        logits = frozen_outputs(
+            dict(zip(networks, results, strict=True)),
+            split,
+            dataset,
+            topology,
+            (),
+            lambda result: result.logits[part][: len(split.labels)],
+        ).logits
     first = slice(PREFLIGHT_IMAGES)
     batch = data.Split(data.take(split.images, first), split.labels[first])
     taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
     variables = tuple(result.variables for result in results)
     if needs := needs_of(stages):
-        pairs = list(zip(networks, variables, strict=True))
-        taught = programs.teacher_outputs(pairs, batch, dataset, topology, needs)
+        taught = frozen_outputs(
+            dict(zip(networks, results, strict=True)),
+            batch,
+            dataset,
+            topology,
+            needs,
+            lambda result: result.logits[part][first],
+        )
     sizes = programs.first_terms(stages, state, variables, batch, taught, dataset)
     where = "validation" if part == "valid" else "training images"
     logits_of = dict(zip(networks, logits.swapaxes(0, 1), strict=True))
@@ -135,26 +191,58 @@ def score(
     """
     weights = [best] if last is best else [best, last]
     pairs = [(stage.network, variables) for variables in weights]
-    logits = programs.predict_logits(pairs, dataset.test, dataset, topology)
-    own, newest = logits[0], logits[-1]
-    labels, deployed = dataset.test.labels, models.deploy(stage.network, jax.device_get(best))
-    measured = programs.classification_metrics(own, labels)
-    measured |= measure(dataset.metrics, own[0], labels)
+    scored, bins, examples, exits = [], [], 0, 1
+    names = [network.name for network in stage.teachers]
+    for piece in programs.pieces(dataset.test, dataset.classes):
+        if isinstance(stage.network, LogitsTable):
+            logits = [best["logits"]["test"][None, examples : examples + len(piece.labels)]]
+        else:
+            logits = programs.predict_logits(pairs, piece, dataset, topology)
+        taught = _teachers_on(piece, examples, stage, teachers, dataset, topology)
+        own, newest, count = logits[0], logits[-1][0], float(len(piece.labels))
+        exits = len(own)
+        means = {"last": classification.accuracy(newest, piece.labels)}
+        for k, name in enumerate(names):
+            means[f"agreement {name}"] = classification.agreement(own[0], taught[:, k])
+            means[f"kl {name}"] = classification.kl(taught[:, k], own[0])
+        weighed = {name: (value, count) for name, value in means.items()}
+        scored.append(programs.measured(own, piece, dataset) | weighed)
+        bins.append(classification.reliability(own[0], piece.labels))
+        examples += len(piece.labels)
+    measured = combined(scored)
+    deployed = models.deploy(stage.network, jax.device_get(best))
+    reliability = classification.added(bins)
     record = {
         "parameters": _size(deployed),
-        **{
-            f"test_{name}": measured[name] for name in (*accuracy_names(len(own)), *dataset.metrics)
-        },
-        "last_test_accuracy": classification.accuracy(newest[0], labels),
-        "ece": classification.expected_calibration_error(own[0], labels),
-        "reliability": classification.reliability(own[0], labels),
+        **{f"test_{name}": measured[name] for name in (*accuracy_names(exits), *dataset.metrics)},
+        "last_test_accuracy": measured["last"],
+        "ece": classification.error_of(reliability, examples),
+        "reliability": reliability,
     }
-    agreement, kl = {}, {}
-    taught = cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
-    for k, network in enumerate(stage.teachers):
-        agreement[network.name] = classification.agreement(own[0], taught[:, k])
-        kl[network.name] = classification.kl(taught[:, k], own[0])
-    return deployed, {**record, "agreement": agreement, "kl": kl}
+    for what in ("agreement", "kl"):
+        record[what] = {name: measured[f"{what} {name}"] for name in names}
+    return deployed, record
+
+
+def _teachers_on(
+    piece: Any,
+    start: int,
+    stage: Stage,
+    teachers: tuple[StageResult, ...],
+    dataset: data.Dataset,
+    topology: sharding.Topology,
+) -> np.ndarray:
+    """(n, K, C) logits of a stage's teachers on a piece of the test split; of all of it kept."""
+    if piece is dataset.test:
+        return cached_teacher_logits(stage.teachers, teachers, "test", dataset, topology)
+    return frozen_outputs(
+        dict(zip(stage.teachers, teachers, strict=True)),
+        piece,
+        dataset,
+        topology,
+        (),
+        lambda result: result.logits["test"][start : start + len(piece.labels)],
+    ).logits
 
 
 def evaluate_pretrained(
@@ -166,8 +254,11 @@ def evaluate_pretrained(
     """
     alone = dataclasses.replace(stage, network=stage.network.backbone, teachers=())
     _, scored = score(alone, (), variables, variables, dataset, topology)
-    metrics = {}
-    if len(dataset.valid.labels):
+    metrics: dict[str, Any] = {}
+    known = variables["logits"] if isinstance(alone.network, LogitsTable) else {}
+    if known and len(dataset.valid.labels):
+        metrics = combined([programs.measured(known["valid"][None], dataset.valid, dataset)])
+    elif len(dataset.valid.labels):
         pairs = [(alone.network, variables)]
         (metrics,) = programs.evaluate(pairs, dataset.valid, dataset, topology)
     record = {
@@ -178,7 +269,8 @@ def evaluate_pretrained(
         "seconds": 0.0,
         "state_digest": digest(variables),
     }
-    return StageResult(variables, [], record)
+    own = {"params": {}} if known else variables
+    return StageResult(own, [], record, logits=dict(known))
 
 
 def chance_warning(stage: Stage, result: StageResult, dataset: data.Dataset) -> list[str]:
@@ -210,9 +302,11 @@ def with_metrics(
     for part in ("valid", "test") if missing else ():
         split = getattr(dataset, part)
         if part == "test" or record["valid_accuracy"] is not None:
-            ((logits, *_),) = programs.predict_logits(pairs, split, dataset, topology)
-            measured = measure(missing, logits, split.labels)
-            record |= {f"{part}_{name}": value for name, value in measured.items()}
+            measured = []
+            for piece in programs.pieces(split, dataset.classes):
+                ((logits, *_),) = programs.predict_logits(pairs, piece, dataset, topology)
+                measured.append(measure(missing, logits, piece.labels, piece.images))
+            record |= {f"{part}_{name}": value for name, value in combined(measured).items()}
     return dataclasses.replace(result, record=record)
 
 

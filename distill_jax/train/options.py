@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.data import Dataset
+from distill_jax.models import LogitsTable
 from distill_jax.train import sharding
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.reporter import Reporter
@@ -94,7 +95,8 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
     """
     if teacher_logits not in TEACHER_LOGITS:
         raise ValueError(f"teacher_logits is one of {TEACHER_LOGITS}, got {teacher_logits!r}")
-    if not frozen_teachers(stages) or teacher_logits == "graph":
+    tables = [x.name for x in frozen_teachers(stages) if isinstance(x, LogitsTable)]
+    if not frozen_teachers(stages) or (teacher_logits == "graph" and not tables):
         return False
     recipe = stages[0].recipe
     why = "" if recipe.augment == "none" else f"augment is {recipe.augment!r}"
@@ -104,6 +106,14 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
         why = "they are mixed by recipe.mixup or recipe.cutmix"
     if isinstance(dataset.train.images, data.Streamed):
         why = "they are streamed, each epoch under other crops"
+    if tables and (why or teacher_logits == "graph"):
+        why = why or "teacher_logits is 'graph'"
+        raise ValueError(
+            f"{tables[0]} is a file of logits, one row an example as it is, but {why}: expected "
+            "examples that never change, and teacher_logits 'table' or 'auto'"
+        )
+    if tables:
+        return True
     if teacher_logits == "table" and why:
         raise ValueError(
             f"teacher_logits 'table' needs images that never change, but {why}; expected 'graph' "

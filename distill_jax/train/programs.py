@@ -16,7 +16,7 @@ from jax import Array
 from distill_jax import data, rng, traced
 from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
-from distill_jax.evals.metrics import measure
+from distill_jax.evals.metrics import Measured, combined, measure
 from distill_jax.methods import total
 from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Network, Variables, run_once
@@ -36,6 +36,7 @@ from distill_jax.train.terms import Live, Student, data_needs, frozen_shown, stu
 
 PART = {"cpu": 64, "gpu": 256}  # images that a device takes at once; the last of them fill up
 DISPATCH_BYTES = 2**23  # of images, about, that are looked at in one dispatch
+LOGIT_BYTES = 2**28  # of one network's logits, about, that are at hand at once
 Preprocessing = Examples | Images
 EXITS = "exits"  # in place of an output: the logits of a network and of its branches
 
@@ -221,7 +222,10 @@ def outputs_on_split(
     placed = [topology.device_put(variables) for _, variables in pairs]
     given = [tuple(placed[place] for place in places) for _, places in runs]
     dispatched: list[list[Any]] = [[] for _ in pairs]
-    for images, parts in split.parts if isinstance(split, DeviceSplit) else _parts(split, topology):
+    classes = dataset.classes
+    for images, parts in (
+        split.parts if isinstance(split, DeviceSplit) else _parts(split, topology, classes)
+    ):
         outputs = [
             program(variables, images, np.int32(parts))
             for (program, _), variables in zip(runs, given, strict=True)
@@ -283,16 +287,41 @@ class DeviceSplit(NamedTuple):
 
     parts: list[tuple[Any, int]]
     labels: np.ndarray
+    images: Any
 
 
-def device_put(split: data.Split, topology: sharding.Topology) -> data.Split | DeviceSplit:
-    """Puts a split where `predict_logits` takes it at once; streamed images stay where they are."""
-    if isinstance(split.images, data.Streamed):
+def device_put(
+    split: data.Split, topology: sharding.Topology, classes: int
+) -> data.Split | DeviceSplit:
+    """Puts a split where `predict_logits` takes it at once.
+
+    Streamed images stay where they are, and so do examples of so many classes that not all logits
+    are at hand at once.
+    """
+    if isinstance(split.images, data.Streamed) or len(split.labels) > at_once(classes):
         return split
-    return DeviceSplit(list(_parts(split, topology)), split.labels)
+    return DeviceSplit(list(_parts(split, topology, classes)), split.labels, split.images)
 
 
-def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any, int]]:
+def at_once(classes: int) -> int:
+    """How many examples' logits are at hand at once."""
+    return max(1, LOGIT_BYTES // (4 * classes) // 256) * 256
+
+
+def pieces(split: data.Split | DeviceSplit, classes: int) -> Iterator[data.Split | DeviceSplit]:
+    """A split in parts of which all logits are at hand at once: most are one such part."""
+    size = at_once(classes)
+    if isinstance(split, DeviceSplit) or len(split.labels) <= size:
+        yield split
+        return
+    for start in range(0, len(split.labels), size):
+        part = slice(start, start + size)
+        yield data.Split(data.take(split.images, part), split.labels[part])
+
+
+def _parts(
+    split: data.Split, topology: sharding.Topology, classes: int
+) -> Iterator[tuple[Any, int]]:
     """Inputs (P, B, ...) shared by the devices, and how many of the P parts are any."""
     if not len(split.labels):
         return
@@ -300,6 +329,7 @@ def _parts(split: data.Split, topology: sharding.Topology) -> Iterator[tuple[Any
     example = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays)
     batch = topology.count * PART.get(topology.backend, PART["gpu"])
     size = batch * max(1, DISPATCH_BYTES // (batch * max(example, 1)))
+    size = min(size, batch * max(1, at_once(classes) // batch))
     several, images = topology.processes, split.images
     each = batch // several
     if several > 1:
@@ -351,11 +381,21 @@ def evaluate(
     topology: sharding.Topology = sharding.Topology(),
 ) -> list[dict[str, float]]:
     """Of each network over a split accuracies, the branches' too, cross-entropy, and metrics."""
-    return [
-        classification_metrics(logits, split.labels)
-        | measure(dataset.metrics, logits[0], split.labels)
-        for logits in predict_logits(pairs, split, dataset, topology)
-    ]
+    found: list[list[Measured]] = [[] for _ in pairs]
+    for piece in pieces(split, dataset.classes):
+        logits_of_each = predict_logits(pairs, piece, dataset, topology)
+        for own, logits in zip(found, logits_of_each, strict=True):
+            own.append(measured(logits, piece, dataset))
+    return [combined(own) for own in found]
+
+
+def measured(
+    logits: np.ndarray, split: data.Split | DeviceSplit, dataset: data.Dataset
+) -> Measured:
+    """Accuracies, cross-entropy and metrics of logits (E, N, C) of a split or a piece of one."""
+    own = classification_metrics(logits, split.labels)
+    means = {name: (value, float(len(split.labels))) for name, value in own.items()}
+    return means | measure(dataset.metrics, logits[0], split.labels, split.images)
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.data import Dataset
 from distill_jax.models import Network, Variables
-from distill_jax.train import programs, sharding
+from distill_jax.train import evaluation, sharding
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs
 from distill_jax.train.stage import frozen_teachers, needs_of
@@ -103,9 +103,15 @@ class Replica:
 
     def teacher_cache(self, topology: sharding.Topology) -> TeacherOutputs:
         """The frozen teachers' outputs for every training image."""
-        pairs = list(zip(self.teachers, self.teacher_variables, strict=True))
-        needs = needs_of(self.stages)
-        return programs.teacher_outputs(pairs, self.dataset.train, self.dataset, topology, needs)
+        places = self.dataset.places.get("train", slice(None))
+        return evaluation.frozen_outputs(
+            self.teachers,
+            self.dataset.train,
+            self.dataset,
+            topology,
+            needs_of(self.stages),
+            lambda result: result.logits["train"][places],
+        )
 
 
 _KEPT = ("history", "best_epoch", "preflight")  # of the progress of a network, with its checkpoints

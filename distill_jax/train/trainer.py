@@ -75,7 +75,9 @@ class Trainer:
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
         self.eval_split = "test" if self.recipe.selection == "test" else "valid"
-        self.split = programs.device_put(getattr(dataset, self.eval_split), self.topology)
+        self.split = programs.device_put(
+            getattr(dataset, self.eval_split), self.topology, dataset.classes
+        )
         self.frozen = self._frozen_variables()
         keys = [jax.random.key(replica.seed) for replica in self.replicas]
         self.key = self._together(keys)
@@ -420,14 +422,13 @@ class Trainer:
     def _is_best(self, progress: Progress, record: dict[str, Any]) -> bool:
         if self.recipe.selection == "last":
             return True
-        accuracy, loss = (
-            record.get(f"{self.eval_split}_{x}", math.nan) for x in ("accuracy", "loss")
-        )
-        best = -1.0
+        name = f"{self.eval_split}_{self.dataset.select_by}"
+        value, loss = (record.get(x, math.nan) for x in (name, f"{self.eval_split}_loss"))
+        best = -math.inf
         if progress.best_epoch >= 0:
-            best = progress.history[progress.best_epoch][f"{self.eval_split}_accuracy"]
+            best = progress.history[progress.best_epoch][name]
         # The later of equals; and never one whose logits are not finite.
-        return math.isfinite(loss) and accuracy >= best
+        return math.isfinite(loss) and value >= best
 
     def finish(self) -> list[list[StageResult]]:
         """Scores the test set with each network's weights; of each replica by network."""

@@ -406,6 +406,9 @@ def test_checkpoint_times_that_cannot_be_read_are_refused(every):
         ("fashion_mnist", "synthetic:28x28x1:10:128:64"),
         ("cifar10", "synthetic:32x32x3:10:128:64"),
         ("cifar100", "synthetic:32x32x3:100:200:100"),
+        ("sst2", "synthetic_text:2:128:64"),
+        ("text:mine.jsonl", "synthetic_text:2:128:64"),
+        ("wn18rr", "synthetic_triples:40:4:400"),
     ],
 )
 def test_smoke_cuts_down_data_epochs_and_seeds(dataset, expected):

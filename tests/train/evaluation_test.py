@@ -57,7 +57,7 @@ def test_counts_are_the_same_for_every_batch_size(case, mode, devices, every, mo
         shown = programs.teacher_outputs(pairs, dataset.test, dataset, topology)
         chex.assert_shape(shown.logits, (N, 1, 3))
         np.testing.assert_allclose(shown.logits[:, 0], expected, rtol=1e-5, atol=1e-6)
-        placed = programs.device_put(dataset.test, topology)
+        placed = programs.device_put(dataset.test, topology, dataset.classes)
         for split in (dataset.test, placed):
             found = programs.evaluate(pairs, split, dataset, topology)[0]
             assert found["accuracy"] == right / N

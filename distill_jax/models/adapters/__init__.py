@@ -20,10 +20,13 @@ from distill_jax.models.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class Door:
-    """What is known of a network from outside besides the thing itself, see `register_network`."""
+    """What is known of a network from outside besides the thing itself, see `register_network`.
+
+    One of the library's own has the version None.
+    """
 
     name: str
-    version: str
+    version: str | None
     stages: tuple[str, ...] = ()
     feature: str | None = None
     head: str | None = None
@@ -31,7 +34,12 @@ class Door:
 
 
 def adapt(
-    make: Callable[[], Any], door: Door, classes: int, inputs: Any, image_shape: tuple[int, ...]
+    make: Callable[[], Any],
+    door: Door,
+    classes: int,
+    inputs: Any,
+    image_shape: tuple[int, ...],
+    dtype: str = "float32",
 ) -> Network:
     """Makes a network of what `make` gives, and runs it on shapes alone.
 
@@ -41,6 +49,7 @@ def adapt(
       classes: C.
       inputs: the shapes and types of a batch of one.
       image_shape: (H, W, channels) where these are images, else ().
+      dtype: in which it says that it computes.
 
     Raises:
       ValueError: it is none of these, cannot be run, or gives something of a wrong shape.
@@ -52,6 +61,7 @@ def adapt(
         "image_shape": image_shape,
         "example": inputs,
         "version": door.version,
+        "dtype": dtype,
         "stages": door.stages,
         "feature": door.feature,
         "head_name": door.head,

@@ -6,7 +6,7 @@ data and turns it into an `Experiment`.
 
 from distill_jax.runs.config.arguments import config_arguments
 from distill_jax.runs.config.defaults import FIELDS, SECTIONS, Field, default_config
-from distill_jax.runs.config.experiment import Comparison, Experiment
+from distill_jax.runs.config.experiment import LOGITS, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
 from distill_jax.runs.config.files import (
     RECORDED,
@@ -28,6 +28,7 @@ from distill_jax.runs.config.smoke import smoke
 
 __all__ = [
     "FIELDS",
+    "LOGITS",
     "PROTOCOLS",
     "RECORDED",
     "RESOLVED",

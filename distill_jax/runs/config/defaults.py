@@ -49,7 +49,8 @@ FIELDS = (
         "dataset.name",
         "digits",
         "digits, fashion_mnist, cifar10, cifar100, folder:DIR, tfds:NAME, "
-        "synthetic:HxWxC:CLASSES:TRAIN:TEST, or a registered data set.",
+        "synthetic:HxWxC:CLASSES:TRAIN:TEST, sst2, text:PATH, fb15k237, wn18rr, "
+        "triples:PATH, or a registered data set.",
     ),
     Field(
         "dataset.data_dir",
@@ -70,7 +71,13 @@ FIELDS = (
         "the training images.",
     ),
     Field("dataset.std", (), "Standard deviation of each channel, in the same units."),
-    Field("dataset.options", {}, "Arguments of a registered data set's function.", object),
+    Field(
+        "dataset.options",
+        {},
+        "Arguments of a registered data set's function; of sst2 and text vocabulary (8000 word "
+        "pieces at most) and length (64 tokens).",
+        object,
+    ),
     Field("networks", ("plane6", "plane4", "plane2"), "The row of networks, largest first."),
     Field(
         "guidance",
@@ -258,7 +265,8 @@ FIELDS = (
         "",
         "Networks that are read and not trained: FILE for the largest, or NAME=FILE,NAME=FILE. "
         "FILE#ENTRY takes one of several weights in a file. In place of a file, a stage's folder "
-        "or RUN_FOLDER:GUIDANCE/NETWORK/SEED.",
+        "or RUN_FOLDER:GUIDANCE/NETWORK/SEED; or logits:FILE.npz, the logits of a network of any "
+        "name that was run elsewhere.",
     ),
     Field(
         "overrides",

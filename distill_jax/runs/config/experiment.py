@@ -14,6 +14,7 @@ from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe
 
+LOGITS = "logits:"  # before a file of logits, in the place of weights
 ADAM_RATE = 1e-3  # of adamw, where none is given
 # The loss as the papers' texts have it, and as the authors' codes compute it. A chain has one
 # teacher, so that the cross-entropy counts once either way. The standard is the mean over teachers:

@@ -19,7 +19,7 @@ from distill_jax.methods import TESKD, LossOptions
 from distill_jax.refusals import refuses
 from distill_jax.runs.ambient import PRECISIONS
 from distill_jax.runs.config.defaults import default_config
-from distill_jax.runs.config.experiment import LOSSES, Comparison, Experiment
+from distill_jax.runs.config.experiment import LOGITS, LOSSES, Comparison, Experiment
 from distill_jax.runs.config.fields import AUTO, ConfigError, merge, one_of, typed, unknown, words
 from distill_jax.train import devices
 from distill_jax.train.dropping import Dropping
@@ -73,8 +73,10 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     if dropping["teacher_droppable"] is None:  # the paper drops assistants alone
         dropping["teacher_droppable"] = protocol != "paper"
     networks = words("networks", values["networks"])
+    files = _teacher_weights(values["teacher_weights"], networks)
     for name in networks:
-        models.check_name(graph.architecture(name)[0])
+        if not files.get(name, "").startswith(LOGITS):
+            models.check_name(graph.architecture(name)[0])
     students = words("students", values["students"])
     for student in students:
         one_of("students", student, networks)
@@ -96,7 +98,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         phases=_phases(values["phases"], values["recipe"]),
         loss=LossOptions(**loss),
         evolve=TESKD(**values["evolve"]),
-        teacher_weights=_teacher_weights(values["teacher_weights"], networks),
+        teacher_weights=files,
         dropping=Dropping(**dropping),
         selection=values["selection"] or ("test" if protocol == "official" else "validation"),
         protocol=protocol,

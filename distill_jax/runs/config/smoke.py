@@ -8,16 +8,26 @@ import ml_collections
 
 from distill_jax import data
 
+# In the place of other tasks than images.
+_MADE_UP = {
+    **dict.fromkeys(("sst2", "text"), "synthetic_text:2:128:64"),
+    **dict.fromkeys(("fb15k237", "wn18rr", "triples"), "synthetic_triples:40:4:400"),
+}
+
 
 def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.ConfigDict:
-    """The config cut down to seconds: synthetic images of the right kind, one epoch, one seed."""
+    """The config cut down to seconds: made-up examples of the right kind, one epoch, one seed."""
+    source = config.dataset.name.partition(":")[0]
     shape, classes = {
         "digits": ("8x8x1", 10),
         "fashion_mnist": ("28x28x1", 10),
         "cifar100": ("32x32x3", 100),
     }.get(config.dataset.name, ("32x32x3", 10))
     config.name += "-smoke"
-    if data.identity_of(config.dataset.name) is None:  # no images are made up for another task
+    if source in _MADE_UP:
+        config.dataset.name = _MADE_UP[source]
+        config.dataset.options = {}
+    elif data.identity_of(config.dataset.name) is None:  # no images are made up for another task
         train, test = max(128, 2 * classes), max(64, classes)
         config.dataset.name = f"synthetic:{shape}:{classes}:{train}:{test}"
         config.dataset.valid_fraction = 0.5
