@@ -107,6 +107,7 @@ def test_a_method_teaches_a_pair_or_says_why_not(name):
             assert re.search("student|teacher|batch|a map of", reason), (pair, reason)
 
 
+LINKS = {"n3", "l2"}  # of networks that show embeddings, and no maps
 SIZES = {"at", "nst", "vid", "kdsvd", "fsp", "ab", "fitnet"}
 
 
@@ -114,7 +115,8 @@ SIZES = {"at", "nst", "vid", "kdsvd", "fsp", "ab", "fitnet"}
 def test_maps_of_sizes_that_do_not_fit_are_named_of_both_with_what_would(name):
     reason = refused(name, PAIRS["higher and less wide"])
     assert name not in SIZES or reason is not None
-    if reason is not None and not METHODS[name].trains_branches and name != "ca_mkd":
+    others = METHODS[name].trains_branches or name in LINKS or name == "ca_mkd"
+    if reason is not None and not others:
         assert re.search(r"8.{1,2}2\D.*4.{1,2}6\D.*expected", reason), reason
 
 
