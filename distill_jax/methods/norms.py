@@ -32,7 +32,7 @@ class N3(Method):
         """Raises ValueError where the network shows no embeddings."""
         if not shapes.student.embeddings:
             raise ValueError(
-                f"{self.name} weighs embeddings, and the network shows none: expected one with "
+                f"{self.name} weighs embeddings, and the student shows none: expected one with "
                 "Outputs.embeddings, such as complex_32"
             )
 
