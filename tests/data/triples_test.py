@@ -222,7 +222,7 @@ def test_files_that_are_not_so(tmp_path):
         ({"networks": ("complex_8", "plane2")}, "plane2 takes images"),
         (
             {"dataset": {"name": "synthetic:8x8x1:4:96:32"}, "networks": ("plane4", "plane2")},
-            "n3 weighs embeddings, and the network shows none",
+            "n3 weighs embeddings, and the student shows none",
         ),
     ],
 )
