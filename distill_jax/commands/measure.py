@@ -13,11 +13,11 @@ from rich.table import Table
 
 from distill_jax import report
 from distill_jax.commands.arguments import Command
+from distill_jax.commands.plan import short
 from distill_jax.commands.train import LOG
 from distill_jax.runs.measure import MANY, Measured, measure
 
 NAME = 24  # letters, for which there is room at 80 columns
-UNITS = (("G", 10**9), ("M", 10**6), ("k", 10**3))
 
 
 def run_measure(given: SimpleNamespace) -> int:
@@ -44,8 +44,8 @@ def _table(found: Sequence[Measured]) -> Table:
     for one in found:
         table.add_row(
             _name(Path(one.file)),
-            _short(one.parameters),
-            _short(one.flops),
+            "-" if one.parameters is None else short(one.parameters),
+            "-" if one.flops is None else short(one.flops),
             f"{one.bytes / 2**10:,.0f}",
             "-" if one.test_accuracy is None else f"{100 * one.test_accuracy:.2f}",
             f"{1e3 * one.seconds_for_one:.3f}",
@@ -57,16 +57,6 @@ def _table(found: Sequence[Measured]) -> Table:
 def _name(path: Path) -> str:
     """Of a file; a long one in two lines."""
     return path.name if len(path.name) <= NAME else f"{path.stem}\n{path.suffix}"
-
-
-def _short(number: float | None) -> str:
-    """A number with three digits: 812, 82.8k, 2.49M; a dash of none."""
-    if number is None:
-        return "-"
-    for unit, size in UNITS:
-        if number >= size:
-            return f"{number / size:#.3g}".rstrip(".") + unit
-    return f"{number:.0f}"
 
 
 MEASURE = Command(

@@ -95,7 +95,7 @@ def _table(
         table.add_row(
             stage.network.name + (" (phase)" if stage.phase else ""),
             _taught_by(stage),
-            _short(models.count_parameters(stage.network.backbone)),
+            short(models.count_parameters(stage.network.backbone)),
             f"{steps:,}",
             _done(group, states),
             *(_cost([costs[x] for x in group if x in costs]) if costs else ()),
@@ -127,12 +127,12 @@ def _done(group: Sequence[str], states: Mapping[str, StageState]) -> str:
     return f"{done}/{len(group)}{at}"
 
 
-def _short(number: int) -> str:
-    """A number with three digits: 812, 82.8k, 2.49M."""
-    for unit, size in (("M", 10**6), ("k", 10**3)):
+def short(number: float) -> str:
+    """A number with three digits: 812, 82.8k, 2.49M, 1.82G."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:#.3g}".rstrip(".") + unit
-    return str(number)
+    return f"{number:.0f}"
 
 
 def _cost(costs: Sequence[StageCost]) -> tuple[str, str, str]:
