@@ -27,6 +27,12 @@ def write_card(file: Path, facts: Mapping[str, Any]) -> None:
     write_text(for_people, _text(facts))
 
 
+def remove_card(file: Path) -> None:
+    """Removes the card of a file that is about to be written anew."""
+    for card in card_paths(file):
+        card.unlink(missing_ok=True)
+
+
 def read_card(file: Path) -> dict[str, Any] | None:
     """The facts beside a file; None where there is no card.
 

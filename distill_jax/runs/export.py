@@ -18,7 +18,7 @@ from distill_jax.interop.files import load_variables, save_variables
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
 from distill_jax.runs.ambient import pinned
-from distill_jax.runs.card import accuracy_over_seeds, write_card
+from distill_jax.runs.card import accuracy_over_seeds, remove_card, write_card
 from distill_jax.runs.checkpoint import read_meta, write_bytes
 from distill_jax.runs.config import RECORDED, RESOLVED, load_config
 from distill_jax.runs.folder import run_folder, stage_place
@@ -176,6 +176,7 @@ def _write_weights(path: Path, form: str, chosen: _Chosen, results: Results) -> 
         save_variables(trial, chosen.variables, normalisation)
         found = chosen._replace(variables=load_variables(trial, chosen.network, normalisation))
         difference = _difference(path, chosen, found.logits)
+        remove_card(path)
         trial.replace(path)
     finally:
         trial.unlink(missing_ok=True)
@@ -189,6 +190,7 @@ def _write_program(path: Path, form: str, chosen: _Chosen, results: Results) -> 
     raw = to(programs.forward_of(chosen.network, chosen.variables, preprocess), chosen.spec)
     forward, _ = back(raw)
     difference = _difference(path, chosen, forward)
+    remove_card(path)
     write_bytes(path, raw)
     return difference
 

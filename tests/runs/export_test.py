@@ -201,3 +201,17 @@ def test_files_that_cannot_be_measured_are_named(run, capsys, tmp_path):
     assert "expected a file that export wrote" in refused(capsys, "measure", tmp_path / "x.tar")
     (tmp_path / "alone.npz.json").write_text('{"network": 3}')
     assert "alone.npz.json is damaged" in refused(capsys, "measure", alone)
+
+
+def test_a_file_that_is_written_anew_never_has_the_card_of_the_one_before(
+    copied, capsys, monkeypatch
+):
+    _, file = exported(capsys, copied, "none", "--format=npz")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill_jax.runs.export, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main.main(["export", str(copied), "none", "--format=npz"])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
