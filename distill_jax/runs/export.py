@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from distill_jax import data, models
-from distill_jax.data.task import Images
 from distill_jax.interop import programs
 from distill_jax.interop.files import load_variables, save_variables
 from distill_jax.interop.torch_weights import WeightsError
@@ -25,7 +24,7 @@ from distill_jax.runs.folder import run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS, folder_name
 from distill_jax.runs.inputs import spec_as_json
 from distill_jax.runs.load import load
-from distill_jax.runs.predict import logits_of
+from distill_jax.runs.predict import images_of, logits_of
 from distill_jax.runs.provenance import read_run, version
 from distill_jax.runs.results import Key, Results, as_it_is
 from distill_jax.runs.workdir import WorkdirError
@@ -155,8 +154,8 @@ def _chosen(results: Results, key: Key, config: Any, normalise: bool) -> _Chosen
     network, variables = results.networks[key]
     if not normalise:
         return _Chosen(network, variables, as_it_is, network.inputs, config.precision)
-    images = getattr(results.preprocess, "__self__", None)
-    if isinstance(images, Images):
+    images = images_of(results.preprocess)
+    if images is not None:
         dtype = "uint8" if images.value_range is None else "float32"
         spec = jax.ShapeDtypeStruct((1, *network.image_shape), dtype)
     else:
@@ -169,8 +168,8 @@ def _chosen(results: Results, key: Key, config: Any, normalise: bool) -> _Chosen
 
 def _write_weights(path: Path, form: str, chosen: _Chosen, results: Results) -> tuple[float, float]:
     """Writes a file of weights under a name of its own, and renames it when it was read back."""
-    images = getattr(results.preprocess, "__self__", None)
-    normalisation = (images.mean, images.std) if isinstance(images, Images) else None
+    images = images_of(results.preprocess)
+    normalisation = (images.mean, images.std) if images is not None else None
     trial = path.with_name(f".{path.stem}.tmp.{form}")
     try:
         save_variables(trial, chosen.variables, normalisation)
@@ -232,7 +231,7 @@ def _facts(
     difference: tuple[float, float],
 ) -> dict[str, Any]:
     """What the card says; see `write_card`."""
-    images = getattr(results.preprocess, "__self__", None)
+    images = images_of(results.preprocess)
     alike = [
         other
         for other in results.rows
@@ -248,7 +247,7 @@ def _facts(
         "inputs": spec_as_json(chosen.spec),
         "sees": spec_as_json(chosen.network.inputs),
         "normalised_inside": normalise,
-        "preprocessing": dataclasses.asdict(images) if isinstance(images, Images) else {},
+        "preprocessing": dataclasses.asdict(images) if images is not None else {},
         "parameters": models.count_parameters(chosen.network),
         "flops": models.count_flops(chosen.network),
         "dataset": config.dataset.name,

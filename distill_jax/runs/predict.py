@@ -53,6 +53,12 @@ def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, data.Streamed) else np.asarray(leaf)
 
 
+def images_of(preprocess: Callable[[Any], Any]) -> Images | None:
+    """How images are preprocessed; None where it is by something else."""
+    images = getattr(preprocess, "__self__", None)
+    return images if isinstance(images, Images) else None
+
+
 @functools.lru_cache(maxsize=32)
 def _program(network: Network, preprocess: Callable[[Any], Any]) -> Callable[..., jax.Array]:
     def forward(variables, inputs):
@@ -67,8 +73,8 @@ def _check(network: Network, inputs: Any, preprocess: Callable[[Any], Any]) -> N
     counts = {x.shape[0] if x.shape else 0 for x in leaves}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"{what}: expected one example or more, as many in each array")
-    images = getattr(preprocess, "__self__", None)
-    if isinstance(images, Images):
+    images = images_of(preprocess)
+    if images is not None:
         _check_images(network, inputs, images.value_range, what)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), inputs)
     try:
