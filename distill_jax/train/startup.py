@@ -7,6 +7,7 @@ import importlib.util
 import os
 
 import jax
+import jax.numpy as jnp
 
 SAME_BYTES = "--xla_gpu_exclude_nondeterministic_ops=true"
 # What a GPU is given as a CUDA graph, so that the host does not submit kernel by kernel: beside
@@ -70,6 +71,20 @@ def ask_for_graphs() -> None:
     if GRAPHS in flags or not _may_start_on_cuda() or _has_started():
         return
     os.environ["XLA_FLAGS"] = f"{flags} {GRAPHS}={CAPTURED}".strip()
+
+
+def start_cudnn() -> None:
+    """Starts cuDNN on each GPU where convolutions are captured in CUDA graphs.
+
+    It cannot start while a graph is captured: the first convolution of a program that comes from
+    the compilation cache, and so was not tuned in this process, would fail ("No DNN support for
+    stream"). One convolution alone is too small a graph for XLA to capture.
+    """
+    if "CONVOLUTION" not in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "gpu":
+        return
+    for device in jax.local_devices():
+        image, kernel = (jax.device_put(jnp.ones(s), device) for s in ((1, 8, 8, 8), (8, 8, 3, 3)))
+        jax.block_until_ready(jax.lax.conv(image, kernel, (1, 1), "SAME"))
 
 
 def _may_start_on_cuda() -> bool:

@@ -67,6 +67,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", default="runs/reproduce", help="where all is kept")
     parser.add_argument("--epochs", type=int, help="of every network, in place of the budget's")
     parser.add_argument("--dataset", default="", help="any other that config.dataset.name takes")
+    parser.add_argument("--dtype", default="", help="float32 or bfloat16, where not the config's")
     parser.add_argument("--protocol", default=STANDARD, help=", ".join(PROTOCOLS))
     parser.add_argument(
         "--teachers",
@@ -166,6 +167,7 @@ def about(table: Table, runs: Sequence[Group], given: argparse.Namespace) -> dic
         "published_on": table.dataset,
         "budget": given.budget,
         "epochs": experiment.recipe["epochs"],
+        "dtype": experiment.dtype,
         "protocol": experiment.protocol,
         "selection": experiment.selection,
         "seeds": given.seeds,

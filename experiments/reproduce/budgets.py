@@ -89,6 +89,7 @@ def _group(table: Table, rows: tuple[Row, ...], given: argparse.Namespace) -> Gr
     if given.budget == SHORT:
         config.recipe.epochs = min(SHORT_EPOCHS, config.recipe.epochs)
     config.recipe.epochs = given.epochs or config.recipe.epochs
+    config.dtype = given.dtype or config.dtype
     config.dataset.data_dir = given.data_dir
     if given.dataset and given.dataset != config.dataset.name:
         config.dataset.update(name=given.dataset, mean=(), std=())

@@ -117,8 +117,8 @@ def said(result: Result) -> Iterator[str]:
         + (" ± half of the 95 % interval" if seeds > 1 else ", without an interval")
     )
     yield (
-        f"budget {about['budget']}, {about['epochs']} epochs, protocol {about['protocol']}, "
-        f"weights by {about['selection']}"
+        f"budget {about['budget']}, {about['epochs']} epochs, {about['dtype']}, "
+        f"protocol {about['protocol']}, weights by {about['selection']}"
     )
     if about["only_teach"]:
         shared = "one training (seed 0) for all seeds of the student"

@@ -19,6 +19,7 @@ ABOUT = {
     "dataset": "cifar10",
     "budget": "short",
     "epochs": 30,
+    "dtype": "float32",
     "protocol": "standard",
     "selection": "validation",
     "seeds": 3,
@@ -133,7 +134,7 @@ def test_the_page_says_how_and_what(tmp_path):
     # Differences 2, 3 and 4: the deviation is 1.
     assert "| BLKD | 72.57 | 73.00 ± 1.00 | +3.00 ± 2.48 | holds |\n" in text
     assert "| TAKD | 73.51 | 73.00 ± 0.00 | +0.00 ± 2.48 | open |\n" in text
-    assert "budget short, 30 epochs, protocol standard, weights by validation" in text
+    assert "budget short, 30 epochs, float32, protocol standard, weights by validation" in text
     assert "plane10, plane4: one training (seed 0) for all seeds" in text and "jax 1.2.3" in text
     assert "undecided at n = 3: of 2 published orders 1 hold, 0 reversed, 1 open" in text
     numbers = json.loads((tmp_path / "other" / "takd-plain-cifar10.json").read_text())

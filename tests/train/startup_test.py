@@ -52,3 +52,23 @@ def test_graphs_are_asked_for_where_jax_may_start_on_an_nvidia_gpu(
     finally:
         jax.config.update("jax_platforms", before)
     assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "started"),
+    [("gpu", GRAPHS, True), ("gpu", "--xla_dump_to=d", False), ("cpu", GRAPHS, False)],
+)
+def test_cudnn_is_started_on_each_gpu_before_convolutions_are_captured(
+    monkeypatch, backend, flags, started
+):
+    devices, conv = [], jax.lax.conv
+
+    def noted(image, *args):
+        devices.extend(image.devices())
+        return conv(image, *args)
+
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.lax, "conv", noted)
+    startup.start_cudnn()
+    assert devices == (jax.local_devices() if started else [])

@@ -31,6 +31,7 @@ from distill_jax.train.startup import (
     ask_for_graphs,
     ask_for_same_bytes,
     check_backend,
+    start_cudnn,
 )
 
 SEEDS = "a whole number from 0 to 2**32 - 1"
@@ -132,6 +133,7 @@ def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recip
     if values["deterministic"]:
         ask_for_same_bytes()
     check_backend()
+    start_cudnn()
     if asked == 1 and processes.count() > 1:
         raise ConfigError(
             f"config.devices is {values['devices']!r}, which is 1 here, of {processes.count()} "
