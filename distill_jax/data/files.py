@@ -30,6 +30,18 @@ def folders(data_dir: str, *usual: str) -> list[pathlib.Path]:
     return [pathlib.Path(place).expanduser() for place in places if place]
 
 
+def within(data_dir: str, kind: str, detail: str, expected: str) -> pathlib.Path:
+    """The file or folder `detail` of a data set "KIND:DETAIL", within `data_dir` where it is given.
+
+    Raises:
+      DataError: there is none; says what was expected.
+    """
+    path = pathlib.Path(data_dir).expanduser() / pathlib.Path(detail).expanduser()
+    if not detail or not path.exists():
+        raise DataError(f"{kind}:{detail} is at {path}, where nothing is: expected {expected}")
+    return path
+
+
 def read(path: pathlib.Path) -> bytes:
     """The bytes of a file, unpacked where its name ends in .gz; DataError where it is damaged."""
     try:

@@ -60,11 +60,7 @@ def read_text(
     Raises:
       DataError: names the file and the line that are not so.
     """
-    path = pathlib.Path(data_dir).expanduser() / pathlib.Path(detail).expanduser()
-    if not detail or not path.exists():
-        raise DataError(
-            f"text:{detail} is at {path}, where nothing is: expected text:FILE or text:FOLDER"
-        )
+    path = files.within(data_dir, "text", detail, "text:FILE or text:FOLDER")
     rows = _folder(path) if path.is_dir() else _parts(path)
     return _dataset(str(path), rows, valid_fraction, split_seed, vocabulary, length)
 

@@ -30,11 +30,7 @@ def read_triples(detail: str, data_dir: str = "") -> Dataset:
     Raises:
       DataError: names the file and the line that are not so.
     """
-    path = pathlib.Path(data_dir).expanduser() / pathlib.Path(detail).expanduser()
-    if not detail or not path.exists():
-        raise DataError(
-            f"triples:{detail} is at {path}, where nothing is: expected a folder or .npz"
-        )
+    path = files.within(data_dir, "triples", detail, "a folder or .npz")
     return _folder(path) if path.is_dir() else _archive(path, path.name)
 
 

@@ -7,7 +7,8 @@ Compiles the library's train loops for an H200 or for a TPU v5e of four chips an
 step consists of. These are estimates: no time is measured, XLA's tuning of kernels is off, and what
 the host submits is counted by the rule by which XLA captures kernels. For a TPU milliseconds are
 its compiler's estimated cycles at 1.5 GHz, which leave out gathers, and use is the part of the peak
-of 197 TFLOP/s. Published networks take minutes on a GPU and an hour on a TPU.
+of 197 TFLOP/s. Published networks, and those of ImageNet, take minutes on a GPU and an hour on a
+TPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from experiments.compiled import steps, targets
 
 PLATFORM = flags.DEFINE_enum("platform", None, list(targets.EXTRAS), "What to compile for.")
 NETWORKS = flags.DEFINE_enum("networks", "small", ["small", "published"], "Which chains.")
+IMAGENET: cases.Row = (("imagenet_resnet50", "imagenet_resnet34"), "imagenet_resnet18")
 STEPS = flags.DEFINE_list("steps", [], "Names of steps; all where none is given.")
 
 
@@ -35,7 +37,7 @@ def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
         teachers, student = rows[chain]
         return Case("jax", variant, student, teachers, batch, "bfloat16", **more)
 
-    return {
+    found = {
         "plain": case("plain", "recomputing"),
         "plain on 4 devices": case("plain", "recomputing", devices=targets.DEVICES),
         "table": case("plain", "table"),
@@ -44,6 +46,9 @@ def every_case(rows: dict[str, cases.Row], batch: int = 128) -> dict[str, Case]:
         "evolving": case("teskd", "alone"),
         "evolving on 4 devices": case("teskd", "alone", devices=targets.DEVICES),
     }
+    if "imagenet" in rows:
+        found["imagenet on 4 devices"] = case("imagenet", "recomputing", devices=targets.DEVICES)
+    return found
 
 
 def examined(case: Case, devices: tuple[Any, ...]) -> dict[str, Any]:
@@ -122,7 +127,9 @@ def refusal(argv: list[str], every: dict[str, Case]) -> str:
 
 def main(argv: list[str]) -> int:
     """Compiles every step and prints the table."""
-    every = every_case(cases.SMOKE if NETWORKS.value == "small" else cases.CHAINS)
+    every = every_case(
+        cases.SMOKE if NETWORKS.value == "small" else {**cases.CHAINS, "imagenet": IMAGENET}
+    )
     if refused := refusal(argv, every):
         print(f"error: {refused}", file=sys.stderr)
         return 1

@@ -24,21 +24,20 @@ from experiments.compiled.targets import Absent
 
 Shape = jax.ShapeDtypeStruct
 STEPS = 8  # of an epoch
+IMAGENET = (1000, (224, 224, 3))  # classes and shape of images
 MEMBERS = (True, True, True, None, True, False, False, True, True)  # has an axis of them
 
 
 def lowered(case: Case, devices: tuple[Any, ...]) -> jax.stages.Lowered:
     """The train loop of a case for as many of `devices` as it says, before XLA has seen it."""
     topology = Absent(devices=case.devices, target=devices[: case.devices])
-    names = (*case.teachers, case.student)
-    *teachers, network = (
-        models.build(name, cases.CLASSES, cases.IMAGE_SHAPE, case.dtype) for name in names
-    )
+    classes, image_shape = _examples_of(case)
+    *teachers, network = _built(case, (*case.teachers, case.student))
     stage = stage_of(case, network, tuple(teachers))
     examples = STEPS * case.batch
-    few = (np.zeros((8, *cases.IMAGE_SHAPE), np.uint8), np.arange(8, dtype=np.int32))
+    few = (np.zeros((8, *image_shape), np.uint8), np.arange(8, dtype=np.int32))
     about = data.from_arrays(
-        few, few, classes=cases.CLASSES, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
+        few, few, classes=classes, mean=cases.MEAN, std=cases.STD, valid_fraction=0.0
     )
     shared = True if case.members > 1 else None
     program = programs.train_program((stage,), STEPS, about, topology, shared_data=shared)
@@ -60,7 +59,7 @@ def lowered(case: Case, devices: tuple[Any, ...]) -> jax.stages.Lowered:
         cached=cached,
         where=None,
     )
-    images = Shape((examples, *cases.IMAGE_SHAPE), jnp.uint8)
+    images = Shape((examples, *image_shape), jnp.uint8)
     dataset = jax.eval_shape(topology.hold, DeviceDataset(images, None))
     dataset = dataset._replace(labels=Shape((examples,), jnp.int32), teachers=cached)
     order, at = Shape((STEPS, case.batch), jnp.int32), Shape((), jnp.int32)
@@ -101,7 +100,16 @@ def program(compiled: jax.stages.Compiled) -> Program:
 def flops_of(case: Case) -> float:
     """Operations of a step on one device, by the networks' layers."""
     names = (case.student, *(() if case.variant == "table" else case.teachers))
-    network, *teachers = (
-        models.build(name, cases.CLASSES, cases.IMAGE_SHAPE, case.dtype) for name in names
-    )
+    network, *teachers = _built(case, names)
     return flops.step(network, tuple(teachers), case.batch) * case.members / case.devices
+
+
+def _built(case: Case, names: tuple[str, ...]) -> list[models.Network]:
+    return [models.build(name, *_examples_of(case), case.dtype) for name in names]
+
+
+def _examples_of(case: Case) -> tuple[int, tuple[int, int, int]]:
+    """Classes and shape of the images that a case's networks are for."""
+    if case.student.startswith("imagenet_"):
+        return IMAGENET
+    return cases.CLASSES, cases.IMAGE_SHAPE
