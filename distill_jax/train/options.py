@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -91,7 +92,8 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
     """Whether stages that are trained together have a cache of their frozen teachers' outputs.
 
     Raises:
-      ValueError: one is asked for where images change, or another value of `teacher_logits`.
+      ValueError: one is asked for where images change or the machine's memory would not hold it, or
+        another value of `teacher_logits`.
     """
     if teacher_logits not in TEACHER_LOGITS:
         raise ValueError(f"teacher_logits is one of {TEACHER_LOGITS}, got {teacher_logits!r}")
@@ -119,11 +121,24 @@ def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: s
             f"teacher_logits 'table' needs images that never change, but {why}; expected 'graph' "
             "or 'auto'"
         )
-    if why or teacher_logits == "table":
-        return not why
+    if why:
+        return False
     shapes = jax.tree.leaves(cache_shapes(stages, len(dataset.train.labels)))
     size = sum(x.size * x.dtype.itemsize for x in shapes)
+    if teacher_logits == "table":
+        _check_size(size)
+        return True
     return recipe.epochs > 1 and size <= CACHE_BYTES
+
+
+def _check_size(size: int) -> None:
+    """Refuses a table for which this machine has not the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"teacher_logits 'table' would take {size / 2**30:.1f} GiB, and this machine has "
+            f"{memory / 2**30:.1f} GiB of memory: expected 'graph' or 'auto'"
+        )
 
 
 def cache_shapes(stages: Sequence[Stage], examples: int) -> TeacherOutputs:

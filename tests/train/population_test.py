@@ -1,6 +1,7 @@
 """Populations equal separate runs, cached outputs their teachers; steps that are not finite."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -280,6 +281,20 @@ def test_when_there_is_a_cache(teacher_logits, augment, epochs, expected):
 def test_a_cache_for_images_that_change_is_refused():
     with pytest.raises(ConfigError, match="never change, but augment is 'crop_flip'.*'graph'"):
         run(teacher_logits="table", recipe={**TINY["recipe"], "augment": "crop_flip"})
+
+
+def test_a_cache_that_no_memory_would_hold_is_refused(monkeypatch):
+    def memory(size):
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size}.get)
+
+    size = 72 * 4 * 4  # bytes of one teacher's logits: images, classes, float32
+    memory(size - 1)
+    with pytest.raises(ConfigError, match="'table' would take 0.0 GiB.*'graph' or 'auto'"):
+        run(teacher_logits="table")
+    memory(size)
+    student, teacher = (models.build(name, 4, (8, 8, 3)) for name in ("plane2", "plane4"))
+    dataset = data.load(**TINY["dataset"])
+    assert options.caches_teachers([Stage(student, (teacher,), Recipe(), 0)], dataset, "table")
 
 
 # ------------------------------------------------------------------------ steps that are not finite
