@@ -13,6 +13,7 @@ from jax import Array, lax
 from distill_jax.methods import features, ranges
 from distill_jax.methods.base import Context, Method, Shapes, Term, taps
 from distill_jax.models import Outputs
+from distill_jax.models.backend import backend
 from distill_jax.models.basics import at_least_float32
 
 
@@ -191,9 +192,23 @@ def _right_vectors(matrix: Array, n: int) -> tuple[Array, Array]:
 
 
 def _right_vectors_forward(matrix, n):
-    _, values, rows = jnp.linalg.svd(matrix, full_matrices=False)
+    values, rows = _values_and_rows(matrix)
     vectors = rows.swapaxes(1, 2)
     return (vectors[..., :n], values[:, :n]), (matrix, vectors, values)
+
+
+def _values_and_rows(matrices: Array) -> tuple[Array, Array]:
+    """Singular values and right vectors of (B, M, N)."""
+    if backend() == "cpu":
+        # One by one: JAX 0.10 splits a batch over the threads on which it computes, and where
+        # several batches are at it at once, all of them wait for a thread.
+        return jax.vmap(_values_and_rows_of_one)(matrices)
+    return jnp.linalg.svd(matrices, full_matrices=False)[1:]
+
+
+@jax.custom_batching.sequential_vmap
+def _values_and_rows_of_one(matrix: Array) -> tuple[Array, Array]:
+    return jnp.linalg.svd(matrix, full_matrices=False)[1:]
 
 
 def _right_vectors_backward(n, residuals, cotangents):
