@@ -203,12 +203,14 @@ def _values_and_rows(matrices: Array) -> tuple[Array, Array]:
         # One by one: JAX 0.10 splits a batch over the threads on which it computes, and where
         # several batches are at it at once, all of them wait for a thread.
         return jax.vmap(_values_and_rows_of_one)(matrices)
-    return jnp.linalg.svd(matrices, full_matrices=False)[1:]
+    _, values, rows = jnp.linalg.svd(matrices, full_matrices=False)
+    return values, rows
 
 
 @jax.custom_batching.sequential_vmap
 def _values_and_rows_of_one(matrix: Array) -> tuple[Array, Array]:
-    return jnp.linalg.svd(matrix, full_matrices=False)[1:]
+    _, values, rows = jnp.linalg.svd(matrix, full_matrices=False)
+    return values, rows
 
 
 def _right_vectors_backward(n, residuals, cotangents):

@@ -107,6 +107,11 @@ class Topology:
         return platform_of(self.mesh.devices.flat[0])
 
     @property
+    def kind(self) -> str:
+        """What its devices call themselves, such as "cpu" or "NVIDIA H100 80GB HBM3"."""
+        return self.mesh.devices.flat[0].device_kind
+
+    @property
     def replicated(self) -> NamedSharding:
         """Of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())

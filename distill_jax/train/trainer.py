@@ -456,6 +456,7 @@ class Trainer:
             "best_epoch": progress.best_epoch + 1,
             "epochs": self.recipe.epochs,
             "seconds": round(self.replicas[i].seconds, 2),
+            "trained_on": f"{self.topology.kind}, jax {jax.__version__}",
             "skipped_steps": int(state.skipped),
             "state_digest": digest({"best": best, "last": state.only(name)}),
             "preflight": progress.preflight,

@@ -26,8 +26,8 @@ import distill_jax
 from distill_jax import report, traced
 from distill_jax.commands.train import use_compilation_cache
 from distill_jax.main import REFUSED
+from distill_jax.report.summary import Row
 from distill_jax.runs.config import PROTOCOLS, resolve
-from distill_jax.runs.provenance import provenance
 from experiments import paired
 from experiments.reproduce import cost, page
 from experiments.reproduce.budgets import BUDGETS, SHARED, SMOKE, TEACHERS, Group, frozen, groups
@@ -35,7 +35,6 @@ from experiments.reproduce.catalogue import TABLES
 from experiments.reproduce.tables import Table
 
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
-VERSIONS = ("distill_jax", "jax", "python", "device")
 STANDARD = "standard"  # the protocol where none is named
 SEEDS = 3  # where --seeds does not say; one in a smoke run
 
@@ -123,10 +122,13 @@ def main(argv: Sequence[str]) -> int:
         for run in runs:  # all of them, before the first is trained
             resolve(run.config)
         use_compilation_cache(workdir)
-        accuracies = {}
+        rows = {}
         for run in runs:
-            accuracies |= trained(table, run, folder / run.name, workdir / "store")
-        result = page.result_of(table, accuracies, about(table, runs, given))
+            rows |= trained(table, run, folder / run.name, workdir / "store")
+        accuracies = {
+            label: {row["seed"]: row["test_accuracy"] for row in own} for label, own in rows.items()
+        }
+        result = page.result_of(table, accuracies, about(table, runs, rows, given))
         write(result, accuracies, [folder, *filter(None, [given.save])])
     except KeyboardInterrupt:
         print(f"stopped and saved in {folder}; the same command goes on", file=sys.stderr)
@@ -142,26 +144,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def trained(table: Table, run: Group, workdir: Path, store: Path) -> dict[str, dict[int, float]]:
-    """The test accuracies of a run's rows by seed, by their labels; trains what is missing."""
+def trained(table: Table, run: Group, workdir: Path, store: Path) -> dict[str, list[Row]]:
+    """What became of a run's rows, one of each seed, by their labels; trains what is missing."""
     print(f"== {table.name}: {', '.join(row.label for row in run.rows)}", file=sys.stderr)
     results = distill_jax.run(run.config, workdir=workdir, store=store)
-    found: dict[str, dict[int, float]] = {}
-    for row in run.rows:
-        key = run.key(table, row)
-        found[row.label] = {
-            r["seed"]: r["test_accuracy"]
-            for r in results.rows
-            if (r["guidance"], r["network"]) == key
-        }
-    return found
+    keys = {row.label: run.key(table, row) for row in run.rows}
+    return {
+        label: [row for row in results.rows if (row["guidance"], row["network"]) == key]
+        for label, key in keys.items()
+    }
 
 
-def about(table: Table, runs: Sequence[Group], given: argparse.Namespace) -> dict[str, Any]:
+def about(
+    table: Table,
+    runs: Sequence[Group],
+    rows: dict[str, list[Row]],
+    given: argparse.Namespace,
+) -> dict[str, Any]:
     """How the table was trained, as JSON values."""
     experiment = resolve(runs[0].config)
     only = {name for run in runs for name in frozen(table, run.rows)}
-    made = provenance("")
+    every = [row for own in rows.values() for row in own]
     return {
         "dataset": experiment.dataset["name"],
         "published_on": table.dataset,
@@ -174,7 +177,8 @@ def about(table: Table, runs: Sequence[Group], given: argparse.Namespace) -> dic
         "teachers": given.teachers,
         "only_teach": [name for name in table.networks if name in only],
         "networks": {name: run.names[name] for run in runs for name in table.networks},
-        "versions": {name: made[name] for name in VERSIONS},
+        # Of the students, which a store may have from other machines.
+        "trained_on": sorted({row.get("trained_on", "unknown") for row in every}),
     }
 
 

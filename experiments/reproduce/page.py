@@ -126,7 +126,7 @@ def said(result: Result) -> Iterator[str]:
         yield f"teachers and assistants {', '.join(about['only_teach'])}: {how}"
     if about["dataset"] != table.dataset:
         yield f"published on {table.dataset}, run on {about['dataset']}"
-    yield ", ".join(f"{name} {value}" for name, value in about["versions"].items())
+    yield f"students trained on {' and '.join(about['trained_on'])}"
     yield from filter(None, [table.note])
     yield f"{result.verdict}: {_counted(result)}"
 
@@ -139,7 +139,8 @@ def _counted(result: Result) -> str:
     for one in result.judged:
         counts[one.outcome] += 1
     n = len(result.judged)
-    return f"of {n} published order{'s' * (n != 1)} {counts['holds']} hold, " + (
+    holds = counts["holds"]
+    return f"of {n} published order{'s' * (n != 1)} {holds} hold{'s' * (holds == 1)}, " + (
         f"{counts['reversed']} reversed, {counts[OPEN]} open"
     )
 

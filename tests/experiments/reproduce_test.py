@@ -25,7 +25,7 @@ ABOUT = {
     "seeds": 3,
     "teachers": "shared",
     "only_teach": ["plane10", "plane4"],
-    "versions": {"jax": "1.2.3"},
+    "trained_on": ["NVIDIA H100, jax 1.2.3", "cpu, jax 1.2.3"],
 }
 
 
@@ -135,8 +135,9 @@ def test_the_page_says_how_and_what(tmp_path):
     assert "| BLKD | 72.57 | 73.00 ± 1.00 | +3.00 ± 2.48 | holds |\n" in text
     assert "| TAKD | 73.51 | 73.00 ± 0.00 | +0.00 ± 2.48 | open |\n" in text
     assert "budget short, 30 epochs, float32, protocol standard, weights by validation" in text
-    assert "plane10, plane4: one training (seed 0) for all seeds" in text and "jax 1.2.3" in text
-    assert "undecided at n = 3: of 2 published orders 1 hold, 0 reversed, 1 open" in text
+    assert "plane10, plane4: one training (seed 0) for all seeds" in text
+    assert "students trained on NVIDIA H100, jax 1.2.3 and cpu, jax 1.2.3" in text
+    assert "undecided at n = 3: of 2 published orders 1 holds, 0 reversed, 1 open" in text
     numbers = json.loads((tmp_path / "other" / "takd-plain-cifar10.json").read_text())
     assert numbers["verdict"] == "undecided at n = 3"
     assert numbers["accuracies"]["BLKD"]["1"] == 0.74
