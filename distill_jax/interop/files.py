@@ -75,34 +75,37 @@ def load_variables(
 
 def load_counted(
     path: str | os.PathLike[str],
+    network: Network,
+    wider: Network,
     build: Callable[[int], Network],
-    classes: int,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> tuple[Variables, int]:
-    """The variables in a file of as many classes as the file has, and how many these are.
+    """The variables of `network` in a file, of as many classes as the file has, and how many.
 
     Args:
       path: as `load_variables` takes it.
-      build: the network of so many classes.
-      classes: of the data; the file's where it does not show how many it has.
+      network: whose weights they are, but for the number of classes.
+      wider: the same of one class more.
+      build: the same of any number.
       normalisation: as `load_variables` takes it.
 
     Raises:
       WeightsError: as `load_variables` does.
     """
-    networks = [build(classes)]
+    counts = [network.classes]
 
     def chosen(contents: torch_files.Contents, name: str | None) -> dict[str, np.ndarray]:
-        state = choose(contents, networks[0], name)
-        count = count_classes(state, networks[0], build(classes + 1))
-        if count == classes or count < 2:
+        state = choose(contents, network, name)
+        count = count_classes(state, network, wider)
+        if count == network.classes or count < 2:
             return state
-        networks[0] = build(count)
-        return choose(contents, networks[0], name)
+        counts[0] = count
+        return choose(contents, build(count), name)
 
     state, trained_on = _read(path, chosen)
-    (network,) = networks
-    return _variables(path, state, trained_on, network, normalisation), network.classes
+    (count,) = counts
+    own = network if count == network.classes else build(count)
+    return _variables(path, state, trained_on, own, normalisation), count
 
 
 def _variables(

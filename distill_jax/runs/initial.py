@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import traverse_util
 
@@ -76,13 +76,18 @@ def _load(file: str, network: Network, anew: bool, dataset: data.Dataset) -> Beg
         return models.build(base, classes, dataset.inputs, network.dtype)
 
     try:
+        wider = of(network.classes + 1)
+    except ValueError:  # somebody's network that has so many and no more
+        wider = network
+    try:
         folder = stage_folder(file)
         if folder is None:
             path, normalisation = Path(file).expanduser(), dataset.normalisation
-            variables, classes = load_counted(path, of, network.classes, normalisation)
+            variables, classes = load_counted(path, network, wider, of, normalisation)
         else:
-            classes = _classes_of_stage(folder, of, network.classes)
-            variables = load_of_stage(folder, of(classes), dataset)
+            classes = _classes_of_stage(folder, network, wider)
+            own = network if classes == network.classes else of(classes)
+            variables = load_of_stage(folder, own, dataset)
     except WeightsError as error:
         raise WeightsError(f"init.weights: {_in_one_line(error)}") from None
     if not anew and classes != network.classes:
@@ -92,7 +97,7 @@ def _load(file: str, network: Network, anew: bool, dataset: data.Dataset) -> Beg
             "the classifier and takes the rest"
         )
     if anew:
-        variables = _without_classifier(network, variables, of)
+        variables = _without_classifier(network, wider, variables)
     return Beginning(variables, classes)
 
 
@@ -103,16 +108,14 @@ def _in_one_line(error: Exception) -> str:
     return " ".join((what, ", ".join(entries[:SHOWN]))).strip() + more
 
 
-def _without_classifier(
-    network: Network, variables: Variables, of: Callable[[int], Network]
-) -> Variables:
+def _without_classifier(network: Network, wider: Network, variables: Variables) -> Variables:
     """What of a network's variables has one shape for every number of classes.
 
     Raises:
       WeightsError: all of it has.
     """
-    flat, (two, three) = traverse_util.flatten_dict(variables), map(_shapes, (of(2), of(3)))
-    kept = {path: x for path, x in flat.items() if two[path] == three[path]}
+    flat, (own, other) = traverse_util.flatten_dict(variables), map(_shapes, (network, wider))
+    kept = {path: x for path, x in flat.items() if own[path] == other[path]}
     if len(kept) == len(flat):
         raise WeightsError(
             f"init.anew is {CLASSIFIER!r}, and nothing in {network.name} has another shape for "
@@ -125,19 +128,18 @@ def _shapes(network: Network) -> dict[tuple[str, ...], tuple[int, ...]]:
     return {path: x.shape for path, x in traverse_util.flatten_dict(network.shapes).items()}
 
 
-def _classes_of_stage(folder: Path, of: Callable[[int], Network], classes: int) -> int:
-    """How many classes the network of a stage's folder has; `classes` where that does not show."""
+def _classes_of_stage(folder: Path, network: Network, wider: Network) -> int:
+    """How many classes the network of a stage's folder has; the data's where it does not show."""
     try:
         types = read_meta(folder / WEIGHTS)["types"]
     except CheckpointError as error:
         raise WeightsError(str(error)) from None
-    own, wider = (dict(_sizes(of(count))) for count in (classes, classes + 1))
+    own, other = (
+        {path: leaf.shape for path, leaf in leaves(one.shapes)} for one in (network, wider)
+    )
     for path, shape in own.items():
         for axis, size in enumerate(shape):
-            if size != wider[path][axis] and path in types:
-                return int(ast.literal_eval(types[path].partition(" ")[2])[axis])
-    return classes
-
-
-def _sizes(network: Network) -> list[tuple[str, Any]]:
-    return [(path, leaf.shape) for path, leaf in leaves(network.shapes)]
+            if size != other[path][axis] and path in types:
+                found = ast.literal_eval(types[path].partition(" ")[2])  # "float32 (64, 10)"
+                return int(found[axis]) - size + network.classes
+    return network.classes

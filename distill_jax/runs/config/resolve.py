@@ -363,7 +363,9 @@ def _init(values: Mapping[str, str], networks: tuple[str, ...], given: Mapping[s
             )
         if file.startswith(LOGITS):
             raise ConfigError(f"init.weights names logits for {name}, {file}: expected weights")
-    return Init(files, one_of("init.anew", values["anew"], ("", CLASSIFIER)))
+    if (anew := values["anew"]) not in ("", CLASSIFIER):
+        raise ConfigError(f"init.anew is {anew!r}: expected {CLASSIFIER!r}, or '' for nothing")
+    return Init(files, anew)
 
 
 def _files(field: str, text: str, networks: tuple[str, ...]) -> dict[str, str]:
