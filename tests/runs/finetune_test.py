@@ -189,18 +189,22 @@ def run(workdir=None, stop=None, **changes):
 
 def test_a_teacher_and_a_student_are_fine_tuned_and_the_one_teaches_the_other(files):
     recipe = {**CONFIG["recipe"], "trainable": ("fc.*",)}
-    results, recorder = run(recipe=recipe, init=init(files), students=CONFIG["networks"])
-    assert recorder.trained == ["resnet14", "resnet8"]
-    for name, path in files.items():
+    seeds, students = (0, 1), CONFIG["networks"]
+    common = {"recipe": recipe, "init": init(files), "students": students}
+    results, recorder = run(**common, seeds=seeds, population=2)  # both seeds at once
+    assert recorder.trained == ["resnet14", "resnet14", "resnet8", "resnet8"]
+    for (name, path), seed in itertools.product(files.items(), seeds):
         line = f"  {name} starts from {path}; classifier (3 classes) drawn anew; the file has 5"
         assert recorder.lines.count(line) == 1
-        network, variables = results.networks["direct", name, 0]
+        network, variables = results.networks["direct", name, seed]
         assert network.classes == 3 and variables["params"]["fc"]["kernel"].shape == (64, 3)
         theirs = load_variables(path, models.build(name, 5, (8, 8, 3)))["params"]
         for module in theirs.keys() - {"fc"}:  # these do not move
             same = jax.tree.map(np.array_equal, variables["params"][module], theirs[module])
             assert jax.tree.all(same), module
-    assert [row["teachers"] for row in results.rows] == [[], ["resnet14"]]
+    assert [row["teachers"] for row in results.rows] == 2 * [[], ["resnet14"]]
+    drawn = [results.networks["direct", "resnet8", x][1]["params"]["fc"]["kernel"] for x in seeds]
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.05
 
 
 def test_with_as_many_classes_the_whole_file_is_taken_unless_the_word_is_said(tmp_path):
@@ -320,6 +324,19 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path):
     refused(
         "not those of resnet14", "missing bn1.running_mean", init={"weights": plain, "anew": ""}
     )
+
+
+def test_one_of_several_weights_in_a_file_is_chosen(tmp_path):
+    states = {kind: np.load(file_of(tmp_path / f"{i}.npz", seed=i)) for i, kind in enumerate("ab")}
+    names = {f"{kind}.{name}": x for kind, state in states.items() for name, x in state.items()}
+    np.savez(tmp_path / "both.npz", **names)
+    path = str(tmp_path / "both.npz")
+    refused("holds several weights, under a, b", init=init({"resnet8": path}))
+    for place, kind in enumerate("ab"):
+        got = prepared(init=init({"resnet8": f"{path}#{kind}"}))
+        (beginning,) = got.beginnings.values()
+        expected = drawn("resnet8", 5, place)[1]["params"]["conv1"]["kernel"]
+        np.testing.assert_array_equal(beginning.variables["params"]["conv1"]["kernel"], expected)
 
 
 @pytest.mark.parametrize(
