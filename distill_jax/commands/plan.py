@@ -16,6 +16,7 @@ from distill_jax import models, report
 from distill_jax.commands.arguments import Command, Flag
 from distill_jax.commands.train import STORE, WORKDIR, use_compilation_cache
 from distill_jax.runs import config as config_lib
+from distill_jax.runs import initial
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.folder import StageState, stage_place, stage_state
 from distill_jax.runs.given import folder_name
@@ -42,7 +43,8 @@ def plan(given: SimpleNamespace) -> int:
         if workdir.is_dir():
             use_compilation_cache(workdir)
         costs = _costs(prepared, states) if given.measure == "yes" else {}
-    for line in warnings(prepared.plan, experiment.dtype):
+    starts = initial.lines(prepared.plan.stages.values(), prepared.beginnings)
+    for line in (*warnings(prepared.plan, experiment.dtype), *starts):
         console.print(line)
     console.print(_table(prepared, states, costs))
     for line in _summary(prepared.plan, states, costs, workdir):

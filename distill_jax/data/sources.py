@@ -37,7 +37,8 @@ def load(
 ) -> Dataset:
     """The data set called `name`, one of `NAMES` or a registered one; nothing is downloaded.
 
-    "folder:DIR" is pictures in DIR/train/CLASS and DIR/test/CLASS, see `folder.read_folder`.
+    "folder:DIR" is pictures in DIR/train/CLASS and DIR/test/CLASS, see `folder.read_folder`, whose
+    last arguments are `options`.
     "tfds:NAME" is any image set that TFDS has prepared; where its images differ in size they are
     streamed, at 224x224. "synthetic:HxWxC:CLASSES:TRAIN:TEST" sets the sizes of made-up data.
     "text:PATH" is sentences in files, see `text.read_text`, whose last arguments are `options`;
@@ -57,12 +58,13 @@ def load(
     if name in _registered:
         return _load_by(_registered[name][0], name, fields, options or {})
     source, _, detail = str(name).partition(":")
-    if source in TASKS and not (detail and source not in _DETAILED):
-        return _load_by(functools.partial(TASKS[source], detail), name, fields, options or {})
+    if source in WITH_OPTIONS and not (detail and source not in _DETAILED):
+        function = functools.partial(WITH_OPTIONS[source], detail)
+        return _load_by(function, name, fields, options or {})
     if options:
         raise DataError(
             f"dataset.options are {dict(options)}: expected none for {name!r}, as only registered "
-            f"data sets and {', '.join(TASKS)} have any"
+            f"data sets and {', '.join(WITH_OPTIONS)} have any"
         )
     if source not in SOURCES or (detail and source not in _DETAILED):
         known = (*NAMES, *_registered)
@@ -174,11 +176,11 @@ SOURCES: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
     "cifar100": lambda detail, data_dir: read_cifar("cifar100", data_dir),
     "synthetic": lambda detail, data_dir: read_synthetic(detail),
     "tfds": read_tfds,
-    "folder": read_folder,
 }
-# Those of other tasks than images: their functions take what follows the colon, and fields of the
-# config and options by name.
-TASKS: dict[str, Callable[..., Dataset]] = {
+# Those with options, and other tasks than images: their functions take what follows the colon, and
+# fields of the config and options by name.
+WITH_OPTIONS: dict[str, Callable[..., Dataset]] = {
+    "folder": read_folder,
     "sst2": read_sst2,
     "text": read_text,
     "synthetic_text": read_synthetic_text,
@@ -191,4 +193,4 @@ TASKS: dict[str, Callable[..., Dataset]] = {
 _DETAILED = (
     *("synthetic", "tfds", "folder", "text", "synthetic_text", "triples", "synthetic_triples"),
 )
-NAMES: tuple[str, ...] = (*SOURCES, *TASKS)
+NAMES: tuple[str, ...] = (*SOURCES, *WITH_OPTIONS)

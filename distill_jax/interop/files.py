@@ -23,7 +23,12 @@ import numpy as np
 from distill_jax.interop import array_files, torch_files
 from distill_jax.interop.array_files import NORMALISATION, TYPES
 from distill_jax.interop.choosing import choose, only
-from distill_jax.interop.torch_weights import WeightsError, from_state_dict, to_state_dict
+from distill_jax.interop.torch_weights import (
+    WeightsError,
+    count_classes,
+    from_state_dict,
+    to_state_dict,
+)
 from distill_jax.models import Network, Variables
 
 # What the decoders raise for a damaged file; safetensors has its own kind, caught where it arises.
@@ -65,6 +70,51 @@ def load_variables(
         trained on images normalised otherwise; names the file.
     """
     state, trained_on = _read(path, lambda contents, name: choose(contents, network, name))
+    return _variables(path, state, trained_on, network, normalisation)
+
+
+def load_counted(
+    path: str | os.PathLike[str],
+    network: Network,
+    wider: Network,
+    build: Callable[[int], Network],
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> tuple[Variables, int]:
+    """The variables of `network` in a file, of as many classes as the file has, and how many.
+
+    Args:
+      path: as `load_variables` takes it.
+      network: whose weights they are, but for the number of classes.
+      wider: the same of one class more.
+      build: the same of any number.
+      normalisation: as `load_variables` takes it.
+
+    Raises:
+      WeightsError: as `load_variables` does.
+    """
+    counts = [network.classes]
+
+    def chosen(contents: torch_files.Contents, name: str | None) -> dict[str, np.ndarray]:
+        state = choose(contents, network, name)
+        count = count_classes(state, network, wider)
+        if count == network.classes or count < 2:
+            return state
+        counts[0] = count
+        return choose(contents, build(count), name)
+
+    state, trained_on = _read(path, chosen)
+    (count,) = counts
+    own = network if count == network.classes else build(count)
+    return _variables(path, state, trained_on, own, normalisation), count
+
+
+def _variables(
+    path: str | os.PathLike[str],
+    state: dict[str, np.ndarray],
+    trained_on: np.ndarray | None,
+    network: Network,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+) -> Variables:
     try:
         variables = from_state_dict(state, network)
         if trained_on is not None and normalisation is not None:

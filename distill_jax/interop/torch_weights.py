@@ -71,6 +71,25 @@ def entries(network: Network) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
+def count_classes(state: Mapping[str, np.ndarray], network: Network, wider: Network) -> int:
+    """How many classes a state dict is of, by what of it has another shape for another number.
+
+    Args:
+      state: under the network's names.
+      network: it.
+      wider: the same of one class more.
+
+    Returns:
+      Those of `network` where that does not show.
+    """
+    for (name, shape), (_, other) in zip(entries(network), entries(wider), strict=True):
+        found = np.shape(state.get(name, 0))
+        for axis, (size, more) in enumerate(zip(shape, other, strict=True)):
+            if size != more and len(found) == len(shape):
+                return found[axis] - size + network.classes
+    return network.classes
+
+
 def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
     """The state dict (name -> array, PyTorch's layouts) of a network's variables."""
     return {

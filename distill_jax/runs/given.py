@@ -24,8 +24,12 @@ from distill_jax.train.stage import Stage
 WEIGHTS, RESULTS = "weights", "results.json"
 
 
-def digest_of_given(source: str) -> str:
+def digest_of_given(source: str, field: str = "teacher_weights") -> str:
     """A digest of given weights: of a file's bytes, or of all arrays of a stage's.
+
+    Args:
+      source: see `load_given`.
+      field: of the config, that names it.
 
     Raises:
       WeightsError: they cannot be read.
@@ -38,7 +42,7 @@ def digest_of_given(source: str) -> str:
             return hashlib.sha256(read_bytes(Path(source).expanduser())).hexdigest()
         return digest_json(read_meta(folder / WEIGHTS)["digests"])
     except (WeightsError, CheckpointError, OSError) as error:
-        raise WeightsError(f"teacher_weights cannot be read: {error}") from None
+        raise WeightsError(f"{field} cannot be read: {error}") from None
 
 
 def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
@@ -57,7 +61,7 @@ def load_given(stage: Stage, dataset: data.Dataset) -> Variables:
     if folder is None:
         path = Path(stage.file).expanduser()
         return load_variables(path, network, dataset.normalisation)
-    return _of_stage(folder, network, dataset)
+    return load_of_stage(folder, network, dataset)
 
 
 def _path(source: str) -> Path:
@@ -103,7 +107,8 @@ def read_logits(path: Path, dataset: data.Dataset) -> dict[str, np.ndarray]:
     return logits
 
 
-def _of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:
+def load_of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Variables:
+    """The variables in the folder of a stage; errors are those of `load_given`."""
     try:
         meta = read_meta(folder / WEIGHTS)
         variables = restore(folder / WEIGHTS, network.shapes)[0] if _fits(meta, dataset) else None

@@ -19,12 +19,12 @@ from distill_jax import data, graph, methods, models
 from distill_jax.identity import changed_fields, describe, digest_json
 from distill_jax.models import Network
 from distill_jax.runs.ambient import changed_settings
-from distill_jax.runs.config import LOGITS, Comparison, Experiment
+from distill_jax.runs.config import CLASSIFIER, LOGITS, Comparison, Experiment
 from distill_jax.runs.given import digest_of_given
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
 from distill_jax.train.reach import as_phase
-from distill_jax.train.stage import Recipe, Stage
+from distill_jax.train.stage import Initial, Recipe, Stage
 from distill_jax.train.stage_methods import check_begin, check_methods, with_needs
 
 FORMAT = 2  # of the ids: raised when the same values come to mean another training
@@ -63,13 +63,14 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
       ValueError: a network cannot be built for these images, or given weights cannot be read.
     """
     plan = Plan({}, {}, {}, {}, {}, {})
-    files = experiment.teacher_weights
+    files, initial = experiment.teacher_weights, _initial(experiment)
     for seed in experiment.seeds:
         for comparison in experiment.comparisons:
             ids: dict[str, str] = {}
             taught_by = _untaught(comparison.graph, files)
             for component in graph.plan(taught_by, comparison.students):
                 phases = _phases(experiment, dataset, comparison, component, seed)
+                phases = [[_starting(stage, initial) for stage in own] for own in phases]
                 ids |= _add(plan, phases, data_digest, ids)
             for student in comparison.students:
                 plan.results[comparison.label, student, seed] = ids[student]
@@ -149,6 +150,26 @@ def build_network(experiment: Experiment, dataset: data.Dataset, name: str) -> N
         return models.logits_table(name, dataset.classes, dataset.inputs)
     network = models.build(base, dataset.classes, dataset.inputs, experiment.dtype)
     return named(network, name)
+
+
+def _initial(experiment: Experiment) -> dict[str, Initial]:
+    """What networks start from, by name, with the digests of what is there now."""
+    files, anew = experiment.init.weights, experiment.init.anew
+    if anew and not files:
+        raise ValueError(
+            f"init.anew is {anew!r}, and init.weights is empty: expected the file that the rest is "
+            "taken from, as in init.weights=FILE, or NAME=FILE for each network"
+        )
+    return {
+        name: Initial(file, digest_of_given(file, "init.weights"), anew == CLASSIFIER)
+        for name, file in files.items()
+    }
+
+
+def _starting(stage: Stage, initial: Mapping[str, Initial]) -> Stage:
+    """The stage with the weights that its network starts from, if any are given."""
+    own = initial.get(stage.network.name)
+    return stage if own is None else dataclasses.replace(stage, initial=own)
 
 
 def _untaught(guidance: graph.Graph, names: Mapping[str, Any]) -> graph.Graph:
@@ -348,10 +369,18 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
     optional = {
         "optimizer": optimizer,
         "start": stage.start,
+        "initial": _initial_spec(stage),
         "phase": stage.phase,
         "jax": changed_settings(),
     }
     return spec | {name: value for name, value in optional.items() if value}
+
+
+def _initial_spec(stage: Stage) -> dict[str, Any]:
+    """The weights from elsewhere that a stage begins with; of a later phase its `start` says so."""
+    if stage.initial is None or stage.start:
+        return {}
+    return {"digest": stage.initial.digest, **({"anew": CLASSIFIER} if stage.initial.anew else {})}
 
 
 def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from distill_jax.identity import plain
 from distill_jax.models import Variables
 from distill_jax.runs.config import RESOLVED, ConfigError, Experiment
 from distill_jax.runs.given import load_given
+from distill_jax.runs.initial import Beginning, load_initial
 from distill_jax.runs.inputs import describe_inputs
 from distill_jax.runs.plan import Plan, digest_of, make_plan, registered
 from distill_jax.train.checks import check
@@ -26,6 +27,7 @@ class Prepared(NamedTuple):
       plan: the stages.
       given: the weights of stages that are not trained, by id.
       resolved: what the config comes to, as JSON values.
+      beginnings: what stages begin with that do not start from fresh weights, by id.
     """
 
     experiment: Experiment
@@ -33,6 +35,7 @@ class Prepared(NamedTuple):
     plan: Plan
     given: dict[str, Variables]
     resolved: dict[str, Any]
+    beginnings: dict[str, Beginning] = {}
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def prepare(experiment: Experiment, dataset: data.Dataset | None = None) -> Prep
             for stage_id, stage in plan.stages.items()
             if stage.file
         }
+        beginnings = load_initial(plan.stages.values(), dataset)
         names = registered(plan, dataset, source)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -82,7 +86,7 @@ def prepare(experiment: Experiment, dataset: data.Dataset | None = None) -> Prep
         "data": data_digest,
         "registered": names,
     }
-    return Prepared(experiment, dataset, plan, given, resolved)
+    return Prepared(experiment, dataset, plan, given, resolved, beginnings)
 
 
 def _resolved(experiment: Experiment) -> dict[str, Any]:

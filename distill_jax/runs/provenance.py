@@ -90,12 +90,19 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
             "live": [network.name for network in stage.live],
             "phase": stage.phase,
             "file": stage.file,
+            **_starts_from(stage),
             "epochs": 0 if stage.file else stage.recipe.epochs,
             "together": list(plan.together[stage_id]),
             "guidance": list(guidance[stage_id]),
         }
         for stage_id, stage in plan.stages.items()
     ]
+
+
+def _starts_from(stage: Stage) -> dict[str, Any]:
+    """The weights that a stage starts from, where it does so."""
+    own = stage.initial
+    return {} if own is None else {"initial": {"file": own.file, "classifier_anew": own.anew}}
 
 
 def edges(stage: Stage) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from distill_jax import data, processes, report
 from distill_jax.models import Variables
 from distill_jax.refusals import refuses
 from distill_jax.runs import config as config_lib
+from distill_jax.runs import initial
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import (
     CheckpointError,
@@ -32,7 +33,7 @@ from distill_jax.train.evaluation import StageResult
 from distill_jax.train.memory import OutOfMemoryError
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.reporter import Planned, Reporter, Several
-from distill_jax.train.stage import steps_per_epoch
+from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.trainer import NotFiniteError
 
 
@@ -159,6 +160,9 @@ def _train_stages(
         listeners.notice([f"  {count} devices {less}"])
     if lines := warnings(prepared.plan, prepared.experiment.dtype):
         listeners.notice(lines)
+    left = [stage for stage in prepared.plan.stages.values() if stage.id not in stages.done]
+    if lines := initial.lines(left, prepared.beginnings):
+        listeners.notice(lines)
     for stage_id, variables in prepared.given.items():  # first, so that a wrong file shows at once
         stages.evaluate_given(stage_id, variables)
     try:
@@ -205,7 +209,7 @@ class _Stages:
         store: Store | None,
     ):
         self.plan, self.dataset = prepared.plan, prepared.dataset
-        self.experiment = prepared.experiment
+        self.experiment, self.beginnings = prepared.experiment, prepared.beginnings
         self.folder = None if folder is None else StageFolder(folder, prepared, store)
         self.reporter, self.stop = reporter, stop
         self.done: dict[str, StageResult] = {}
@@ -381,8 +385,15 @@ class _Stages:
             stage,
             tuple(self.done[teacher] for teacher in self.plan.teachers[stage_id]),
             plain.record["valid_accuracy"] if plain else None,
-            self.done[stage.start].whole if stage.start else {},
+            self._start_of(stage),
         )
+
+    def _start_of(self, stage: Stage) -> dict[str, Any]:
+        """What a stage starts from: the phase before it, or weights that it begins with."""
+        if stage.start:
+            return self.done[stage.start].whole
+        own = self.beginnings.get(stage.id)
+        return {} if own is None else {"network": own.variables}
 
     def _memory_told(self, *chosen: Together) -> contextlib.AbstractContextManager[None]:
         """An error of memory in what computes stages, in words."""

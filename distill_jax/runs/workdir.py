@@ -31,6 +31,7 @@ RESUMABLE_FIELDS = (
     "students",
     "seeds",
     "teacher_weights",
+    "init",
     "topology",
     "population",
     "teacher_logits",

@@ -45,7 +45,8 @@ class StageInputs(NamedTuple):
       teachers: the results of its frozen teachers' stages.
       plain_accuracy: validation accuracy of the same network trained alone, where known; a teacher
         below it is warned of.
-      start: what it starts from, `StageResult.whole` of the phase before it; empty draws weights.
+      start: what it starts from: `StageResult.whole` of the phase before it, or of initial weights
+        {"network": variables}, in which some may lack; what there is not is drawn.
     """
 
     stage: Stage

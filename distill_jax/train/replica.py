@@ -30,7 +30,7 @@ class Progress:
         self.preflight: dict[str, Any] = {}
 
     def first_state(self, labels: np.ndarray) -> TrainState:
-        """The state before the first step: fresh, or what the phase before it left."""
+        """The state before the first step: fresh, or with what it starts from."""
         stage, key = self.stage, jax.random.key(self.stage.seed)
         drawn = init_methods(stage, labels, key)
         own = begin_methods(stage, drawn, self.start.get("methods", {}))

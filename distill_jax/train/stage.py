@@ -111,6 +111,21 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Initial:
+    """Weights from elsewhere that a network begins with.
+
+    Args:
+      file: where they are read from.
+      digest: of what is there.
+      anew: whether the classifier is drawn in spite of them.
+    """
+
+    file: str
+    digest: str
+    anew: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A network to train.
 
@@ -128,6 +143,8 @@ class Stage:
       file: the file that its weights are read from, where it is not trained.
       start: the id of the stage whose weights it begins with, where not with fresh ones.
       phase: whether it only prepares another stage, which starts from it.
+      initial: weights that its training begins with, where not with fresh ones; where phases go
+        before, the first of them does so.
     """
 
     network: Network
@@ -141,6 +158,7 @@ class Stage:
     start: str = ""
     phase: bool = False
     live: tuple[Network, ...] = ()
+    initial: Initial | None = None
 
     @property
     def structure(self) -> Stage:
@@ -154,6 +172,7 @@ class Stage:
             file="",
             start="",
             phase=False,
+            initial=None,
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax import Array, lax
 
 from distill_jax import graph, rng
@@ -76,12 +77,12 @@ def init_state(
       optimizer: the update rule.
       key: the parameters are drawn from its stream "init", those of `name#2` from "init 2".
       method_variables: those of the methods, by name.
-      start: the network's variables to begin with instead of drawing them.
+      start: variables to begin with; those of the network that are not among them are drawn.
       averaged: keep a moving average of the network's variables, which starts at these.
     """
     _, draw = graph.architecture(network.name)
     stream = "init" if draw == 1 else f"init {draw}"
-    variables = network.init(rng.stream(key, stream)) if start is None else start
+    variables = _completed(start or {}, network, rng.stream(key, stream))
     collections = {kind: tree for kind, tree in variables.items() if kind != "params"}
     own_params, own_collections = split_variables(method_variables or {})
     params = {
@@ -99,6 +100,16 @@ def init_state(
     if averaged:
         collections["averages"] = {network.name: averaging.begin(variables)}
     return TrainState(step, params, collections, opt_state, skipped)
+
+
+def _completed(start: Variables, network: Network, key: Array) -> Variables:
+    """The variables of a network: those of `start`, and what it lacks is drawn."""
+    if not start:
+        return network.init(key)
+    if len(jax.tree.leaves(start)) == len(jax.tree.leaves(network.shapes)):
+        return start
+    drawn = traverse_util.flatten_dict(network.init(key))
+    return traverse_util.unflatten_dict(drawn | traverse_util.flatten_dict(start))
 
 
 def make_train_step(

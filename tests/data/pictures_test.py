@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -118,6 +119,90 @@ def test_sizes_are_brought_to_the_most_frequent(folder):
         got.train.images[2][1:-1, 4:] == 250
     ).all()
     assert (got.test.images[0] == 77).all()
+
+
+def test_every_picture_is_brought_to_a_size_that_is_asked_for(folder):
+    folder, _ = folder
+    tall = np.zeros((32, 12, 3), np.uint8)  # covers 6x6 at half its size: rows 10 to 21, halved
+    tall[10:22, :6], tall[10:22, 6:] = 50, 250
+    save(folder / "train/cat/9.jpg", Image.fromarray(tall), quality=100, subsampling=0)
+    got = load(folder, options={"size": 6})
+    assert got.image_shape == (6, 6, 3) and got.test.images.shape == (2, 6, 6, 3)
+    inner = np.int32(got.train.images[2][1:-1])
+    assert np.abs(inner[:, :2] - 50).max() < 9 and np.abs(inner[:, 4:] - 250).max() < 9
+    for size in (-1, 2.5, True):
+        with pytest.raises(data.DataError, match="dataset.options size is .*expected an integer"):
+            load(folder, options={"size": size})
+    with pytest.raises(data.DataError, match="dataset.options are .*expected those of folder"):
+        load(folder, options={"side": 6})
+
+
+def test_folders_of_classes_alone_are_split_by_class(folder):
+    folder, _ = folder
+    place = folder / "train"  # its two classes, of 2 and of 7 pictures
+    for index in range(2, 7):
+        save(place / f"dog/{index}.png", picture())
+    for fraction, held in ((0.1, [0, 1]), (0.4, [0, 1, 1, 1]), (0.99, [0, *[1] * 6])):
+        got = load(place, options={"test_fraction": fraction})
+        assert got.test.labels.tolist() == held
+        both = np.concatenate([got.train.images, got.test.images])
+        assert len(np.unique(both, axis=0)) == 9  # each picture is in one of them
+    one, same, other = (
+        load(place, options={"test_fraction": 0.4}, split_seed=seed).test.images
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    for fraction in (1.0, -0.1, "half"):
+        with pytest.raises(data.DataError, match="test_fraction is .*expected 0 to below 1"):
+            load(place, options={"test_fraction": fraction})
+    with pytest.raises(data.DataError, match="says itself what is to be tested on: expected 0"):
+        load(folder, options={"test_fraction": 0.2})
+    (place / "cat/0.png").unlink()
+    with pytest.raises(data.DataError, match="train/cat holds 1 pictures: expected two or more"):
+        load(place, options={"test_fraction": 0.4})
+
+
+def test_cub_200_as_it_is_published(tmp_path):
+    names = ["001.Black_Albatross/a_1.jpg", "001.Black_Albatross/a_2.jpg", "002.Wren/w 3.jpg"]
+    names.append("002.Wren/w_4.png")
+    for place, name in enumerate(names):
+        save(tmp_path / "images" / name, picture((8, 6, 3), 50 * place))
+    save(tmp_path / "images/002.Wren/not_listed.png", picture())
+    listed, split = tmp_path / "images.txt", tmp_path / "train_test_split.txt"
+    listed.write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    split.write_text("1 1\n2 0\n3 1\n4 0\n")
+    got = load(tmp_path)
+    assert got.classes == 2
+    assert got.train.images[:, 0, 0, 0].tolist() == [0, 100] == (100 * got.train.labels).tolist()
+    assert got.test.images[:, 0, 0, 0].tolist() == [50, 150]
+    assert got.test.labels.tolist() == [0, 1]
+    for text, message in (
+        ("1 1\n2 0\n3 1\n", "train_test_split.txt has None for image 4: expected 1, to train on"),
+        ("1 1\n2 0\n3 1\n4 2\n", "has 2 for image 4"),
+        ("1\n", r"train_test_split.txt line 1 is '1': expected two columns"),
+        ("1 0\n2 0\n3 1\n4 0\n", "train/001.Black_Albatross holds no pictures"),
+    ):
+        split.write_text(text)
+        with pytest.raises(data.DataError, match=message):
+            load(tmp_path)
+    split.write_text("1 1\n2 0\n3 1\n4 0\n")
+    (tmp_path / "images" / names[3]).unlink()
+    with pytest.raises(data.DataError, match=r"images/002.Wren/w_4.png cannot be read"):
+        load(tmp_path)
+
+
+def test_one_class_is_none(folder):
+    folder, _ = folder
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part / "dog")
+    with pytest.raises(data.DataError, match="holds the one class cat: expected two folders"):
+        load(folder)
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part / "cat")
+    with pytest.raises(data.DataError, match="holds no class: expected two folders"):
+        load(folder)
+    with pytest.raises(data.DataError, match="holds no class: expected two folders"):
+        load(folder / "train", options={"test_fraction": 0.2})
 
 
 def turned(kind, orientation=6):

@@ -535,7 +535,7 @@ class TestMissing:
         assert all(known in str(e.value) for known in data.NAMES)
         with pytest.raises(data.DataError, match="data set is 'digits:3'"):
             data.load("digits:3")
-        assert {*sources.SOURCES, *sources.TASKS} == set(data.NAMES)
+        assert {*sources.SOURCES, *sources.WITH_OPTIONS} == set(data.NAMES)
 
 
 def test_readers_never_extract():

@@ -447,7 +447,7 @@ def test_a_wrong_config_file_or_argument_of_one_ends_with_one_line(tmp_path, con
 CONFIGS = [
     *("quickstart", "takd_plain", "takd_resnet", "dgkd_plain", "dgkd_resnet", "teskd_cifar100"),
     *("teskd_cifar10_resnet20", "teskd_imagenet_resnet18", "evolved_dgkd_cifar10"),
-    *("compare_cifar100", "takd_sst2", "dgkd_sst2", "dgkd_fb15k237"),
+    *("compare_cifar100", "takd_sst2", "dgkd_sst2", "dgkd_fb15k237", "finetune_folder"),
 ]
 VARIANTS = [f"{kd}_{family}:cifar100" for kd in ("takd", "dgkd") for family in ("plain", "resnet")]
 VARIANTS += [f"teskd_cifar100:{name}" for name in ("resnet34", "senet18", "resnext18", "vgg16")]

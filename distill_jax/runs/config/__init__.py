@@ -6,7 +6,7 @@ data and turns it into an `Experiment`.
 
 from distill_jax.runs.config.arguments import config_arguments
 from distill_jax.runs.config.defaults import FIELDS, SECTIONS, Field, default_config
-from distill_jax.runs.config.experiment import LOGITS, Comparison, Experiment
+from distill_jax.runs.config.experiment import CLASSIFIER, LOGITS, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
 from distill_jax.runs.config.files import (
     RECORDED,
@@ -27,6 +27,7 @@ from distill_jax.runs.config.resolve import (
 from distill_jax.runs.config.smoke import smoke
 
 __all__ = [
+    "CLASSIFIER",
     "FIELDS",
     "LOGITS",
     "PROTOCOLS",

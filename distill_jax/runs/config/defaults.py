@@ -41,6 +41,7 @@ SECTIONS = {
     "loss": "How the terms of kd are counted",
     "dropping": "How teachers are dropped, in guidances that end in +drop",
     "evolve": "TESKD, for networks called evolving:NAME",
+    "init": "Weights that networks start from, and are trained on",
 }
 
 FIELDS = (
@@ -75,7 +76,8 @@ FIELDS = (
         "dataset.options",
         {},
         "Arguments of a registered data set's function; of sst2 and text vocabulary (8000 word "
-        "pieces at most) and length (64 tokens).",
+        "pieces at most) and length (64 tokens); of folder size (height and width, 0 for the most "
+        "frequent) and test_fraction (0, of folders that are classes).",
         object,
     ),
     Field("networks", ("plane6", "plane4", "plane2"), "The row of networks, largest first."),
@@ -267,6 +269,20 @@ FIELDS = (
         "FILE#ENTRY takes one of several weights in a file. In place of a file, a stage's folder "
         "or RUN_FOLDER:GUIDANCE/NETWORK/SEED; or logits:FILE.npz, the logits of a network of any "
         "name that was run elsewhere.",
+    ),
+    Field(
+        "init.weights",
+        "",
+        "Networks that start from weights in a file and are fine-tuned, where those of "
+        "teacher_weights stay as they are: FILE for the largest, or NAME=FILE,NAME=FILE. What may "
+        "stand for FILE is the same, but for logits.",
+    ),
+    Field(
+        "init.anew",
+        "",
+        "classifier: the last layer of these networks is drawn from the seed, whatever the file "
+        "has there. Where the file has another number of classes than the data set, this has to "
+        "be asked for.",
     ),
     Field(
         "overrides",

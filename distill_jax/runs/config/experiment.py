@@ -14,6 +14,7 @@ from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe
 
+CLASSIFIER = "classifier"  # what `init.anew` draws
 LOGITS = "logits:"  # before a file of logits, in the place of weights
 ADAM_RATE = 1e-3  # of adamw, where none is given
 # The loss as the papers' texts have it, and as the authors' codes compute it. A chain has one
@@ -51,6 +52,19 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """What networks start from.
+
+    Args:
+      weights: network -> file.
+      anew: what of it is drawn in spite of these: "" or CLASSIFIER.
+    """
+
+    weights: dict[str, str]
+    anew: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A resolved config: everything typed and checked, nothing left to default."""
 
@@ -69,6 +83,7 @@ class Experiment:
     evolve: TESKD
     dropping: Dropping
     teacher_weights: dict[str, str]
+    init: Init
     selection: str
     protocol: str
     dtype: str

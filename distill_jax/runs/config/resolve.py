@@ -19,7 +19,14 @@ from distill_jax.methods import TESKD, LossOptions
 from distill_jax.refusals import refuses
 from distill_jax.runs.ambient import PRECISIONS
 from distill_jax.runs.config.defaults import default_config
-from distill_jax.runs.config.experiment import LOGITS, LOSSES, Comparison, Experiment
+from distill_jax.runs.config.experiment import (
+    CLASSIFIER,
+    LOGITS,
+    LOSSES,
+    Comparison,
+    Experiment,
+    Init,
+)
 from distill_jax.runs.config.fields import AUTO, ConfigError, merge, one_of, typed, unknown, words
 from distill_jax.train import devices
 from distill_jax.train.dropping import Dropping
@@ -74,7 +81,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
     if dropping["teacher_droppable"] is None:  # the paper drops assistants alone
         dropping["teacher_droppable"] = protocol != "paper"
     networks = words("networks", values["networks"])
-    files = _teacher_weights(values["teacher_weights"], networks)
+    files = _files("teacher_weights", values["teacher_weights"], networks)
     for name in networks:
         if not files.get(name, "").startswith(LOGITS):
             models.check_name(graph.architecture(name)[0])
@@ -100,6 +107,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         loss=LossOptions(**loss),
         evolve=TESKD(**values["evolve"]),
         teacher_weights=files,
+        init=_init(values["init"], networks, files),
         dropping=Dropping(**dropping),
         selection=values["selection"] or ("test" if protocol == "official" else "validation"),
         protocol=protocol,
@@ -345,7 +353,23 @@ def _phases(phases: tuple[Any, ...], recipe: Mapping[str, Any]) -> tuple[dict[st
     return checked
 
 
-def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
+def _init(values: Mapping[str, str], networks: tuple[str, ...], given: Mapping[str, str]) -> Init:
+    files = _files("init.weights", values["weights"], networks)
+    for name, file in files.items():
+        if name in given:
+            raise ConfigError(
+                f"{name} stands in teacher_weights, which are not trained, and in init.weights, "
+                "which are: expected one of both"
+            )
+        if file.startswith(LOGITS):
+            raise ConfigError(f"init.weights names logits for {name}, {file}: expected weights")
+    if (anew := values["anew"]) not in ("", CLASSIFIER):
+        raise ConfigError(f"init.anew is {anew!r}: expected {CLASSIFIER!r}, or '' for nothing")
+    return Init(files, anew)
+
+
+def _files(field: str, text: str, networks: tuple[str, ...]) -> dict[str, str]:
+    """The files that a field names for networks, by network."""
     files: dict[str, str] = {}
     # Commas and equals signs may be in a file's name: what stands before one is a network's.
     names = "|".join(map(re.escape, networks))
@@ -355,9 +379,9 @@ def _teacher_weights(text: str, networks: tuple[str, ...]) -> dict[str, str]:
         if equals and name not in networks and Path(part).expanduser().exists():
             name, file = networks[0], part
         if name not in networks:
-            raise ConfigError(unknown("teacher_weights", name, networks))
+            raise ConfigError(unknown(field, name, networks))
         if name in files or not file:
-            raise ConfigError(f"teacher_weights names one file for each network, got {text!r}")
+            raise ConfigError(f"{field} names one file for each network, got {text!r}")
         files[name] = file
     return files
 

@@ -30,6 +30,7 @@ def smoke(config: ml_collections.ConfigDict, **changes: Any) -> ml_collections.C
     elif data.identity_of(config.dataset.name) is None:  # no images are made up for another task
         train, test = max(128, 2 * classes), max(64, classes)
         config.dataset.name = f"synthetic:{shape}:{classes}:{train}:{test}"
+        config.dataset.options = {}
         config.dataset.valid_fraction = 0.5
     config.seeds = (0,)
     config.recipe.update(epochs=1, batch_size=32, warmup_epochs=0.0)
