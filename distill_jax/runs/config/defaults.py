@@ -325,6 +325,12 @@ FIELDS = (
         object,
     ),
     Field(
+        "workers",
+        0,
+        "Processes that decode streamed images for training; 0 decodes in threads of this one. Each "
+        "of several processes has as many. Needs grain.",
+    ),
+    Field(
         "population",
         0,
         "Seeds or swept values that train at once: 0 as many as pays, 1 one by one.",
