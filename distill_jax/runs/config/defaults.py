@@ -327,8 +327,8 @@ FIELDS = (
     Field(
         "workers",
         0,
-        "Processes that decode streamed images for training; 0 decodes in threads of this one. Each "
-        "of several processes has as many. Needs grain.",
+        "Processes that decode streamed images for training, as many for each process that trains; "
+        "0 decodes in threads. Needs grain.",
     ),
     Field(
         "population",
