@@ -151,10 +151,10 @@ def _cpu_seconds() -> float:
 
 
 def with_plenty_of_cores(images: data.Streamed, seconds: float, count: int) -> dict[int, float]:
-    """Images a second in threads of one process that had a core for each.
+    """Images a second that threads of one process can come to where each has a core for itself.
 
     Decoding and resizing, which run beside other threads, are slept through instead for as long as
-    a picture takes. What is left takes its turn, as Python code does.
+    a picture takes. What is left takes its turn, as Python code does: its seconds of one core.
     """
     from PIL import Image, JpegImagePlugin
 
@@ -174,9 +174,9 @@ def with_plenty_of_cores(images: data.Streamed, seconds: float, count: int) -> d
         for number in PLENTY:
             with threads(number):
                 split.images[:BATCH].read(out[:BATCH])
-                begun = time.perf_counter()
+                begun = time.process_time()
                 split.images.read(out)
-                found[number] = count / (time.perf_counter() - begun)
+                found[number] = count / (time.process_time() - begun)
     return found
 
 
@@ -266,11 +266,11 @@ def main(argv: Sequence[str]) -> int:
                 shown = (f"{line[key]:.1f}" for key in line)
                 table.add_row(name, *shown)
             console.print(table)
-            seconds = 1 / found["rates"]["1 thread"]["images_per_second"]
+            seconds = 1 / found["rates"]["1 thread"]["images_per_core_second"]
             plenty = with_plenty_of_cores(images, seconds, count)
             found["plenty_of_cores"] = plenty
             told = ", ".join(f"{n}: {value:.0f}" for n, value in plenty.items())
-            console.print(f"images/s in so many threads of one process with a core each: {told}")
+            console.print(f"at most, in so many threads of one process, images/s: {told}")
         if given.only != "rates":
             found["digests"] = {
                 f"{processes} processes, {workers} workers": trained(
