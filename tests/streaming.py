@@ -1,13 +1,14 @@
 """Trains on streamed images, as one of several processes where it is told so.
 
-python streaming.py DEVICES [ADDRESS NUMBER PLACE]; prints as JSON what came out and what was read.
+python streaming.py DEVICES WORKERS [ADDRESS NUMBER PLACE]; prints as JSON what came out and what
+was read.
 """
 
 import json
 import os
 import sys
 
-devices, *joined = sys.argv[1:]
+devices, workers, *joined = sys.argv[1:]
 flag = f"--xla_force_host_platform_device_count={devices}"
 os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
 
@@ -52,11 +53,12 @@ def main():
     dataset = data.from_arrays(*splits, classes=4, name="tiny", valid_fraction=0.0)
     recipe = {"epochs": 2, "batch_size": BATCH, "augment": "flip", "last_batch": "keep"}
     config = {"networks": ("plane2",), "guidance": ("none",), "devices": 0, "recipe": recipe}
-    config["selection"] = "last"
+    config |= {"selection": "last", "workers": int(workers)}
     results = distill_jax.run(config, dataset=dataset, progress=False)
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in results.rows]
     print("RESULT", json.dumps({"rows": rows, "read": train.read}))
     processes.leave(0)
 
 
-main()
+if __name__ == "__main__":  # its workers import it too
+    main()

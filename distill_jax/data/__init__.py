@@ -14,6 +14,7 @@ from distill_jax.data.sources import NAMES, identity_of, is_registered, load, re
 from distill_jax.data.streamed import Streamed, at_epoch, chunks, parts
 from distill_jax.data.task import Metric, Task
 from distill_jax.data.vocabulary import Vocabulary, learn_vocabulary, read_vocabulary
+from distill_jax.data.workers import Reading, Workers, check_grain
 from distill_jax.models import Indices
 
 __all__ = [
@@ -24,12 +25,15 @@ __all__ = [
     "Dataset",
     "Indices",
     "Metric",
+    "Reading",
     "Split",
     "Streamed",
     "Task",
     "Vocabulary",
+    "Workers",
     "at_epoch",
     "check",
+    "check_grain",
     "chunks",
     "crop_flip",
     "epoch_order",

@@ -1,4 +1,4 @@
-"""Image sets too large for memory: encoded on disk, decoded in chunks by worker threads.
+"""Image sets too large for memory: encoded on disk, decoded in chunks by threads or by processes.
 
 Nothing of it has a position to save: the pixels of an example are a function of its record alone
 where networks are evaluated, and of (seed, epoch, record) where they are trained.
@@ -24,6 +24,7 @@ from distill_jax.data.pictures import check_depth
 
 CHUNK_BYTES = 2**28  # of decoded images; three chunks at most are on the host at a time
 SIZE, MARGIN = 224, 32  # what networks see; how much more the shorter side has before that crop
+THREADS = 0  # that decode; 0 are as many as there are cores
 _CROP_STREAM = 4
 _MODES = {1: "L", 3: "RGB"}
 
@@ -50,7 +51,7 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Streamed:
-    """Images in place of a uint8 (N, SIZE, SIZE, C) array, decoded by `np.asarray` and not before.
+    """Images in place of a uint8 (N, side, side, C) array, decoded by `np.asarray` and not before.
 
     Indexing the first axis gives the images chosen, not decoded either.
 
@@ -60,6 +61,8 @@ class Streamed:
       rows: the records that are meant, in order.
       channels: 1 or 3.
       view: (seed, epoch) of the random crops for training; None crops the centre.
+      side: height and width of the decoded images.
+      margin: how much longer the shorter side is before the centre is cropped.
     """
 
     source: Sequence[Any]
@@ -67,19 +70,21 @@ class Streamed:
     rows: np.ndarray
     channels: int = 3
     view: tuple[int, int] | None = None
+    side: int = dataclasses.field(default_factory=lambda: SIZE)
+    margin: int = dataclasses.field(default_factory=lambda: MARGIN)
 
     dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N, H, W, C) of the decoded images."""
-        return len(self.rows), SIZE, SIZE, self.channels
+        return len(self.rows), self.side, self.side, self.channels
 
     @property
     def identity(self) -> str:
         """Tells these images from others without decoding them: source, size and records."""
         records = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        return f"{self.name} {self.shape} {MARGIN} {records}"
+        return f"{self.name} {self.shape} {self.margin} {records}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +112,7 @@ class Streamed:
                 ) from error
             out[place] = pixels.reshape(self.shape[1:])
 
-        for _ in _workers().map(decode, range(len(self.rows))):
+        for _ in _threads().map(decode, range(len(self.rows))):
             pass
 
     def _decode(self, record: int) -> np.ndarray:
@@ -120,24 +125,26 @@ class Streamed:
         else:
             image = Image.open(io.BytesIO(stored))
         check_depth(image)
-        image = image.convert(_MODES[self.channels])
+        image.load()  # some have their size only then
+        if image.mode != _MODES[self.channels]:  # else the conversion is a copy
+            image = image.convert(_MODES[self.channels])
         if self.view is None:
-            return _centre(image)
+            return _centre(image, self.side, self.margin)
         left, top, width, height = random_box(*image.size, *self.view, record)
         crop = image.crop((left, top, left + width, top + height))
-        return np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        return np.asarray(crop.resize((self.side, self.side), Image.Resampling.BILINEAR))
 
 
-def _centre(image: Any) -> np.ndarray:
-    """The shorter side resized to SIZE + MARGIN, then the middle; as torchvision does both."""
+def _centre(image: Any, size: int, margin: int) -> np.ndarray:
+    """The shorter side resized to size + margin, then the middle; as torchvision does both."""
     from PIL import Image
 
     width, height = image.size
-    short, side = min(width, height), SIZE + MARGIN
+    short, side = min(width, height), size + margin
     width, height = side * width // short, side * height // short
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
-    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def random_box(
@@ -170,8 +177,8 @@ def random_box(
 
 
 @functools.cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS or os.cpu_count() or 1, "decode")
 
 
 def read_labels(source: Sequence[Any], part: int = 1024) -> np.ndarray:
@@ -180,7 +187,7 @@ def read_labels(source: Sequence[Any], part: int = 1024) -> np.ndarray:
     def read(start: int) -> list[Any]:
         return [source[i] for i in range(start, min(start + part, len(source)))]
 
-    found = _workers().map(read, range(0, len(source), part))
+    found = _threads().map(read, range(0, len(source), part))
     return np.array([label for labels in found for label in labels])
 
 
@@ -192,13 +199,24 @@ def at_epoch(split: Split, seed: int, epoch: int) -> Split:
     return Split(dataclasses.replace(split.images, view=view), split.labels)
 
 
-def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]:
-    """The steps of `order` (S, B), from a chunk that holds step `skip` on.
+def chunks(
+    split: Split,
+    order: np.ndarray,
+    *,
+    skip: int = 0,
+    read: Callable[[np.ndarray], None] | None = None,
+) -> Iterator[Chunk]:
+    """The steps of `order` (S, B) from step `skip` on.
 
-    A resident split is one chunk, as it is. A streamed one comes in chunks of the same number of
-    steps each, so that one compiled program serves them all, wherever training is resumed. They
-    hold at most CHUNK_BYTES of images, or one step where that is more, and the next one is decoded
-    while a chunk is used.
+    A resident split is one chunk, as it is. A streamed one comes in chunks of the same size, so
+    that one compiled program serves them all. They hold at most CHUNK_BYTES of images, or one step
+    where that is more, and the next one is decoded while a chunk is used.
+
+    Args:
+      split: of examples.
+      order: which of them each step sees.
+      skip: steps that are left out, and not decoded.
+      read: fills an array with the images of the next steps, in place of decoding them here.
     """
     if skip >= len(order):
         return
@@ -210,7 +228,7 @@ def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]
 
     def load(start: int) -> Chunk:
         rows = order[start : start + size]
-        images = _filled(split.images[rows.ravel()], size * order.shape[1])
+        images = _filled(split.images[rows.ravel()], size * order.shape[1], read)
         labels = np.zeros(len(images), split.labels.dtype)
         labels[: rows.size] = split.labels[rows.ravel()]
         local = np.arange(len(images), dtype=np.int32)
@@ -218,7 +236,7 @@ def chunks(split: Split, order: np.ndarray, *, skip: int = 0) -> Iterator[Chunk]
         places[: rows.size] = rows.ravel()
         return Chunk(start, len(rows), images, labels, local.reshape(size, -1), places)
 
-    yield from _one_ahead(load, range(skip - skip % size, len(order), size))
+    yield from _one_ahead(load, range(skip, len(order), size))
 
 
 def parts(images: Any, size: int) -> Iterator[Any]:
@@ -235,10 +253,12 @@ def parts(images: Any, size: int) -> Iterator[Any]:
     yield from _one_ahead(load, range(0, len(jax.tree.leaves(images)[0]), size))
 
 
-def _filled(images: np.ndarray | Streamed, size: int) -> np.ndarray:
+def _filled(
+    images: np.ndarray | Streamed, size: int, read: Callable[[np.ndarray], None] | None = None
+) -> np.ndarray:
     filled = np.zeros((size, *images.shape[1:]), images.dtype)
     if isinstance(images, Streamed):
-        images.read(filled[: len(images)])
+        (read or images.read)(filled[: len(images)])
     else:
         filled[: len(images)] = images
     return filled

@@ -62,6 +62,8 @@ def prepare(experiment: Experiment, dataset: data.Dataset | None = None) -> Prep
         dataset = data.load(**experiment.dataset)
     else:
         data.check(dataset)
+    if experiment.workers and isinstance(dataset.train.images, data.Streamed):
+        data.check_grain(experiment.workers)
     try:
         data_digest = digest_of(dataset)
         plan = make_plan(experiment, dataset, data_digest)

@@ -267,6 +267,7 @@ class _Stages:
             should_save=config_lib.checkpoint_due(self.experiment.checkpoint_every),
             reporter=self.reporter,
             stop=self.stop,
+            workers=self.experiment.workers,
         )
         while waiting := self._waiting():
             if self.stop():  # between stages there is nothing to save

@@ -34,6 +34,7 @@ RESUMABLE_FIELDS = (
     "init",
     "topology",
     "population",
+    "workers",
     "teacher_logits",
     "deterministic",
     "max_nonfinite_steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -36,7 +37,11 @@ def train(
     Returns:
       Of each replica the results of its stages.
     """
-    trainer = Trainer(inputs, dataset, options)
+    with contextlib.closing(Trainer(inputs, dataset, options)) as trainer:
+        return _train(trainer, options)
+
+
+def _train(trainer: Trainer, options: TrainOptions) -> list[list[StageResult]]:
     trainer.restore()
     networks = [progress for replica in trainer.replicas for progress in replica.networks]
     histories = [progress.history for progress in networks]
@@ -48,6 +53,7 @@ def train(
     while trainer.epochs_done < trainer.recipe.epochs:
         for steps in trainer.train_epoch():
             saver.after(steps)
+    trainer.close()  # before the test set is decoded
     return trainer.finish()
 
 

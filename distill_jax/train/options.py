@@ -79,6 +79,7 @@ class TrainOptions(NamedTuple):
         since the last save.
       reporter: told of progress.
       stop: asked after every dispatch.
+      workers: processes that decode streamed images of training; 0 decodes them in threads.
     """
 
     topology: sharding.Topology = sharding.Topology()
@@ -87,6 +88,7 @@ class TrainOptions(NamedTuple):
     should_save: Callable[[int, float, float], bool] = lambda steps, epochs, seconds: False
     reporter: Reporter = Reporter()
     stop: Callable[[], bool] = lambda: False
+    workers: int = 0
 
 
 def caches_teachers(stages: Sequence[Stage], dataset: Dataset, teacher_logits: str) -> bool:

@@ -71,6 +71,7 @@ class Trainer:
         self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
         self.streamed = isinstance(dataset.train.images, data.Streamed)
         self.own_data = self.streamed and processes.count() > 1
+        self.workers: data.Workers | None = None
         self.needs_partners = "partner" in data_needs_of(self.stages)
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
@@ -283,10 +284,13 @@ class Trainer:
         """The steps of `orders`, from the chunk that holds step `skip` on."""
         steps = orders.rows.shape[1]
         if self.streamed:
-            split = data.at_epoch(self.dataset.train, self.replicas[0].seed, epoch)
+            replica = self.replicas[0]
+            split = data.at_epoch(replica.dataset.train, replica.seed, epoch)
             rows = orders.rows[0]
             own = rows[:, self.topology.own(rows.shape[1])] if self.own_data else rows
-            for chunk in data.chunks(split, own, skip=skip):
+            workers = self._workers()
+            read = None if workers is None else workers.read
+            for chunk in data.chunks(split, own, skip=skip, read=read):
                 part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
                 held, order = self.topology.hold(part), chunk.order
                 if self.own_data:
@@ -298,6 +302,27 @@ class Trainer:
         elif self.data is not None and skip < steps:
             own = jax.tree.map(lambda x: x[0], orders) if self.alone else orders
             yield _Chunk(0, steps, self.data, own)
+
+    def _workers(self) -> data.Workers | None:
+        """The processes that decode, from the next step on, where there are to be any."""
+        if self.workers is None and self.options.workers and self.streamed:
+            replica, several = self.replicas[0], self.own_data
+            reading = data.Reading(
+                replica.dataset.train.images,
+                self.recipe.batch_size,
+                replica.seed,
+                self.recipe.epochs,
+                self.recipe.last_batch,
+                jax.process_index() if several else 0,
+                processes.count() if several else 1,
+            )
+            self.workers = data.Workers(reading, self.options.workers, self.step)
+        return self.workers
+
+    def close(self) -> None:
+        """Ends the processes that decode."""
+        if self.workers is not None:
+            self.workers.close()
 
     def _dispatch(self, chunk: _Chunk, start: int, stop: int) -> tuple[float, int]:
         """Trains from step `start` of a chunk to `stop`; how long that took, and the step then."""

@@ -127,7 +127,8 @@ def test_chunks_hold_every_step_once_within_their_bound(monkeypatch, steps, size
         np.testing.assert_array_equal(chunk.images[local], whole[rows])
         np.testing.assert_array_equal(chunk.labels[local], rows)
     again = list(data.chunks(split, order, skip=3))
-    assert again[0].start == 3 - 3 % sizes[0] and again[0].images.shape == got[0].images.shape
+    assert again[0].start == 3 and again[0].images.shape == got[0].images.shape
+    np.testing.assert_array_equal(again[0].images[again[0].order[0]], whole[order[3]])
     assert not list(data.chunks(split, order, skip=5))
 
 
@@ -264,6 +265,21 @@ def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, reference, tmp_path
         )
     results = distill_jax.run(CONFIG, dataset=dataset_of(), workdir=tmp_path)
     assert digests(results) == digests(reference)
+
+
+def test_what_is_left_out_is_not_decoded():
+    images = images_of()
+    order, _ = data.epoch_order(N, 8, seed=0, epoch=0)
+    list(data.chunks(data.Split(images, np.zeros(N, int)), order, skip=3))
+    assert sorted(images.source.read) == sorted(order[3:].ravel())
+
+
+def test_few_examples_a_class_are_those_that_are_chosen():
+    dataset = dataset_of(valid_fraction=0.0)
+    recipe = {**CONFIG["recipe"], "epochs": 1, "batch_size": 2, "train_limit": 2}
+    distill_jax.run({**CONFIG, "recipe": recipe, "selection": "last"}, dataset=dataset)
+    few = dataset.limited(2, seed=0).train
+    assert set(dataset.train.images.source.read) == set(few.images.rows)
 
 
 @pytest.mark.devices

@@ -115,6 +115,7 @@ RESUMABLE = {
     ("name",): st.text(max_size=5),
     ("checkpoint_every",): st.integers(1, 999).map(lambda n: f"{n} steps"),
     ("devices",): st.integers(0, 4),
+    ("workers",): st.integers(0, 4),
     ("tensorboard",): st.just(True),
     ("parallel",): st.sampled_from(["jit", "pmap"]),
     ("students",): st.sampled_from([("plane2", "plane4"), ROW]),

@@ -325,6 +325,12 @@ FIELDS = (
         object,
     ),
     Field(
+        "workers",
+        0,
+        "Processes that decode streamed images for training, as many for each process that trains; "
+        "0 decodes in threads. Needs grain.",
+    ),
+    Field(
         "population",
         0,
         "Seeds or swept values that train at once: 0 as many as pays, 1 one by one.",

@@ -91,6 +91,7 @@ class Experiment:
     deterministic: bool
     topology: Topology
     population: int
+    workers: int
     teacher_logits: str
     max_nonfinite_steps: int
     checkpoint_every: str

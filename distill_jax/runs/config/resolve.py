@@ -116,6 +116,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         deterministic=values["deterministic"],
         topology=Topology(values["parallel"]),
         population=_at_least("population", values["population"], 0),
+        workers=_at_least("workers", values["workers"], 0),
         teacher_logits=one_of("teacher_logits", values["teacher_logits"], TEACHER_LOGITS),
         max_nonfinite_steps=_max_nonfinite_steps(values["nonfinite"]),
         checkpoint_every=values["checkpoint_every"],
