@@ -9,15 +9,15 @@ from distill_jax import data
 
 
 class Told(distill_jax.train.reporter.Reporter):
-    """Prints the workers once, when training has begun."""
+    """Prints the workers once, when each has decoded for some steps."""
 
     def __init__(self):
         self.told = False
 
     def progress(self, step, images_per_second):
-        if not self.told:
+        if step >= 4 and not self.told:
             print(*(one.pid for one in multiprocessing.active_children()), flush=True)
-        self.told = True
+            self.told = True
 
 
 def main():

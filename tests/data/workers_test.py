@@ -177,11 +177,11 @@ def test_no_worker_outlives_the_run(how):
         process.kill()
     else:  # as a terminal's Ctrl-C does, which tells the workers too
         os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=300)
     if how == "interrupted":
         assert process.returncode == 0 and "interrupted True" in out, errors
         assert "Traceback" not in errors
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while any("spawn_main" in command_of(pid) for pid in workers):
         assert time.monotonic() < end
         time.sleep(0.1)

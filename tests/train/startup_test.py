@@ -61,6 +61,7 @@ def test_graphs_are_asked_for_where_jax_may_start_on_an_nvidia_gpu(
 def test_cudnn_is_started_on_each_gpu_before_convolutions_are_captured(
     monkeypatch, backend, flags, started
 ):
+    there = jax.local_devices()  # JAX starts with the flags of the tests
     devices, conv = [], jax.lax.conv
 
     def noted(image, *args):
@@ -71,4 +72,4 @@ def test_cudnn_is_started_on_each_gpu_before_convolutions_are_captured(
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.lax, "conv", noted)
     startup.start_cudnn()
-    assert devices == (jax.local_devices() if started else [])
+    assert devices == (there if started else [])
