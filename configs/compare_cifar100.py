@@ -8,7 +8,7 @@ All training images are used and the last epoch's weights are taken, so that not
 the test set. The codes' last batch of an epoch has 16 images; here it is dropped.
 """
 
-from distill_jax import ConfigError, config_arguments, default_config, smoke
+from distill_jax import default_config, pair_arguments, smoke
 
 PAIR, SMALL = "resnet56:resnet20", "resnet14:resnet8"  # where none is named; the second for smoke
 SLOWER = ("mobilenet", "shufflenet")  # students that the codes train at a fifth of the rate
@@ -16,15 +16,10 @@ SLOWER = ("mobilenet", "shufflenet")  # students that the codes train at a fifth
 
 def get_config(arguments: str = ""):
     """The config of a pair TEACHER:STUDENT; `,smoke` cuts it down to seconds."""
-    words = arguments.split(",")
-    pairs = [word for word in words if ":" in word]
-    given = config_arguments(",".join(word for word in words if ":" not in word))
-    pair = pairs[0] if pairs else SMALL if given.smoke else PAIR
-    teacher, _, student = pair.partition(":")
-    if len(pairs) > 1 or not (teacher and student):
-        raise ConfigError(f"a pair is TEACHER:STUDENT, got {arguments!r}")
+    given = pair_arguments(arguments, pair=PAIR, small=SMALL)
+    teacher, student = given.teacher, given.student
     config = default_config()
-    config.name = "_".join(["compare_cifar100", *pairs]).replace(":", "_")
+    config.name = "_".join(["compare_cifar100", *given.named]).replace(":", "_")
     config.dataset.update(name="cifar100", valid_fraction=0.0)
     config.networks = (teacher, student)
     config.guidance = ("none", "direct")

@@ -12,7 +12,7 @@ The usual recipe: images at the side that the networks were trained at, normalis
 random parts of them, and a tenth of the rate of training from scratch over a few epochs.
 """
 
-from distill_jax import ConfigError, config_arguments, default_config, smoke
+from distill_jax import default_config, pair_arguments, smoke
 from distill_jax.data import NORMALISATION
 
 PAIR = "imagenet_resnet34:imagenet_resnet18"
@@ -21,15 +21,10 @@ SMALL = "resnet14:resnet8"  # where none is named for smoke, which starts from f
 
 def get_config(arguments: str = ""):
     """The config of a pair TEACHER:STUDENT; `,smoke` cuts it down to seconds."""
-    words = arguments.split(",")
-    pairs = [word for word in words if ":" in word]
-    given = config_arguments(",".join(word for word in words if ":" not in word))
-    pair = pairs[0] if pairs else SMALL if given.smoke else PAIR
-    teacher, _, student = pair.partition(":")
-    if len(pairs) > 1 or not (teacher and student):
-        raise ConfigError(f"a pair is TEACHER:STUDENT, got {arguments!r}")
+    given = pair_arguments(arguments, pair=PAIR, small=SMALL)
+    teacher, student = given.teacher, given.student
     config = default_config()
-    config.name = "_".join(["finetune_folder", *pairs]).replace(":", "_")
+    config.name = "_".join(["finetune_folder", *given.named]).replace(":", "_")
     config.dataset.name = "folder"
     config.dataset.options = {"size": 224}
     config.dataset.mean, config.dataset.std = NORMALISATION["imagenet"]

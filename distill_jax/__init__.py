@@ -12,6 +12,7 @@ from distill_jax.runs.config import (
     config_arguments,
     default_config,
     load_config,
+    pair_arguments,
     resolve,
     smoke,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "interop",
     "load",
     "load_config",
+    "pair_arguments",
     "methods",
     "models",
     "register_dataset",

@@ -4,7 +4,7 @@ A config file starts from `default_config`; `resolve` checks everything that can
 data and turns it into an `Experiment`.
 """
 
-from distill_jax.runs.config.arguments import config_arguments
+from distill_jax.runs.config.arguments import config_arguments, pair_arguments
 from distill_jax.runs.config.defaults import FIELDS, SECTIONS, Field, default_config
 from distill_jax.runs.config.experiment import CLASSIFIER, LOGITS, Comparison, Experiment
 from distill_jax.runs.config.fields import ConfigError
@@ -47,6 +47,7 @@ __all__ = [
     "fields_of",
     "find_config",
     "load_config",
+    "pair_arguments",
     "resolve",
     "smoke",
     "swept_fields",

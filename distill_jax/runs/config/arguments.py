@@ -39,3 +39,27 @@ def config_arguments(text: str, **choices: tuple[str, ...]) -> types.SimpleNames
             )
     chosen = {name: given.get(name, values[0]) for name, values in choices.items()}
     return types.SimpleNamespace(**chosen, smoke=SMOKE in given)
+
+
+def pair_arguments(text: str, *, pair: str, small: str) -> types.SimpleNamespace:
+    """Parses the arguments of a config file of two networks: TEACHER:STUDENT, and `smoke`.
+
+    Args:
+      text: what `get_config` is given.
+      pair: taken where none is named.
+      small: taken where none is named, for smoke.
+
+    Returns:
+      `teacher`, `student`, `smoke`, and `named`: the pairs of the text, one or none.
+
+    Raises:
+      ConfigError: another word, two pairs, or a part of one that is empty.
+    """
+    words = text.split(",")
+    named = [word for word in words if ":" in word]
+    given = config_arguments(",".join(word for word in words if ":" not in word))
+    chosen = named[0] if named else small if given.smoke else pair
+    teacher, _, student = chosen.partition(":")
+    if len(named) > 1 or not (teacher and student):
+        raise ConfigError(f"a pair is TEACHER:STUDENT, got {text!r}")
+    return types.SimpleNamespace(teacher=teacher, student=student, smoke=given.smoke, named=named)
