@@ -6,6 +6,7 @@ import re
 import ml_collections
 import pytest
 
+import distill_jax
 from distill_jax import graph, methods, models
 from distill_jax.methods import KD, CrossEntropy, LossOptions
 from distill_jax.methods.fitnet import FitNet
@@ -599,3 +600,22 @@ def test_a_config_dict_and_its_plain_dict_resolve_alike():
     config.overrides = {"plane6": {"epochs": 10}}
     assert isinstance(config, ml_collections.ConfigDict)
     assert resolve(config) == resolve(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ("a", "b", False, [])),
+        ("smoke", ("c", "d", True, [])),
+        ("x:y:z,smoke", ("x", "y:z", True, ["x:y:z"])),
+    ],
+)
+def test_a_pair_of_networks_is_read(text, expected):
+    given = distill_jax.pair_arguments(text, pair="a:b", small="c:d")
+    assert (given.teacher, given.student, given.smoke, given.named) == expected
+
+
+@pytest.mark.parametrize("text", ["a:b,c:d", ":b", "a:"])
+def test_what_is_no_pair_is_refused(text):
+    with pytest.raises(distill_jax.ConfigError, match="a pair is TEACHER:STUDENT"):
+        distill_jax.pair_arguments(text, pair="a:b", small="c:d")
