@@ -42,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The slow part compiles all as it is compiled for a user.
     flags = cli.QUICKLY_COMPILED if config.getoption("markexpr") == "not slow" else []
     os.environ["XLA_FLAGS"] = " ".join([cli.DEVICES, *flags])
+    from distill_jax.train import startup
+
+    startup.ask_for_fast_convolutions()  # as a command does, so that both end with the same bytes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

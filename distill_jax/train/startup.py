@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,11 @@ SAME_BYTES = "--xla_gpu_exclude_nondeterministic_ops=true"
 GRAPHS = "--xla_gpu_enable_command_buffer"
 CAPTURED = "+CONVOLUTION,+WHILE,+CONDITIONAL"
 GRAPHS_SINCE = (0, 11)  # JAX before that does not know all of these, or does not capture them
+# Which of its operations XLA has YNNPACK compute on a CPU.
+YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
+NO_CONVOLUTIONS = "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+YNNPACK_UNTIL = (0, 13)  # of JAX from that on it is not known whether it has this
+CPUS = Path("/proc/cpuinfo")
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
@@ -73,6 +79,20 @@ def ask_for_graphs() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {GRAPHS}={CAPTURED}".strip()
 
 
+def ask_for_fast_convolutions() -> None:
+    """Has XLA's older convolutions run on a CPU with AVX2 alone; in vain once JAX has started.
+
+    YNNPACK's, the newer, take 1.3 to 1.5 times as long there in training on one device, see
+    docs/speed.md. `XLA_FLAGS` that say what YNNPACK computes stay as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if YNNPACK in flags or jax.__version_info__ >= YNNPACK_UNTIL:
+        return
+    if not _has_avx2_alone() or _has_started():
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK}={NO_CONVOLUTIONS}".strip()
+
+
 def start_cudnn() -> None:
     """Starts cuDNN on each GPU where convolutions are captured in CUDA graphs.
 
@@ -95,6 +115,15 @@ def _may_start_on_cuda() -> bool:
         and any(map(importlib.util.find_spec, CUDA_PLUGINS))
         and (not platforms or bool({"cuda", "gpu"} & set(platforms.split(","))))
     )
+
+
+def _has_avx2_alone() -> bool:
+    """Whether this is an x86 CPU with AVX2 and without AVX-512, where Linux tells."""
+    try:
+        features = set(CPUS.read_text().split())
+    except OSError:
+        return False
+    return "avx2" in features and "avx512f" not in features
 
 
 def _has_started() -> bool:

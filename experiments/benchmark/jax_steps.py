@@ -44,6 +44,7 @@ def set_up(cache: str) -> None:
     JAX is asked for the same as by a run.
     """
     startup.ask_for_graphs()
+    startup.ask_for_fast_convolutions()
     startup.start_cudnn()
     jax.monitoring.register_event_duration_secs_listener(_listen)
     if cache:

@@ -54,6 +54,39 @@ def test_graphs_are_asked_for_where_jax_may_start_on_an_nvidia_gpu(
     assert os.environ["XLA_FLAGS"] == expected
 
 
+CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+AVX2 = "flags\t\t: fpu fma avx2 bmi2\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "features", "expected"),
+    [
+        ({}, AVX2, CONVOLUTIONS),
+        ({"flags": "--xla_dump_to=d"}, AVX2, f"--xla_dump_to=d {CONVOLUTIONS}"),
+        ({}, "flags\t\t: fpu fma avx2 avx512f\n", ""),
+        ({}, "Features\t: fp asimd\n", ""),
+        ({}, None, ""),
+        ({"version": (0, 13, 0)}, AVX2, ""),
+        ({"started": True}, AVX2, ""),
+        (
+            {"flags": "--xla_cpu_experimental_ynn_fusion_type="},
+            AVX2,
+            "--xla_cpu_experimental_ynn_fusion_type=",
+        ),
+    ],
+)
+def test_the_older_convolutions_are_asked_for_on_a_cpu_with_avx2_alone(
+    machine, monkeypatch, tmp_path, changes, features, expected
+):
+    machine(**changes)
+    file = tmp_path / "cpuinfo"
+    if features is not None:
+        file.write_text(f"processor\t: 0\n{features}")
+    monkeypatch.setattr(startup, "CPUS", file)
+    startup.ask_for_fast_convolutions()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
 @pytest.mark.parametrize(
     ("backend", "flags", "started"),
     [("gpu", GRAPHS, True), ("gpu", "--xla_dump_to=d", False), ("cpu", GRAPHS, False)],

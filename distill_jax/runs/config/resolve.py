@@ -35,6 +35,7 @@ from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe
 from distill_jax.train.startup import (
     ask_for_cpu_devices,
+    ask_for_fast_convolutions,
     ask_for_graphs,
     ask_for_same_bytes,
     check_backend,
@@ -139,6 +140,7 @@ def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recip
     if not several:  # else a process has those that it was started with
         ask_for_cpu_devices(on_cpu)
     ask_for_graphs()
+    ask_for_fast_convolutions()
     if values["deterministic"]:
         ask_for_same_bytes()
     check_backend()
