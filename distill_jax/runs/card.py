@@ -75,6 +75,7 @@ def _text(facts: Mapping[str, Any]) -> str:
         "data": facts["dataset"],
         "test accuracy": f"{100 * facts['test_accuracy']:.2f} %, seed {facts['seed']}",
         "over seeds": f"{mean} %, mean and half of its 95 % interval, n = {over['seeds']}",
+        **_began(facts["initial"]),
         "epoch chosen by": facts["selection"],
         "parameters": f"{facts['parameters']:,}",
         "FLOPs of an example": f"{facts['flops']:,.0f}",
@@ -89,6 +90,14 @@ def _text(facts: Mapping[str, Any]) -> str:
     }
     rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in lines.items())
     return f"# {facts['file']}\n\n| | |\n|---|---|\n{rows}"
+
+
+def _began(initial: Mapping[str, Any]) -> dict[str, str]:
+    """The line of a network that was fine-tuned."""
+    if not initial:
+        return {}
+    drawn = f", {initial['anew']} drawn anew" if "anew" in initial else ""
+    return {"fine-tuned from": f"`{initial['weights']}`, digest {initial['digest']}{drawn}"}
 
 
 def _cell(value: Any) -> str:

@@ -220,6 +220,12 @@ def examples(spec: Any, n: int) -> Any:
     return jax.tree.map(draw, spec)
 
 
+def _initial(config: Any, about: dict[str, Any]) -> dict[str, Any]:
+    """The weights that its training began with: as the config names them, and by their digest."""
+    own = about.get("initial")
+    return {"weights": config.init.weights, **own} if own else {}
+
+
 def _facts(
     path: Path,
     results: Results,
@@ -260,6 +266,7 @@ def _facts(
         "accuracy": accuracy_over_seeds(alike),
         "recipe": about.get("recipe", {}),
         "methods": about.get("methods", []),
+        "initial": _initial(config, about),
         "difference": {"largest": difference[0], "of": difference[1]},
         "distill_jax": version(),
         "jax": jax.__version__,

@@ -82,7 +82,7 @@ def ask_for_graphs() -> None:
 def ask_for_fast_convolutions() -> None:
     """Has XLA's older convolutions run on a CPU with AVX2 alone; in vain once JAX has started.
 
-    YNNPACK's, the newer, take 1.3 to 1.5 times as long there in training on one device, see
+    With YNNPACK's, the newer, training steps on one device take 1.1 to 1.5 times as long there, see
     docs/speed.md. `XLA_FLAGS` that say what YNNPACK computes stay as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")

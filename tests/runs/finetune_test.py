@@ -1,6 +1,8 @@
 """Networks that start from weights in a file: what is taken, what is drawn, and what is refused."""
 
+import hashlib
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import distill_jax
 from distill_jax import ConfigError, data, models, rng
 from distill_jax.interop.files import load_variables, save_variables, write_state_dict
 from distill_jax.runs import initial
+from distill_jax.runs.export import export
 from distill_jax.runs.prepare import prepare
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.reporter import Reporter
@@ -236,6 +239,11 @@ def test_a_run_that_was_stopped_goes_on_from_there_and_ends_with_the_same_bytes(
     assert resumed.rows[0]["state_digest"] == whole.rows[0]["state_digest"]
     again, recorder = run(tmp_path / "run", **alone)
     assert not recorder.trained and not any("starts from" in line for line in recorder.lines)
+    file = export(str(tmp_path / "run"), "none", out=str(tmp_path / "student.safetensors")).path
+    card = file.with_name(f"{file.name}.md").read_text()
+    digest = hashlib.sha256(Path(files["resnet8"]).read_bytes()).hexdigest()
+    began = f"`resnet8={files['resnet8']}`, digest {digest}, classifier drawn anew"
+    assert f"| fine-tuned from | {began} |" in card
     # The weights of that run, of three classes, start one of four.
     wider = {**CONFIG["dataset"], "name": "synthetic:8x8x3:4:48:24"}
     normalised = data.load(**CONFIG["dataset"])
