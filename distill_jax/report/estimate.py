@@ -13,6 +13,9 @@ from distill_jax.train.stage import frozen_teachers
 
 # Before that an estimate is worth little.
 FIRST_SECONDS = 10.0
+# How much more work than any that was timed may be foretold from that: small steps, and those of
+# recurrent networks, take far longer than their FLOPs would.
+FARTHEST = 30.0
 BACKWARD = 2.0  # forward passes that one backward pass is worth
 
 
@@ -76,10 +79,11 @@ class Estimate:
         return f"stage{'s' * (len(numbers) > 1)} {_ranges(numbers)} of {total}: "
 
     def seconds_left(self) -> float | None:
-        """Of the whole run, by the speed measured so far; None while there is none.
+        """Of the whole run, by the speed measured so far; None while that does not tell.
 
         Stages of a kind that was not trained yet take a start like those of the others, their first
-        step in it, and the time that their FLOPs take by the others' speed.
+        step in it, and the time that their FLOPs take by the others' speed. Where these are more
+        than `FARTHEST` times those of all others, nothing is said.
         """
         if not self.starts or self.clock() - self.begun < FIRST_SECONDS:
             return None
@@ -96,7 +100,7 @@ class Estimate:
             # The first step of each is in its start.
             more = sum(n - (n == _steps(group)) for n, group in zip(steps, groups, strict=True))
             if more:
-                if not measured:
+                if _work(groups[0]) > FARTHEST * self._most_work(measured):
                     return None
                 left += more * _work(groups[0]) * self._seconds_per_work(measured)
         return left
@@ -111,6 +115,11 @@ class Estimate:
 
     def _steps_left(self, group: Planned) -> int:
         return max(0, _steps(group) - (self.step if group in self.current else 0))
+
+    def _most_work(self, measured: Iterable[Hashable]) -> float:
+        """The FLOPs of a step of the largest kind; 0 where there is none."""
+        kinds = {_key(group): group for group in self.planned}
+        return max((_work(kinds[key]) for key in measured), default=0.0)
 
     def _seconds_per_work(self, measured: dict[Hashable, tuple[float, float]]) -> float:
         kinds = {_key(group): group for group in self.planned}

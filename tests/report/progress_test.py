@@ -169,6 +169,28 @@ def test_stages_of_another_kind_take_their_flops_and_a_start():
     assert left["large"] > 5 * left["cached"]
 
 
+def test_nothing_is_foretold_of_far_more_work_than_was_timed():
+    clock = Clock()
+    small, large = group("plane2", "a", steps=11), group("plane2", "b", steps=11, batch=8 * 31)
+    for planned, known in (([small, large], False), ([large, small], True)):
+        estimate = Estimate(clock)
+        for one in planned:
+            one.stages[0].structure = one.stages[0].id
+        estimate.run_started(planned)
+        train(estimate, clock, planned[:1], seconds=2.0, start=7.0)
+        estimate.settle(planned[0].stages)
+        assert (estimate.seconds_left() is not None) == known
+    estimate = Estimate(clock)
+    estimate.run_started([small, large])
+    train(estimate, clock, [small], seconds=2.0, start=7.0)
+    estimate.settle(small.stages)
+    estimate.stage_started(large.stages, 0)
+    for step in (1, 2):
+        clock.now += 60.0
+        estimate.progress(step)
+    assert estimate.seconds_left() == pytest.approx(9 * 60.0)  # timed itself
+
+
 def test_nothing_is_said_of_the_time_before_it_is_known():
     clock = Clock()
     estimate = Estimate(clock)
