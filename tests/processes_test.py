@@ -111,6 +111,16 @@ def free_port():
         return one.getsockname()[1]
 
 
+def last_words(log):
+    """The line that says what ended a process; where JAX ended it, it comes a moment later."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if lines := [x for x in log.read_text().splitlines() if x.startswith("error: ")]:
+            return lines[-1]
+        time.sleep(0.05)
+    pytest.fail(log.read_text())
+
+
 @pytest.fixture
 def run_of(tmp_path):
     """Makes a `Run` in a folder of its own."""
@@ -149,7 +159,27 @@ def test_what_two_processes_cannot_do_is_a_line(run_of):
 )
 def test_two_processes_give_what_one_with_as_many_devices_does(run_of, case, devices):
     expected = run_of(case, "alone").alone(2 * devices)
-    assert run_of(case).together(devices=devices) == expected
+    found = run_of(case).together(devices=devices)
+    if devices == 1:
+        assert found == expected
+    else:  # sums over devices are taken in each process first
+        assert_alike(found, expected)
+
+
+def assert_alike(found, expected, name=""):
+    """The same but for rounding, and for the digests of what was rounded."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key in expected.keys() - {"state_digest"}:
+            assert_alike(found[key], expected[key], f"{name}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), name
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            assert_alike(*pair, f"{name}[{i}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), name
+    else:
+        assert found == expected, name
 
 
 @pytest.mark.slow
@@ -163,20 +193,21 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(run_of, lo
     codes = run.codes(started)
     assert time.monotonic() - begun < 60
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] not in (0, None)
-    text = "\n".join(run.said(1 - lost))
+    text = last_words(run.logs[1 - lost])
     assert "has lost another one" in text or "a process was lost" in text
     assert run.together() == run_of("dgkd", "alone").alone()
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(run_of):
-    run = run_of("takd")
+    longer = "--config.recipe.epochs=8"  # so that the signal comes before the end
+    run = run_of("takd", "several", longer)
     started = run.start()
     run.wait_for_a_checkpoint(started)
     os.kill(started[0].pid, signal.SIGINT)
     assert run.codes(started) == [128 + signal.SIGINT] * 2
     rows, epochs = run.alone(devices=2)
-    assert (rows, epochs) == run_of("takd", "alone").alone()
+    assert (rows, epochs) == run_of("takd", "alone", longer).alone()
 
 
 @pytest.mark.slow
@@ -202,9 +233,10 @@ def test_a_process_without_the_others_ends_in_words(run_of, alone):
     run = run_of("takd")
     address = f"--coordinator_address=localhost:{free_port()}"
     arguments = [f"--config={run.config}", address, "--num_processes=2", "--join_timeout=3"]
-    found = cli.run(*arguments, f"--process_id={alone}")
-    assert found.returncode not in (0, None)
-    (line,) = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    log = run.folder / "log"
+    code = cli.ended(cli.start([*arguments, f"--process_id={alone}"], log, shared=True))
+    assert code not in (0, None)
+    line = last_words(log)
     assert "did not find each other" in line and "within 3 seconds" in line
 
 
