@@ -237,6 +237,7 @@ def test_a_process_without_the_others_ends_in_words(run_of, alone):
     code = cli.ended(cli.start([*arguments, f"--process_id={alone}"], log, shared=True))
     assert code not in (0, None)
     line = last_words(log)
+    assert log.read_text().count("\nerror: ") + log.read_text().startswith("error: ") == 1
     assert "did not find each other" in line and "within 3 seconds" in line
 
 

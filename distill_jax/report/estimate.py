@@ -100,7 +100,7 @@ class Estimate:
             # The first step of each is in its start.
             more = sum(n - (n == _steps(group)) for n, group in zip(steps, groups, strict=True))
             if more:
-                if _work(groups[0]) > FARTHEST * self._most_work(measured):
+                if _work(groups[0]) > FARTHEST * max(self._works(measured).values(), default=0.0):
                     return None
                 left += more * _work(groups[0]) * self._seconds_per_work(measured)
         return left
@@ -116,14 +116,14 @@ class Estimate:
     def _steps_left(self, group: Planned) -> int:
         return max(0, _steps(group) - (self.step if group in self.current else 0))
 
-    def _most_work(self, measured: Iterable[Hashable]) -> float:
-        """The FLOPs of a step of the largest kind; 0 where there is none."""
+    def _works(self, measured: Iterable[Hashable]) -> dict[Hashable, float]:
+        """The FLOPs of a step of each kind."""
         kinds = {_key(group): group for group in self.planned}
-        return max((_work(kinds[key]) for key in measured), default=0.0)
+        return {key: _work(kinds[key]) for key in measured}
 
     def _seconds_per_work(self, measured: dict[Hashable, tuple[float, float]]) -> float:
-        kinds = {_key(group): group for group in self.planned}
-        work = sum(steps * _work(kinds[key]) for key, (steps, _) in measured.items())
+        works = self._works(measured)
+        work = sum(steps * works[key] for key, (steps, _) in measured.items())
         return sum(seconds for _, seconds in measured.values()) / work
 
     def words(self) -> str:

@@ -59,7 +59,7 @@ def ask_for_same_bytes() -> None:
     if SAME_BYTES in flags.split():
         return
     if not _has_started():
-        os.environ["XLA_FLAGS"] = f"{flags} {SAME_BYTES}".strip()
+        _add(SAME_BYTES)
     elif jax.default_backend() == "gpu":
         raise ValueError(
             "deterministic is True and JAX has already started on a GPU: expected "
@@ -76,7 +76,7 @@ def ask_for_graphs() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if GRAPHS in flags or not _may_start_on_cuda() or _has_started():
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {GRAPHS}={CAPTURED}".strip()
+    _add(f"{GRAPHS}={CAPTURED}")
 
 
 def ask_for_fast_convolutions() -> None:
@@ -90,7 +90,7 @@ def ask_for_fast_convolutions() -> None:
         return
     if not _has_avx2_alone() or _has_started():
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK}={NO_CONVOLUTIONS}".strip()
+    _add(f"{YNNPACK}={NO_CONVOLUTIONS}")
 
 
 def start_cudnn() -> None:
@@ -105,6 +105,11 @@ def start_cudnn() -> None:
     for device in jax.local_devices():
         image, kernel = (jax.device_put(jnp.ones(s), device) for s in ((1, 8, 8, 8), (8, 8, 3, 3)))
         jax.block_until_ready(jax.lax.conv(image, kernel, (1, 1), "SAME"))
+
+
+def _add(flag: str) -> None:
+    """Adds to `XLA_FLAGS`, which are to begin with a flag: else XLA reads them as a file's name."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 def _may_start_on_cuda() -> bool:
