@@ -29,6 +29,8 @@ def steps(row: cases.Row, smoke: bool) -> list[Case]:
     teachers, student = row
     batches = (8,) if smoke else BATCHES
     alone = [Case("jax", "alone", student, batch=batch) for batch in batches]
+    if not teachers:
+        return alone
     return alone + [Case("jax", "recomputing", student, teachers, batch) for batch in batches]
 
 
