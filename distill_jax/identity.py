@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 _ABSENT = "absent"
 _PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | jax.ShapeDtypeStruct
@@ -209,18 +208,21 @@ class _Description:
 
     def _object(self, value: Any) -> str:
         kind = type(value)
-        if isinstance(value, nnx.RngStream | nnx.Rngs):
+        nnx = sys.modules.get("flax.nnx")  # slow to import, so only where somebody has
+        if nnx and isinstance(value, nnx.RngStream | nnx.Rngs):
             return self._class(kind)
         if number := self._number(value):
             return f"{_name(kind)}()#{number}"
-        if isinstance(value, nnx.Variable):
+        if nnx and isinstance(value, nnx.Variable):
             leaves = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", value[...])
             return f"{self._class(kind)}({leaves})"
         fields: Mapping[str, Any] = {}
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
             fields = {name: getattr(value, name) for name in names if name != "parent"}
-        elif isinstance(value, nnx.Module) or not (_is_library(kind) or _is_installed(kind)):
+        elif (nnx and isinstance(value, nnx.Module)) or not (
+            _is_library(kind) or _is_installed(kind)
+        ):
             fields = getattr(value, "__dict__", {})
         elif not (hasattr(value, "__qualname__") and _is_library(value)):
             self.others = True

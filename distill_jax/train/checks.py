@@ -12,8 +12,7 @@ from distill_jax import data
 from distill_jax.methods import Method
 from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import LogitsTable, Network
-from distill_jax.models.adapters import inputs_text
-from distill_jax.models.adapters.nnx_module import batch_norms_seen
+from distill_jax.models.adapters import inputs_text, nnx_batch_norms_seen
 from distill_jax.train import optim, sharding
 from distill_jax.train.reach import check_labels
 from distill_jax.train.stage import Stage, steps_per_epoch
@@ -211,7 +210,7 @@ def _of_one_value(network: Network) -> str:
     def apply(variables, inputs):
         return network.apply(variables, inputs, train=True, rngs=jax.random.key(0))
 
-    with nn.intercept_methods(look), batch_norms_seen(note):
+    with nn.intercept_methods(look), nnx_batch_norms_seen(note):
         jax.eval_shape(apply, network.shapes, network.inputs)
     return found[0] if found else ""
 

@@ -129,7 +129,8 @@ def benchmark(chosen: dict[str, Case], console: Console) -> dict[str, Any]:
     written = {"machine": about, "chain": options.CHAIN.value, **compare(chosen, console)}
     case = next(iter(chosen.values()))
     if STARTS.value:
-        written["starts"] = warm_starts(case, how["cores"], STARTS.value)
+        by_default = chosen.get(compared.MANY.format(DEVICES.value), case)
+        written["starts"] = warm_starts(by_default, how["cores"], STARTS.value)
         console.print(starts_line(written["starts"]))
     if MEMBERS.value:
         alone = dataclasses.replace(case, variant="alone", teachers=())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
-from flax import nnx
 
 from distill_jax import identity
 from distill_jax.models.adapters.base import Outside, check, inputs_text
 from distill_jax.models.adapters.functions import PairNetwork
 from distill_jax.models.adapters.linen_module import LinenNetwork
-from distill_jax.models.adapters.nnx_layout import layout_of
-from distill_jax.models.adapters.nnx_module import NnxNetwork
 from distill_jax.models.network import Network
 
 
@@ -72,15 +71,8 @@ def adapt(
         return _renamed(thing, door, classes, inputs)
     if isinstance(thing, nn.Module):
         network = LinenNetwork(module=thing, call=door.call, **options)
-    elif isinstance(thing, nnx.Module):
-        network = NnxNetwork(
-            module=None,
-            call=door.call,
-            make=make,
-            layout=layout_of(thing),
-            code=identity.describe(thing),
-            **options,
-        )
+    elif _is_nnx(thing):
+        network = _of_nnx(thing, make, call=door.call, **options)
     elif isinstance(thing, tuple) and len(thing) == 2 and all(map(callable, thing)):
         _refuse_parts(door, "a pair (init, apply)")
         network = PairNetwork(module=None, pair=(thing[0], thing[1]), **options)
@@ -92,6 +84,39 @@ def adapt(
         )
     check(network)
     return network
+
+
+def nnx_batch_norms_seen(
+    look: Callable[[str, Any, Any], None],
+) -> contextlib.AbstractContextManager[None]:
+    """`nnx_module.batch_norms_seen`, where somebody has imported nnx."""
+    if _nnx() is None:
+        return contextlib.nullcontext()
+    from distill_jax.models.adapters import nnx_module
+
+    return nnx_module.batch_norms_seen(look)
+
+
+def _nnx() -> Any:
+    """Flax nnx where somebody has imported it: it is slow to import, and few networks are of it."""
+    return sys.modules.get("flax.nnx")
+
+
+def _is_nnx(thing: Any) -> bool:
+    nnx = _nnx()
+    return nnx is not None and isinstance(thing, nnx.Module)
+
+
+def _of_nnx(thing: Any, make: Callable[[], Any], **options: Any) -> Outside:
+    from distill_jax.models.adapters import nnx_layout, nnx_module
+
+    return nnx_module.NnxNetwork(
+        module=None,
+        make=make,
+        layout=nnx_layout.layout_of(thing),
+        code=identity.describe(thing),
+        **options,
+    )
 
 
 def _renamed(network: Network, door: Door, classes: int, inputs: Any) -> Network:
