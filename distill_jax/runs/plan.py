@@ -357,7 +357,7 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
     spec: dict[str, Any] = {
         "network": network,
         "data": data_digest,
-        "recipe": _recipe_spec(stage.recipe, bool(teachers or stage.live)),
+        "recipe": _recipe_spec(stage.recipe, bool(teachers or stage.live) or _may_read(stage)),
         "methods": [
             {**methods.identity_of(name, method), **({} if weight == 1.0 else {"weight": weight})}
             for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
@@ -381,6 +381,11 @@ def _initial_spec(stage: Stage) -> dict[str, Any]:
     if stage.initial is None or stage.start:
         return {}
     return {"digest": stage.initial.digest, **({"anew": CLASSIFIER} if stage.initial.anew else {})}
+
+
+def _may_read(stage: Stage) -> bool:
+    """Whether a method of a user's, who sees the numbers of kd too, acts without teachers."""
+    return any(methods.is_registered(name) and not own.taught for name, own in stage.methods)
 
 
 def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:

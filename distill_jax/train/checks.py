@@ -37,7 +37,12 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     recipe, network = stage.recipe, stage.network
     labels = dataset.limited(recipe.train_limit, stage.seed).train.labels
     examples = len(labels)
-    steps_per_epoch(examples, recipe)
+    steps = recipe.epochs * steps_per_epoch(examples, recipe)
+    if recipe.optim.accumulate_steps > steps:
+        raise ValueError(
+            f"accumulate_steps is {recipe.optim.accumulate_steps}, and {network.name} is trained "
+            f"for {steps} steps, which make no update: expected at most as many"
+        )
     topology.check_batch(recipe.batch_size)
     if recipe.last_batch == "keep":
         topology.check_batch(examples % recipe.batch_size)

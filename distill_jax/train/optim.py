@@ -178,13 +178,14 @@ def transform(
       options: the rule.
       schedule: the learning rate of a step, to be multiplied by `hyper.lr_scale`.
       hyper: the numbers of the step.
-      step: the step; a registered optimizer counts its own.
+      step: the step; a registered optimizer counts its updates.
     """
     parts: list[optax.GradientTransformation] = []
     if options.clip_norm:
         parts.append(optax.clip_by_global_norm(options.clip_norm))
     if options.optimizer in _registered:
-        parts.append(_registered[options.optimizer][0](_scaled(schedule, hyper), hyper))
+        rate = _scaled(schedule, hyper, options.accumulate_steps)
+        parts.append(_registered[options.optimizer][0](rate, hyper))
     else:
         parts.extend(_library_rule(options, schedule(step) * hyper.lr_scale, hyper.weight_decay))
     rule = optax.chain(*parts)
@@ -207,8 +208,9 @@ def _library_rule(options, rate, weight_decay) -> list[optax.GradientTransformat
     return [decay, optax.trace(options.momentum, options.nesterov), scale]
 
 
-def _scaled(schedule: Schedule, hyper: Hyper) -> Schedule:
-    return lambda step: schedule(step) * hyper.lr_scale
+def _scaled(schedule: Schedule, hyper: Hyper, every: int) -> Schedule:
+    """The learning rate of an update: that of the last of the `every` steps that make it."""
+    return lambda update: schedule((update + 1) * every - 1) * hyper.lr_scale
 
 
 def _is_kernel(params: Any) -> Any:

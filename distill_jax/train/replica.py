@@ -35,7 +35,8 @@ class Progress:
         drawn = init_methods(stage, labels, key)
         own = begin_methods(stage, drawn, self.start.get("methods", {}))
         start, averaged = self.start.get("network"), stage.recipe.ema > 0
-        return init_state(stage.network, stage.recipe.optim, key, own, start, averaged)
+        optimizer, hyper = stage.recipe.optim, stage.hyper
+        return init_state(stage.network, optimizer, key, own, start, averaged, hyper)
 
 
 class Replica:

@@ -69,6 +69,7 @@ def init_state(
     method_variables: dict[str, Variables] | None = None,
     start: Variables | None = None,
     averaged: bool = False,
+    hyper: Hyper = Hyper(),
 ) -> TrainState:
     """A fresh state of one network; `TrainState.join` makes one of several.
 
@@ -79,6 +80,7 @@ def init_state(
       method_variables: those of the methods, by name.
       start: variables to begin with; those of the network that are not among them are drawn.
       averaged: keep a moving average of the network's variables, which starts at these.
+      hyper: the numbers of the step, some of which a registered optimizer may keep in its state.
     """
     _, draw = graph.architecture(network.name)
     stream = "init" if draw == 1 else f"init {draw}"
@@ -89,7 +91,7 @@ def init_state(
         "networks": {network.name: variables["params"]},
         "methods": {network.name: own_params},
     }
-    rule = optim.transform(optimizer, lambda step: jnp.zeros(()), Hyper(), 0)
+    rule = optim.transform(optimizer, lambda step: jnp.zeros(()), hyper, 0)
     opt_state = {network.name: jax.jit(rule.init)(_trained(params, network.name))}
     # Two arrays, not one twice: a state is donated, and a buffer can be given up only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -110,6 +112,14 @@ def _completed(start: Variables, network: Network, key: Array) -> Variables:
         return start
     drawn = traverse_util.flatten_dict(network.init(key))
     return traverse_util.unflatten_dict(drawn | traverse_util.flatten_dict(start))
+
+
+def epoch_at(step: Array, steps_per_epoch: int) -> Array:
+    """The epochs before a step, () float32: a whole number at the first step of an epoch.
+
+    XLA multiplies by the reciprocal of a constant, so that the quotient may fall short of it.
+    """
+    return step // steps_per_epoch + (step % steps_per_epoch) / steps_per_epoch
 
 
 def make_train_step(
@@ -145,7 +155,7 @@ def make_train_step(
       steps_per_epoch: counts epochs for the methods.
       axis_name: the devices' axis; gradients are averaged and metrics added over it.
       sync_bn: BatchNorm sees the whole batch over that axis. Otherwise each device normalises its
-        share by itself and the running statistics are averaged.
+        share by itself, with dropout of its own, and the running statistics are averaged.
       max_nonfinite_steps: steps that are not finite and may be passed over.
       epochs: of the whole training, for the methods.
       mixup: α of mixup, cutmix: of CutMix; 0 for none. Images of a batch are then mixed by twos.
@@ -162,6 +172,10 @@ def make_train_step(
 
     def train_step(state, variables, batch, hyper, key):
         devices = 1 if axis_name is None else lax.axis_size(axis_name)
+        own_key = key
+        if devices > 1 and not sync_bn:
+            # Networks do not know of the other devices then, and would draw alike on all of them.
+            own_key = jax.random.fold_in(key, lax.axis_index(axis_name))
         seen = look(
             preprocess,
             needs,
@@ -188,7 +202,7 @@ def make_train_step(
             index=batch.index,
             position=batch.position,
             batch_size=len(batch.labels) * devices,
-            epoch=state.step / steps_per_epoch,
+            epoch=epoch_at(state.step, steps_per_epoch),
             axis_name=axis_name,
             epochs=epochs,
             mixed=seen.mixed,
@@ -196,7 +210,7 @@ def make_train_step(
 
         def loss_of(params):
             runs = {
-                name: _run(network, params["networks"][name], state, seen, key, statistics_axis)
+                name: _run(network, params["networks"][name], state, seen, own_key, statistics_axis)
                 for name, network in networks.items()
             }
             live = {name: own for name, (own, _) in runs.items()}

@@ -79,6 +79,16 @@ def test_swept_weights_leave_a_phase_with_methods_of_its_own_alone():
     assert phases == [(1.0, 0.5, 10.0), (1.0, 2.0, 10.0)]
 
 
+def test_options_of_a_phase_leave_those_of_an_override_to_other_methods():
+    own = {"method_options": {"dkd": {"beta": 2.0}}}
+    phase = {"epochs": 1, "method_options": {"fitnet": {"hint_layer": 0}}}
+    methods = {"dkd": 1.0, "fitnet": 1.0}
+    plan = plan_of(overrides={"plane2": own}, phases=(phase,), methods=methods)
+    found = [dict(stage.methods) for stage in plan.stages.values() if stage.teachers]
+    assert [own["dkd"].beta for own in found] == [2.0, 2.0]
+    assert [own["fitnet"].hint_layer for own in found] == [0, 1]
+
+
 # ------------------------------------------------------------------------------------------- runs
 class Stopper(Reporter):
     """Stops a run after some dispatches, and knows which stages it trained."""

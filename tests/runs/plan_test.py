@@ -156,6 +156,18 @@ def test_ids_differ_by_what_a_registered_method_is(monkeypatch):
     assert id_of(**numbers) not in ids
 
 
+def test_the_numbers_of_kd_are_part_of_what_a_registered_method_may_read_alone(monkeypatch):
+    class Alone(Half):
+        taught = False
+
+    monkeypatch.setattr(methods.registry, "_registered", {})
+    methods.register_method("mine", Alone())
+    recipes = [{**TINY["recipe"], "temperature": t} for t in (2.0, 3.0)]
+    for own, count in ({"mine": 1.0}, 2), ({"kd": 1.0}, 1):
+        plans = [plan_of(methods=own, guidance=("none",), recipe=recipe) for recipe in recipes]
+        assert len({plan.results["none", "plane2", 0] for plan in plans}) == count
+
+
 def test_ids_differ_by_what_a_registered_optimizer_is(monkeypatch):
     monkeypatch.setattr(optim, "_registered", {})
     ids = []

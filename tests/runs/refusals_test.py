@@ -294,6 +294,22 @@ CONFIGS = [
         },
         ["batch_size 1 leaves", "of resnet8 one value a channel", "expected more images"],
     ),
+    (
+        {"recipe": {"accumulate_steps": 4}},
+        ["accumulate_steps is 4", "trained for 3 steps, which make no update"],
+    ),
+    (
+        {"methods": {"dkd": 1.0}, "sweep": {"temperature": (1.0, 4.0)}},
+        ["sweep.temperature is of kd, and the methods are dkd", "method_options"],
+    ),
+    (
+        {
+            "networks": ("plane6", "plane4", "plane2"),
+            "guidance": "dense+drop",
+            "sweep": {"survival": (0.5, 0.9)},
+        },
+        ["sweep.survival makes no difference where dropping.kind is 'fixed'", "'bernoulli'"],
+    ),
     ({"recipe": {"warmup_epochs": 1.5}}, ["warmup_epochs 1.5 is longer than the 1 epochs"]),
     ({"guidance": "direct+drop"}, ["dropping 1 of 1 teachers drops the same ones at every step"]),
     (

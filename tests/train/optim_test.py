@@ -303,6 +303,15 @@ def test_a_registered_optimizer_does_what_optax_does(registry, values):
     chex.assert_trees_all_close(params, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_schedule_of_a_registered_optimizer_is_that_of_the_steps(registry, steps):
+    """An update of several steps has the rate of the last of them, as the library's have."""
+    optim.register_optimizer("plain", lambda schedule, hyper: optax.sgd(schedule))
+    params = updated(OptimOptions("plain", accumulate_steps=steps), 0.0)
+    want = updated(OptimOptions(momentum=0.0, accumulate_steps=steps), 0.0)
+    chex.assert_trees_all_close(params, want, rtol=1e-6, atol=1e-7)
+
+
 def test_a_registered_optimizer_is_part_of_the_identity(registry):
     assert optim.identity_of("sgd") is None
     optim.register_optimizer("mine", lion_with_clipping, version="3")

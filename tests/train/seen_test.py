@@ -39,7 +39,18 @@ class Net(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
+class Ones(nn.Module):
+    """Dropout on ones, whatever it sees."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        zeros = nn.Dense(CLASSES)(images.reshape(len(images), -1))
+        x = nn.Dropout(0.5, deterministic=not train)(jnp.ones((len(images), 64)) + 0 * zeros[:, :1])
+        return x.reshape(-1, 64 // CLASSES, CLASSES).sum(1) + x[:, :CLASSES] / 8
+
+
 models.register_network("seen_net", lambda classes, inputs: Net())
+models.register_network("seen_ones", lambda classes, inputs: Ones())
 
 
 def build(name="seen_net"):
@@ -125,6 +136,50 @@ def batches():
     places = jnp.arange(BATCH, dtype=jnp.int32)
     for rows, others in zip(*ORDER, strict=True):
         yield Batch(images[rows], labels[rows], rows, places, None, images[others])
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks(Method):
+    """Keeps what the whole batch gave."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    taught: ClassVar[bool] = False
+
+    def terms(self, variables, context):
+        """A term that adds nothing."""
+        kept = context.whole_batch(context.student.logits)
+        return {"masks": Term(0.0 * context.student.logits[:, 0])}, {"kept": {"logits": kept}}
+
+
+@pytest.mark.parametrize("sync_bn", [True, False])
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_devices_drop_units_of_their_own(mode, sync_bn):
+    """Also where each normalises its share by itself, and so does not know of the others."""
+    topology, key = sharding.Topology(mode, 2), jax.random.key(0)
+    network = models.build("seen_ones", CLASSES, SHAPE)
+    images = np.zeros((BATCH, *SHAPE), np.uint8)
+    given = (Student(network, (("masks", Masks()),), SGD, lambda step: 1.0),)
+
+    def step(axis_name):
+        return make_train_step(
+            students=given,
+            preprocess=lambda keys, images: images.astype(jnp.float32),
+            axis_name=axis_name,
+            sync_bn=sync_bn,
+        )
+
+    own = {"masks": {"kept": {"logits": jnp.zeros((BATCH, CLASSES))}}}
+    state, places = init_state(network, SGD, key, own), jnp.arange(BATCH, dtype=jnp.int32)
+    hyper = {network.name: HYPER}
+    batch = Batch(images, 0 * places, places, places)
+    counted = jax.eval_shape(step(None), state, (), batch, hyper, key)[1]
+    loop = sharding.train_loop(step(topology.axis_name), topology)
+    arrays = topology.replicate((state, metrics.zeros_like(counted)))
+    bounds, order = (np.int32(0), np.int32(1)), np.arange(BATCH, dtype=np.int32)[None]
+    data, key = DeviceDataset(images, np.zeros(BATCH, np.int32)), topology.replicate(key)
+    state, _ = jax.device_get(loop(*arrays, (), data, order, *bounds, hyper, key))
+    logits = state.method_variables(network.name)["masks"]["kept"]["logits"]
+    assert len(np.unique(logits.round(4), axis=0)) == BATCH
 
 
 # ---------------------------------------------------------------------------- views and partners

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from distill_jax import models, rng
@@ -14,7 +15,7 @@ from distill_jax.methods import KD, CrossEntropy, Hyper, LossOptions, losses
 from distill_jax.train import metrics, optim, sharding
 from distill_jax.train.dropping import Dropping, keep_mask
 from distill_jax.train.state import Batch, DeviceDataset, Rows
-from distill_jax.train.step import draw_from, init_state, make_train_step
+from distill_jax.train.step import draw_from, epoch_at, init_state, make_train_step
 from distill_jax.train.teachers import FrozenTeachers
 from distill_jax.train.terms import Student
 
@@ -210,6 +211,36 @@ def test_each_number_matters():
         changed = train(dropping=Dropping("bernoulli"), hyper=HYPER._replace(**{field: value}))
         same = jax.tree.map(np.array_equal, changed[0].params, reference)
         assert not all(jax.tree.leaves(same)), field
+
+
+@pytest.mark.parametrize("steps", [45, 97, 194, 391, 10009])
+def test_an_epoch_begins_at_a_whole_number(steps):
+    """The quotient of two numbers, compiled, may fall short of it."""
+    epochs = np.arange(300)
+    at = jax.jit(
+        jax.vmap(lambda step: jnp.stack([epoch_at(step, steps), epoch_at(step - 1, steps)]))
+    )
+    first, last = np.asarray(at(jnp.asarray(1 + epochs, jnp.int32) * steps)).T
+    np.testing.assert_array_equal(first, 1 + epochs)
+    np.testing.assert_array_equal(np.floor(last), epochs)
+
+
+def test_a_registered_optimizer_may_keep_numbers_of_the_recipe_in_its_state(monkeypatch):
+    """As optax's `inject_hyperparams` does, which reads them where it begins."""
+    monkeypatch.setattr(optim, "_registered", {})
+    numbers = HYPER._replace(weight_decay=jnp.float32(0.3))
+    found = []
+    for wrap in (lambda rule: rule, optax.inject_hyperparams):
+        optim.register_optimizer(
+            "mine", lambda s, h, wrap=wrap: wrap(optax.adamw)(s, weight_decay=h.weight_decay)
+        )
+        rule = optim.OptimOptions("mine", learning_rate=0.1)
+        student = Student(build(), METHODS[:1], rule, lambda step: jnp.float32(0.1))
+        step = make_train_step(students=(student,), preprocess=preprocess)
+        state = init_state(build(), rule, jax.random.key(0), hyper=numbers)
+        arguments = (), batch_of(), {"plane2": numbers}, jax.random.key(0)
+        found.append(jax.jit(step)(state, *arguments)[0].params)
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mask_is_that_of_the_stream_at_the_step():

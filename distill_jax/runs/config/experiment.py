@@ -181,7 +181,8 @@ class Experiment:
           The methods, the weight of the cross-entropy where it is told, and whether the first of
           them is the network's without being named.
         """
-        values = {**self.overrides.get(network.name, {}), **changes}
+        own = self.overrides.get(network.name, {})
+        values = {**own, **changes}
         weights = dict(values.get("methods", self.methods))
         swept = {
             name.removeprefix("methods."): value
@@ -189,7 +190,8 @@ class Experiment:
             if name.startswith("methods.")
         }
         weights |= {name: value for name, value in swept.items() if name in weights}
-        options = {**self.method_options, **values.get("method_options", {})}
+        options = {**self.method_options, **own.get("method_options", {})}
+        options |= changes.get("method_options", {})
         ce = weights.pop("ce", None)
         brought = network.method is not None and network.method not in weights
         if network.method is not None:

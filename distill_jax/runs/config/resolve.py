@@ -124,6 +124,7 @@ def _resolve(values: dict[str, Any]) -> Experiment:
         tensorboard=values["tensorboard"],
     )
     checkpoint_due(experiment.checkpoint_every)
+    _check_swept(experiment)
     recipes = _checked_recipes(experiment)
     topology = Topology(values["parallel"], _devices(values, experiment, recipes))
     return dataclasses.replace(experiment, topology=topology)
@@ -153,10 +154,34 @@ def _devices(values: dict[str, Any], experiment: Experiment, recipes: list[Recip
     return devices.here(recipes) if asked == AUTO else asked
 
 
+def _named_methods(experiment: Experiment) -> set[str]:
+    """The methods that a network may have in some phase."""
+    sections = (*experiment.overrides.values(), *experiment.phases)
+    return {*experiment.methods, *(name for own in sections for name in own.get("methods", ()))}
+
+
+def _check_swept(experiment: Experiment) -> None:
+    """Raises ConfigError where a sweep compares values that nothing reads."""
+    compared = (x.changes for x in experiment.comparisons if not x.control)
+    swept, named = {name for own in compared for name, _ in own}, _named_methods(experiment)
+    if "survival" in swept and (kind := experiment.dropping.kind) != "bernoulli":
+        raise ConfigError(
+            f"sweep.survival makes no difference where dropping.kind is {kind!r}: expected "
+            "'bernoulli'"
+        )
+    if "kd" in named or any(map(methods.is_registered, named)):
+        return
+    for name in ("temperature", "kd_weight"):
+        if name in swept:
+            raise ConfigError(
+                f"sweep.{name} is of kd, and the methods are {', '.join(sorted(named))}: expected "
+                "kd among them; numbers of other methods stand in method_options"
+            )
+
+
 def _has_registered(experiment: Experiment) -> bool:
     """Whether networks or methods are a user's own."""
-    sections = (*experiment.overrides.values(), *experiment.phases)
-    named = {*experiment.methods, *(name for own in sections for name in own.get("methods", ()))}
+    named = _named_methods(experiment)
     networks = (graph.architecture(models.backbone_name(x))[0] for x in experiment.networks)
     return any(map(models.is_registered, networks)) or any(map(methods.is_registered, named))
 
