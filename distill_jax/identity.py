@@ -1,7 +1,6 @@
 """What a thing is, in one line: digests of arrays and JSON, texts of code, and what differs."""
 
 from __future__ import annotations
-
 import __future__
 
 import argparse
