@@ -1,25 +1,34 @@
 """What a thing is, in one line: digests of arrays and JSON, texts of code, and what differs."""
 
 from __future__ import annotations
+import __future__
 
+import argparse
+import builtins
 import dataclasses
+import dis
 import enum
+import fractions
 import functools
 import hashlib
 import inspect
 import json
 import math
+import pathlib
 import sys
+import textwrap
 import tokenize
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 _ABSENT = "absent"
 _PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | jax.ShapeDtypeStruct
+_PLAIN |= range | slice | pathlib.PurePath | fractions.Fraction
 # Their code counts by name: a newer version of a library makes no other network.
 _LIBRARIES = {"chex", "distill_jax", "flax", "jax", "jaxlib", "numpy", "optax"}
 _LIBRARIES |= sys.stdlib_module_names
@@ -108,8 +117,9 @@ def describe(value: Any) -> str:
     """A text of a value and of the code behind it, the same in every process.
 
     Functions and classes count by qualified name and source (by bytecode where there is none),
-    together with what they close over and what they name of their module: functions, classes,
-    constants, objects. Those of libraries count by name and by what they close over. Dataclasses
+    together with what they close over and what they name of their module, and of others that are
+    the user's: functions, classes, constants, objects. Those of libraries count by name and by what
+    they close over. Dataclasses
     and modules, linen or nnx, count by class and fields, nnx Variables by shape, arrays by digest,
     containers by what they contain.
     """
@@ -139,7 +149,8 @@ class _Description:
 
     def text(self, value: Any) -> str:
         if isinstance(value, enum.Enum):
-            return f"{_name(type(value))}.{value.name}"
+            own = "" if _is_library(type(value)) else f"={self.text(value.value)}"
+            return f"{_name(type(value))}.{value.name}{own}"
         if value is None or isinstance(value, _PLAIN):
             return repr(value)
         if isinstance(value, types.ModuleType):
@@ -154,9 +165,13 @@ class _Description:
             return f"method({self._items([value.__self__, value.__func__])})"
         if isinstance(value, Mapping | Set | list | tuple):
             return self._container(value)
+        if isinstance(value, types.SimpleNamespace | argparse.Namespace):
+            return f"{type(value).__name__}({self._fields(vars(value))})"
+        if isinstance(value, ml_collections.ConfigDict):
+            return f"ConfigDict({self._container(value.to_dict())})"
         if callable(value) and hasattr(value, "__wrapped__"):  # jitted or decorated
-            self.others = True  # what is around it is not described
-            return self.text(inspect.unwrap(value))
+            self.others = True  # of a library's decorator what is around it is not described
+            return self._wrapped(value)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         return self._object(value)
@@ -188,6 +203,15 @@ class _Description:
         used |= {"defaults": [function.__defaults__, function.__kwdefaults__]}
         return f"{_name(function)}({_source(function)}, {self._fields(used)})"
 
+    def _wrapped(self, value: Any) -> str:
+        """What a decorator made: what is within, the rules of its derivatives, a user's wrapper."""
+        inner, around = self.text(value.__wrapped__), []
+        if isinstance(value, jax.custom_vjp | jax.custom_jvp):
+            around = [getattr(value, name, None) for name in ("fwd", "bwd", "jvp")]
+        elif isinstance(value, types.FunctionType) and _is_users(value.__globals__["__name__"]):
+            return f"{self._function(value)} around {inner}"
+        return f"{inner} with {self._items(around)}" if around else inner
+
     def _class(self, kind: type) -> str:
         if number := self._number(kind):
             return f"{_name(kind)}#{number}"
@@ -201,7 +225,7 @@ class _Description:
             members = {n: v for n, v in vars(kind).items() if isinstance(v, _PLAIN | tuple)}
             members = {name: v for name, v in members.items() if not name.startswith("__")}
             source = f"{[_source(f) for f in functions]} {self._fields(members)}"
-        used: dict[str, Any] = {"bases": bases}
+        used: dict[str, Any] = {"bases": bases, **_named_in_body(kind, functions)}
         for function in functions:
             used |= dict(_closed_over(function)) | _named_globals(function)
         return f"{_name(kind)}({source}, {self._fields(used)})"
@@ -249,14 +273,23 @@ def _is_library(thing: Any) -> bool:
 
 def _is_installed(kind: type) -> bool:
     """Whether a class is of a package that was installed: what it keeps may be anything."""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return _is_module_installed(kind.__module__)
+
+
+def _is_module_installed(name: str) -> bool:
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file
+
+
+def _is_users(module: str) -> bool:
+    """Whether a module is neither a library's nor of a package that was installed."""
+    return module.partition(".")[0] not in _LIBRARIES and not _is_module_installed(module)
 
 
 def _source(thing: Any) -> str:
     """The digest of the source of a function or class, "" of a class that has none."""
     try:
-        text = inspect.getsource(thing)
+        text = inspect.getsource(getattr(thing, "__code__", thing))  # of a wrapper its own
     except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # or a file of something else
         if isinstance(thing, type):
             return ""
@@ -285,15 +318,80 @@ def _closed_over(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _named_globals(function: types.FunctionType) -> dict[str, Any]:
-    """What the code names in its module; modules count as part of the source."""
+    """What the code names in its module, and there of the user's modules."""
     names = _names(function.__code__) & function.__globals__.keys()
     found = {name: function.__globals__[name] for name in names}
-    return {name: v for name, v in found.items() if not isinstance(v, types.ModuleType)}
+    found = {name: v for name, v in found.items() if not isinstance(v, types.ModuleType)}
+    return found | _named_of_modules(function.__code__, function.__globals__)
 
 
 def _names(code: types.CodeType) -> set[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _named_of_modules(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What code names of the user's modules, `helper.loss` by this text; libraries are left out."""
+    found: dict[str, Any] = {}
+    for chain in _chains(code):
+        value, path = names.get(chain[0]), chain[0]
+        for name in chain[1:]:
+            if not isinstance(value, types.ModuleType) or not _is_users(value.__name__):
+                break
+            value, path = getattr(value, name, _ABSENT), f"{path}.{name}"
+        if path != chain[0] and not isinstance(value, types.ModuleType):
+            found[path] = value
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            found |= _named_of_modules(inner, names)
+    return found
+
+
+def _chains(code: types.CodeType) -> Iterator[list[str]]:
+    """The names that code looks up outside of itself, each with the attributes that follow it."""
+    chain: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if chain and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain.append(instruction.argval)
+            continue
+        if chain:
+            yield chain
+        named = instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        chain = [instruction.argval] if named else []
+
+
+def _named_in_body(kind: type, functions: Iterable[types.FunctionType]) -> dict[str, Any]:
+    """What the body of a class names outside of its methods' code: for constants and defaults.
+
+    Where it names what is not its module's, such as what a function around it has, the constants
+    and defaults themselves.
+    """
+    if (code := _body_of(kind)) is None:
+        return {}
+    names = getattr(sys.modules.get(kind.__module__), "__dict__", {})
+    loaded = {chain[0] for chain in _chains(code) if not chain[0].startswith("__")}
+    found = _named_of_modules(code, names)
+    for name in loaded & names.keys():
+        value = names[name]
+        if not (isinstance(value, types.ModuleType) or (callable(value) and _is_library(value))):
+            found[name] = value
+    if loaded - names.keys() - vars(builtins).keys() - vars(kind).keys():
+        plain_ones = {n: v for n, v in vars(kind).items() if isinstance(v, _PLAIN | tuple | list)}
+        found |= {f".{n}": v for n, v in plain_ones.items() if not n.startswith("__")}
+        found["defaults"] = [[own.__defaults__, own.__kwdefaults__] for own in functions]
+    return found
+
+
+def _body_of(kind: type) -> types.CodeType | None:
+    """The code of a class's body; None where its source is not at hand."""
+    future = __future__.annotations.compiler_flag  # they stay texts, of which its source tells
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+        whole = compile(source, "<class>", "exec", future, dont_inherit=True)
+    except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):
+        return None
+    bodies = (c for c in whole.co_consts if isinstance(c, types.CodeType))
+    return next((code for code in bodies if code.co_name == kind.__name__), None)
 
 
 def _functions_of(kind: type) -> list[types.FunctionType]:

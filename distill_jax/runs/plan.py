@@ -405,11 +405,15 @@ def _id(spec: dict[str, Any]) -> str:
 def digest_of(dataset: data.Dataset) -> str:
     """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and preprocessing.
 
-    Not the metrics: they decide nothing that is learned, and a new one retrains no stage.
+    Of the metrics only one that chooses the weights: the others decide nothing that is kept, and a
+    new one retrains no stage.
     """
     sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
     if dataset.value_range is not None:
         sha.update(repr(dataset.value_range).encode())
+    if dataset.select_by != "accuracy":
+        chosen_by = describe(dataset.metrics.get(dataset.select_by))
+        sha.update(f"{dataset.select_by} {chosen_by}".encode())
     if dataset.task is not None:
         structure = jax.tree.structure(dataset.task.spec)
         sha.update(f"{structure} {describe(dataset.task.preprocess)}".encode())

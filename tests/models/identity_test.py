@@ -9,9 +9,11 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -179,6 +181,10 @@ class Plain:
         (eval("lambda x: x + 1"), eval("lambda x: x + 2")),
         (eval("lambda x: x in {1, 'a', 'b'}"), eval("lambda x: x in {1, 'a', 'c'}")),
         (jnp.float32, jnp.bfloat16),
+        (range(3), range(4)),
+        (pathlib.Path("a"), pathlib.Path("b")),
+        (types.SimpleNamespace(k=1), types.SimpleNamespace(k=2)),
+        (ml_collections.ConfigDict({"k": 1}), ml_collections.ConfigDict({"k": 2})),
     ],
 )
 def test_values_that_differ_are_described_apart(one, other):
@@ -213,3 +219,76 @@ def test_a_function_whose_file_holds_no_code_any_more_is_its_bytecode(tmp_path):
     (tmp_path / "outside_code.py").write_text('It isn\'t code.\n"""\n')
     linecache.clearcache()
     assert identity.describe(one) != identity.describe(other)
+
+
+def described(tmp_path, text, name="it"):
+    """The description of what a module of this text calls `name`."""
+    return identity.describe(getattr(module_of(tmp_path, text), name))
+
+
+DECORATED = """
+import functools
+K = 2
+def scaled(k):
+    def decorate(f):
+        @functools.wraps(f)
+        def wrapper(x):
+            return 5 * k * f(x)
+        return wrapper
+    return decorate
+@scaled(K)
+def it(x):
+    return x
+"""
+WITH_RULE = """
+import jax
+@jax.custom_vjp
+def f(x):
+    return x
+f.defvjp(lambda x: (x, None), lambda left, g: (-2.0 * g,))
+def it(x):
+    return f(x)
+"""
+CLASSES = """
+WIDTH = 16
+class Block:
+    size = 4
+class it:
+    width = WIDTH
+    block = Block
+    def method(self, x, depth=WIDTH):
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        (CLASSES, "16", "32"),
+        (CLASSES, "size = 4", "size = 5"),
+        ("N = 16\nclass it:\n    def method(self, n=N): return n\n", "16", "32"),
+        ("def make(n):\n  class it:\n    n_ = n\n  return it\nit = make(16)\n", "16", "32"),
+        ("import enum\nclass A(enum.Enum):\n  B = 1\nC = A.B\ndef it(): return C\n", "1", "2"),
+        (WITH_RULE, "-2.0", "-3.0"),
+        (DECORATED, "K = 2", "K = 3"),
+        (DECORATED, "5 *", "7 *"),
+    ],
+)
+def test_what_code_is_made_with_counts(text, old, new, tmp_path):
+    assert text.count(old) == 1
+    before = described(tmp_path, text)
+    assert described(tmp_path, text.replace(old, new)) != before == described(tmp_path, text)
+
+
+@pytest.mark.parametrize("use", ["helper.scaled(x)", "helper.inner.FACTOR * x"])
+def test_what_code_names_of_a_module_beside_it_counts(use, tmp_path, monkeypatch):
+    """As a config file may import one that stands beside it."""
+    texts = []
+    for number in (2.0, 3.0, 2.0):
+        helper, inner = types.ModuleType("helper_beside"), types.ModuleType("helper_beside.inner")
+        inner.FACTOR, helper.inner = number, inner
+        monkeypatch.setitem(sys.modules, "helper_beside", helper)
+        helper.scaled = closure(number)
+        text = f"import helper_beside as helper\ndef it(x): return {use}\n"
+        texts.append(described(tmp_path, text))
+    assert texts[0] == texts[2] != texts[1]

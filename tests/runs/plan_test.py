@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -215,3 +216,19 @@ def test_a_digest_of_data_moves_where_examples_go_to_another_split():
         )
         digests.add(plan_lib.digest_of(dataset))
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("other", ["select_by", "code"])
+def test_a_digest_of_data_moves_with_what_chooses_the_weights(other):
+    def build(select_by="accuracy", worst=lambda logits, labels: (0.0, 1.0)):
+        spec = jax.ShapeDtypeStruct((6, 5, 3), np.uint8)
+        metrics = {"worst": worst, "top": lambda logits, labels: (1.0, 1.0)}
+        task = data.Task(spec, 5, metrics=metrics, select_by=select_by)
+        return plan_lib.digest_of(data.from_arrays(numbered(60), numbered(40), task=task))
+
+    if other == "select_by":
+        assert len({build(), build("worst"), build("top"), build("worst")}) == 3
+    else:
+        changed = lambda logits, labels: (1.0, 2.0)  # noqa: E731
+        assert build("worst", changed) != build("worst")
+        assert build("top", changed) == build("top") and build(worst=changed) == build()
