@@ -156,7 +156,7 @@ def _folder(path: pathlib.Path) -> Dataset:
         if not file.is_file():
             raise DataError(f"{path} has no {part}.txt: expected train.txt, valid.txt and test.txt")
         try:
-            lines = files.read(file).decode("utf-8").split("\n")
+            lines = files.read(file).decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{file} is no UTF-8 ({error}): expected text") from error
         rows = []

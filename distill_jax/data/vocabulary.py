@@ -46,13 +46,18 @@ class Vocabulary:
     @functools.cached_property
     def _tokenizer(self) -> Any:
         try:
-            return _library().Tokenizer.from_str(self.text)
+            tokenizer = _library().Tokenizer.from_str(self.text)
         except DataError:
             raise
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(
                 f"the vocabulary cannot be read ({error}): expected the JSON of a tokenizer"
             ) from error
+        # `encode` alone cuts and pads, and no text of a sentence is token 0 within it.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def encode(self, sentences: Sequence[str], length: int, what: str = "sentences") -> Indices:
         """The first `length` tokens of each sentence; token 0 pads on the right.

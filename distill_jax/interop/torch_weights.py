@@ -6,6 +6,7 @@ dict; only the leaf's own name and the layout of kernels differ.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
       WeightsError: lists every missing, unexpected and mis-shaped entry, and those that are no
         floating-point numbers.
     """
-    expected = {_torch_name(path): (path, leaf) for path, leaf in _flat(network.shapes).items()}
+    expected = _named(network.shapes)
     state = {k: np.asarray(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -66,8 +67,8 @@ def from_state_dict(state: Mapping[str, Any], network: Network) -> Variables:
 def entries(network: Network) -> list[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every entry of the network's state dict, in PyTorch's layouts."""
     return [
-        (_torch_name(path), _to_torch_layout(np.empty(leaf.shape, np.float32)).shape)
-        for path, leaf in _flat(network.shapes).items()
+        (name, _to_torch_layout(np.empty(leaf.shape, np.float32)).shape)
+        for name, (_, leaf) in _named(network.shapes).items()
     ]
 
 
@@ -93,13 +94,18 @@ def count_classes(state: Mapping[str, np.ndarray], network: Network, wider: Netw
 def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
     """The state dict (name -> array, PyTorch's layouts) of a network's variables."""
     return {
-        _torch_name(path): _to_torch_layout(np.asarray(leaf))
-        for path, leaf in _flat(variables).items()
+        name: _to_torch_layout(np.asarray(leaf)) for name, (_, leaf) in _named(variables).items()
     }
 
 
-def _flat(variables: Variables) -> dict[tuple[str, ...], Any]:
-    return traverse_util.flatten_dict(dict(variables))
+def _named(variables: Variables) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """(path, leaf) by name, which of leaves that PyTorch would call alike is the whole path."""
+    flat = traverse_util.flatten_dict(dict(variables))
+    counts = collections.Counter(map(_torch_name, flat))
+    return {
+        ".".join(path) if counts[_torch_name(path)] > 1 else _torch_name(path): (path, leaf)
+        for path, leaf in flat.items()
+    }
 
 
 def _torch_name(path: tuple[str, ...]) -> str:

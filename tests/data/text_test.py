@@ -62,6 +62,26 @@ def test_a_vocabulary_is_read_from_where_it_was_kept(tmp_path):
         data.read_vocabulary(tmp_path / "no.json")
 
 
+def test_a_tokenizer_that_cuts_or_pads_is_read_without_that(tmp_path):
+    kept = data.learn_vocabulary(SENTENCES, 100)
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    left = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None}
+    left |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    for changed in ({"truncation": cut}, {"padding": left}):
+        (tmp_path / "other.json").write_text(json.dumps(json.loads(kept.text) | changed))
+        other = data.read_vocabulary(tmp_path / "other.json")
+        np.testing.assert_array_equal(
+            other.encode(SENTENCES, 6).values, kept.encode(SENTENCES, 6).values
+        )
+
+
+def test_no_text_of_a_sentence_is_padding():
+    values = data.learn_vocabulary(SENTENCES, 100).encode(["a [PAD] film", "[PAD]"], 8).values
+    for row in values:
+        length = np.count_nonzero(row)
+        assert length > 0 and (row[:length] > 0).all()
+
+
 def test_validation_teaches_no_word_pieces(tmp_path):
     train = [{"sentence": f"word{chr(97 + i)}", "label": i % 2} for i in range(20)]
     jsonl(tmp_path / "train.jsonl", train)
@@ -92,6 +112,16 @@ def test_one_file_and_a_folder_are_the_same_data(tmp_path):
     shorter = data.load("text:folder", data_dir=str(tmp_path), options={"length": 2})
     assert shorter.train.images.values.shape == (4, 2)
     np.testing.assert_array_equal(shorter.train.images.values, one.train.images.values[:, :2])
+
+
+@pytest.mark.parametrize("ending", ["tsv", "jsonl"])
+def test_a_byte_order_mark_is_passed_over(tmp_path, ending):
+    own = rows("train")
+    lines = ["label\tsentence", *(f"{row['label']}\t{row['sentence']}" for row in own)]
+    lines = list(map(json.dumps, own)) if ending == "jsonl" else lines
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.{ending}").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert len(data.load(f"text:{tmp_path}", valid_fraction=0).train.labels) == 4
 
 
 def test_sst2_is_read_by_its_name(tmp_path):

@@ -165,6 +165,13 @@ def test_names_are_numbered_in_their_order_and_kept(tmp_path):
     assert other.spec["head"].source != whole.spec["head"].source
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    whole = data.load(f"triples:{folder(tmp_path)}")
+    (tmp_path / "train.txt").write_text("\n".join(LINES), encoding="utf-8-sig")
+    marked = data.load(f"triples:{tmp_path}")
+    assert marked.task.files == whole.task.files and marked.classes == 3
+
+
 def archive(path, **changes):
     triples = np.array([[0, 0, 1], [1, 1, 2], [2, 0, 0]], np.int32)
     arrays = {**dict.fromkeys(("train", "valid", "test"), triples), "entities": 3, "relations": 2}

@@ -28,7 +28,7 @@ from distill_jax.interop.files import (
     write_state_dict,
 )
 from distill_jax.interop.torch_weights import WeightsError
-from distill_jax.models import build
+from distill_jax.models import build, register_network
 
 DATA = pathlib.Path(__file__).parent / "files"
 REAL = (DATA / "torch_zip.pth", DATA / "torch_legacy.pth")
@@ -191,6 +191,20 @@ def test_variables_come_back_to_the_bit(tmp_path, ending):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     with pytest.raises(WeightsError, match=rf"w\{ending}: .*plane4"):
         load_variables(tmp_path / f"w{ending}", build("plane4", 10, (8, 8, 3)))
+
+
+def test_leaves_that_pytorch_would_call_alike_are_all_kept(tmp_path):
+    head = {"kernel": jnp.ones((4, 3)), "scale": 5 * jnp.ones(())}  # of a cosine classifier
+    variables = {"params": {"head": head}, "averages": {"head": {"kernel": jnp.zeros((4, 3))}}}
+
+    def apply(variables, x):
+        return x.reshape(len(x), -1) @ variables["params"]["head"]["kernel"]
+
+    register_network("cosine_in_a_file", lambda *_: (lambda key: variables, apply))
+    save_variables(tmp_path / "w.npz", variables)
+    found = load_variables(tmp_path / "w.npz", build("cosine_in_a_file", 3, (2, 2, 1)))
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, variables)))
 
 
 # ---------------------------------------------------------------------------------- untrusted files
