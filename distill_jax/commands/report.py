@@ -22,8 +22,8 @@ LATENCY = Flag(
 
 def report_page(given: SimpleNamespace) -> int:
     """Writes report.html and report.md into the first folder."""
-    workdirs = list(dict.fromkeys((given.workdir, *given.other)))
-    records = [_read(workdir) for workdir in workdirs]  # all, before anything is measured
+    workdirs = list({folder_of(x).resolve(): x for x in (given.workdir, *given.other)}.values())
+    records = _apart([_read(workdir) for workdir in workdirs], workdirs)  # before any is measured
     first = folder_of(given.workdir)
     try:
         shown = [
@@ -46,6 +46,17 @@ def report_page(given: SimpleNamespace) -> int:
 
 def _read(workdir: str | Path) -> RunRecord | SearchRecord:
     return read_search(workdir) if is_search(workdir) else read_record(workdir)
+
+
+def _apart(
+    records: list[RunRecord | SearchRecord], workdirs: list[str]
+) -> list[RunRecord | SearchRecord]:
+    """The records, those of folders of one name under their paths."""
+    names = [record.name for record in records]
+    return [
+        dataclasses.replace(record, name=workdir) if names.count(record.name) > 1 else record
+        for record, workdir in zip(records, workdirs, strict=True)
+    ]
 
 
 def _latency(workdir: str | Path, record: RunRecord, measure: bool) -> Latency:

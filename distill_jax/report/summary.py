@@ -19,6 +19,8 @@ def summarise(rows: list[Row]) -> list[Row]:
     from plain training of the same network over the "gain_seeds" seeds that both have; None without
     it. "gain_interval" is half the width of its 95 % interval, by Student's t with n - 1 degrees of
     freedom; None of one seed. One with branches is compared with its backbone trained alone.
+    Seeds under which one and the same network stands, as where an override fixes its seed, or where
+    its weights are given, are one.
     "failed" counts the seeds that could not be trained; a line that has no others has None for
     numbers. "metrics" are the means of the data set's own on the test set, by name. Of the lines
     that a sweep made of one guidance, "best" marks that of the highest validation accuracy.
@@ -33,7 +35,7 @@ def summarise(rows: list[Row]) -> list[Row]:
     lines = {key: _line(group, _alone(trained, group[0])) for key, group in trained.items()}
     lines |= {key: _nothing(groups[key][0]) for key in lost}
     for key, line in lines.items():
-        line["failed"] = sum(map(_failed, groups[key]))
+        line["failed"] = len(trainings(list(filter(_failed, groups[key]))))
     best = _best_of_sweeps({key: (groups[key][0], line) for key, line in lines.items()})
     return [{**line, "best": key in best} for key, line in lines.items()]
 
@@ -42,10 +44,25 @@ def _failed(row: Row) -> bool:
     return bool(row.get("failed"))
 
 
-def _line(group: list[Row], alone: dict[int, float]) -> Row:
-    """The summary of the rows of one guidance and network, given the accuracies without it."""
+def trainings(rows: list[Row]) -> list[Row]:
+    """The rows of one guidance and network, of those of one and the same training the first."""
+    found: dict[Any, Row] = {}
+    for row in rows:
+        found.setdefault(_training(row), row)
+    return list(found.values())
+
+
+def _training(row: Row) -> Any:
+    """What tells the training of a row from that of others."""
+    return row.get("stage") or row["seed"]
+
+
+def _line(group: list[Row], alone: dict[int, Row]) -> Row:
+    """The summary of the rows of one guidance and network, given the rows without it by seed."""
+    pairs = {(_training(r), _training(alone[r["seed"]])): r for r in group if r["seed"] in alone}
+    gains = [r["test_accuracy"] - alone[r["seed"]]["test_accuracy"] for r in pairs.values()]
+    group = trainings(group)
     accuracies = [row["test_accuracy"] for row in group]
-    gains = [r["test_accuracy"] - alone[r["seed"]] for r in group if r["seed"] in alone]
     validated = [row["valid_accuracy"] for row in group if row.get("valid_accuracy") is not None]
     measured = [name for name in group[0] if name.startswith("test_")]
     branches = [x for x in measured if _EXIT.fullmatch(x) and x != "test_accuracy"]
@@ -111,8 +128,8 @@ def _best_of_sweeps(lines: dict[tuple[str, str], tuple[Row, Row]]) -> set[tuple[
     }
 
 
-def _alone(groups: dict[tuple[str, str], list[Row]], row: Row) -> dict[int, float]:
-    """Accuracy by seed of the plain training that a row is compared with.
+def _alone(groups: dict[tuple[str, str], list[Row]], row: Row) -> dict[int, Row]:
+    """The rows by seed of the plain training that a row is compared with.
 
     That is training without teachers under the same swept values, of which some concern only the
     taught: of several the one that has most of them in common.
@@ -130,5 +147,5 @@ def _alone(groups: dict[tuple[str, str], list[Row]], row: Row) -> dict[int, floa
         if same:
             reference = max(same, key=lambda group: len(group[0]["changes"]))
             itself = reference[0]["guidance"] == row["guidance"] and network == row["network"]
-            return {} if itself else {r["seed"]: r["test_accuracy"] for r in reference}
+            return {} if itself else {r["seed"]: r for r in reference}
     return {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.report.summary import half_width
+from distill_jax.report.summary import half_width, trainings
 from distill_jax.runs.checkpoint import write_json, write_text
 from distill_jax.runs.workdir import WorkdirError
 
@@ -54,7 +54,7 @@ def read_card(file: Path) -> dict[str, Any] | None:
 
 def accuracy_over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean test accuracy of rows that differ in their seeds, and half of its 95 % interval."""
-    accuracies = [row["test_accuracy"] for row in rows]
+    accuracies = [row["test_accuracy"] for row in trainings(rows)]
     return {
         "mean": statistics.fmean(accuracies),
         "half_interval": half_width(accuracies),

@@ -97,6 +97,12 @@ def export(
             f"{form} holds weights alone, which normalise nothing: expected one of "
             f"{', '.join(PROGRAMS)}"
         )
+    ending = Path(out).suffix[1:].lower()
+    if ending != form and ending in FORMATS:
+        raise WeightsError(
+            f"{out} ends as a file of another format than {form}, which is written: expected "
+            f"--format={ending}, or another name"
+        )
     folder, results = run_folder(workdir), load(workdir)
     key = _key(folder, results, guidance, network, seed)
     (row,) = (row for row in results.rows if _key_of(row) == key)
@@ -107,8 +113,8 @@ def export(
     with pinned(config.dtype, config.precision):
         write = _write_program if form in PROGRAMS else _write_weights
         difference = write(path, form, chosen, results)
-    meta = read_meta(stage_place(folder, key[1], row["stage"]) / WEIGHTS)["about"]
-    write_card(path, _facts(path, results, row, chosen, config, meta, normalise, difference))
+    about = _about(folder, key[1], row["stage"])
+    write_card(path, _facts(path, results, row, chosen, config, about, normalise, difference))
     return Exported(path, difference)
 
 
@@ -218,6 +224,14 @@ def examples(spec: Any, n: int) -> Any:
         return rng.standard_normal(shape).astype(dtype)
 
     return jax.tree.map(draw, spec)
+
+
+def _about(folder: Path, network: str, stage_id: str) -> dict[str, Any]:
+    """What determines a stage; the weights that its training began with are its first phase's."""
+    about = read_meta(stage_place(folder, network, stage_id) / WEIGHTS)["about"]
+    if start := about.get("start"):
+        return {**about, "initial": _about(folder, network, start).get("initial")}
+    return about
 
 
 def _initial(config: Any, about: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from distill_jax import data, graph, methods, models
 from distill_jax.identity import changed_fields, describe, digest_json
+from distill_jax.methods.registry import EdgeMethod
 from distill_jax.models import Network
 from distill_jax.runs.ambient import changed_settings
 from distill_jax.runs.config import CLASSIFIER, LOGITS, Comparison, Experiment
@@ -71,7 +72,7 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
             for component in graph.plan(taught_by, comparison.students):
                 phases = _phases(experiment, dataset, comparison, component, seed)
                 phases = [[_starting(stage, initial) for stage in own] for own in phases]
-                ids |= _add(plan, phases, data_digest, ids)
+                ids |= _add(plan, phases, data_digest, ids, experiment.topology.count)
             for student in comparison.students:
                 plan.results[comparison.label, student, seed] = ids[student]
     return plan
@@ -269,7 +270,11 @@ def _is_weight(name: str) -> bool:
 
 
 def _add(
-    plan: Plan, phases: list[list[Stage]], data_digest: str, ids: Mapping[str, str]
+    plan: Plan,
+    phases: list[list[Stage]],
+    data_digest: str,
+    ids: Mapping[str, str],
+    devices: int,
 ) -> dict[str, str]:
     """Adds the phases of a component's training to the plan.
 
@@ -278,6 +283,7 @@ def _add(
       phases: see `_phases`.
       data_digest: of the data set.
       ids: of the stages of the component's frozen teachers, by network.
+      devices: that share a batch.
 
     Returns:
       The ids of the last phase by network.
@@ -285,7 +291,7 @@ def _add(
     own: dict[str, str] = {}
     for stages in phases:
         stages = [dataclasses.replace(x, start=own.get(x.network.name, "")) for x in stages]
-        specs = _specs(stages, data_digest, ids)
+        specs = _specs(stages, data_digest, ids, devices)
         own = {stage.network.name: _id(spec) for stage, spec in zip(stages, specs, strict=True)}
         for stage, spec in zip(stages, specs, strict=True):
             stage_id = own[stage.network.name]
@@ -293,16 +299,17 @@ def _add(
             plan.stages[stage_id] = dataclasses.replace(stage, id=stage_id)
             plan.teachers[stage_id] = tuple(ids[teacher.name] for teacher in stage.teachers)
             plan.together[stage_id] = tuple(own.values())
-            plan.plain[stage_id] = _id(_spec(_alone(stage), data_digest, ()))
+            plan.plain[stage_id] = _id(_spec(_alone(stage), data_digest, (), devices))
     return own
 
 
 def _alone(stage: Stage) -> Stage:
     """The same network without teachers, by the same recipe."""
-    # Untaught, the cross-entropy is balanced against nothing.
+    # Untaught, the cross-entropy is balanced against nothing, but for methods without teachers.
+    heard = any(method.taught for _, method in stage.methods)
     own = [
         ((name, methods.CrossEntropy()), 1.0)
-        if isinstance(method, methods.CrossEntropy)
+        if heard and isinstance(method, methods.CrossEntropy)
         else ((name, method), weight)
         for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
         if not method.taught
@@ -320,33 +327,43 @@ def _alone(stage: Stage) -> Stage:
     )
 
 
-def _specs(stages: list[Stage], data_digest: str, ids: Mapping[str, str]) -> list[dict[str, Any]]:
+def _specs(
+    stages: list[Stage], data_digest: str, ids: Mapping[str, str], devices: int
+) -> list[dict[str, Any]]:
     """What determines each of the stages that one step trains, see `_spec`.
 
     In a cycle that is also whom each of them hears live, by the digests of what they are without.
     """
     teachers = [_in_order(s, [ids[teacher.name] for teacher in s.teachers]) for s in stages]
-    specs = [_spec(s, data_digest, given) for s, given in zip(stages, teachers, strict=True)]
+    pairs = zip(stages, teachers, strict=True)
+    specs = [_spec(stage, data_digest, given, devices) for stage, given in pairs]
     alone = {s.network.name: _id(spec) for s, spec in zip(stages, specs, strict=True)}
     live = [_in_order(stage, [alone[peer.name] for peer in stage.live]) for stage in stages]
     if not any(live):
         return specs
     cycle = sorted(zip(alone.values(), live, strict=True))
-    pairs = zip(specs, live, strict=True)
-    return [{**spec, "live": heard, "cycle": cycle} for spec, heard in pairs]
+    return [
+        {**spec, "live": heard, "cycle": cycle} for spec, heard in zip(specs, live, strict=True)
+    ]
 
 
 def _in_order(stage: Stage, ids: list[str]) -> tuple[str, ...]:
     """The ids of a stage's teachers in their order where it matters, else sorted.
 
-    It matters to who is dropped, and to draws for each teacher; a sum over them is the same but for
-    rounding.
+    It matters to who is dropped, to draws for each teacher, and to a user's method that tells them
+    apart; a sum over them is the same but for rounding.
     """
     draws = any(type(method).init is not methods.Method.init for _, method in stage.methods)
-    return tuple(ids if draws or stage.recipe.dropping.kind != "none" else sorted(ids))
+    told = any(
+        methods.is_registered(name) and not isinstance(method, EdgeMethod)
+        for name, method in stage.methods
+    )
+    return tuple(ids if draws or told or stage.recipe.dropping.kind != "none" else sorted(ids))
 
 
-def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str, Any]:
+def _spec(
+    stage: Stage, data_digest: str, teachers: tuple[str, ...], devices: int
+) -> dict[str, Any]:
     """All that determines a stage, as JSON values; its id is their digest.
 
     A field at its default adds nothing, so that a new field leaves the ids of old stages alone.
@@ -372,6 +389,8 @@ def _spec(stage: Stage, data_digest: str, teachers: tuple[str, ...]) -> dict[str
         "initial": _initial_spec(stage),
         "phase": stage.phase,
         "jax": changed_settings(),
+        # BatchNorms then see each device's share, and not the whole batch.
+        "devices": 0 if stage.recipe.sync_bn or devices == 1 else devices,
     }
     return spec | {name: value for name, value in optional.items() if value}
 

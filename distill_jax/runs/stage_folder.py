@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ class StageFolder:
         self.folder, self.store = folder, store
         self.plan, self.dataset = prepared.plan, prepared.dataset
         self.topology = prepared.experiment.topology
+        measured = prepared.resolved["registered"].get("metrics", {})
+        self.metrics = {name: identity["repr"] for name, identity in measured.items()}
 
     def place(self, stage_id: str) -> Path:
         """The folder of a stage."""
@@ -72,6 +75,7 @@ class StageFolder:
                 "history": result.history,
                 "preprocessing": preprocessing_of(self.dataset),
                 "devices": self.topology.count,
+                "metrics": self.metrics,
             }
             arrays = result.whole or result.variables
             save(place / WEIGHTS, arrays, {"about": self.plan.specs[stage_id], **meta})
@@ -107,12 +111,30 @@ class StageFolder:
             arrays, found = restore(place / WEIGHTS, template, self.plan.specs[stage_id])
             whole = arrays if stage.phase else {}
             variables = deploy(stage.network, arrays["network"]) if stage.phase else arrays
-            return StageResult(variables, found["history"], found["record"], whole)
+            result = StageResult(variables, found["history"], found["record"], whole)
+            return self._with_own_metrics(result, found.get("metrics", {}))
         except (Damaged, KeyError) as error:
             log.warning("%s was finished and is damaged: %s; it is trained again", place, error)
             if self.store is not None:
                 self.store.distrust(place)
             return None
+
+    def _with_own_metrics(self, result: StageResult, then: Mapping[str, str]) -> StageResult:
+        """The result without metrics that the data set has not, or that were others by that name.
+
+        Args:
+          result: of a finished stage, of another working directory perhaps.
+          then: a digest of each metric's code, by name; empty where an earlier version saved it.
+        """
+        names = evaluation.metrics_of(result.record)
+        others = [x for x in names if self.metrics.get(x) != then.get(x, self.metrics.get(x, ""))]
+        gone = {f"{part}_{name}" for part in ("valid", "test") for name in others}
+
+        def without(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if name not in gone}
+
+        history = [without(epoch) for epoch in result.history] if gone else result.history
+        return dataclasses.replace(result, history=history, record=without(result.record))
 
     def _tidy(self, results: Mapping[str, StageResult]) -> None:
         """Follows the saves of finished stages, done again where a kill came between."""

@@ -283,3 +283,21 @@ def test_a_notebook_shows_a_table():
 def test_what_is_no_terminal_is_as_wide_as_columns_says(monkeypatch, columns, width):
     monkeypatch.setenv("COLUMNS", columns)
     assert report.console().width == width
+
+
+def test_seeds_under_which_one_network_stands_are_one():
+    """An override has fixed its seed, or its weights are given."""
+    rows = [row("none", "plane4", s, 0.9, stage="a") for s in range(3)]
+    rows += [row("direct", "plane4", s, 0.9, stage="a") for s in range(3)]
+    rows += [row("none", "plane2", s, 0.5, stage="b") for s in range(3)]
+    taught = [0.6, 0.7, 0.65]
+    rows += [row("direct", "plane2", s, x, stage=f"c{s}") for s, x in enumerate(taught)]
+    found = summary_of(rows)
+    for guidance, network in (("none", "plane4"), ("direct", "plane4"), ("none", "plane2")):
+        line = found[guidance, network]
+        assert (line["seeds"], line["deviation"], line["gain_interval"]) == (1, None, None)
+    assert found["direct", "plane4"]["gain"] == 0.0
+    assert found["direct", "plane2"]["gain"] == pytest.approx(0.15)
+    assert found["direct", "plane2"]["seeds"] == found["direct", "plane2"]["gain_seeds"] == 3
+    lost = [row("none", "plane4", s, 0.0, stage="a", failed="why") for s in range(3)]
+    assert summary_of(lost)["none", "plane4"]["failed"] == 1

@@ -1,5 +1,6 @@
 """Networks of earlier runs as teachers, and stages that working directories share."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -134,3 +135,27 @@ def test_a_home_is_where_a_tilde_is(tmp_path, monkeypatch):
 def test_a_url_is_no_working_directory(workdir):
     with pytest.raises(WorkdirError, match="is a URL"):
         run(workdir)
+
+
+def test_a_store_gives_no_metric_of_other_code_or_that_is_not_asked_for(tmp_path):
+    plain = distill_jax.data.load(**BASE["dataset"])
+
+    def run(folder, value, store=tmp_path / "store", seeds=(0,)):
+        metrics = {} if value is None else {"mine": lambda logits, labels: (value, 1.0)}
+        dataset = dataclasses.replace(plain, metrics=metrics)
+        trained, config = Trained(), {**BASE, "seeds": seeds}
+        results = distill_jax.run(
+            config, workdir=tmp_path / folder, store=store, dataset=dataset, reporter=trained
+        )
+        return results, trained.names
+
+    run("one", 1.0)
+    other, names = run("other", 2.0)
+    (row,) = other.rows
+    assert names == [] and (row["test_mine"], row["valid_mine"]) == (2.0, 2.0)
+    assert all("valid_mine" not in epoch for epoch in other.histories["direct", "plane2", 0])
+    again, _ = run("one", 1.0)
+    assert again.rows[0]["test_mine"] == 1.0
+    without, names = run("one", None, seeds=(0, 1))
+    assert names == ["plane4", "plane2"] and "test_mine" not in without.rows[0]
+    assert without.table().summary[0]["metrics"] == {}

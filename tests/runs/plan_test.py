@@ -14,6 +14,7 @@ from distill_jax.runs import plan as plan_lib
 from distill_jax.runs.config import resolve
 from distill_jax.train import optim
 from distill_jax.train.optim import OptimOptions
+from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe
 
 TINY = {
@@ -232,3 +233,71 @@ def test_a_digest_of_data_moves_with_what_chooses_the_weights(other):
         changed = lambda logits, labels: (1.0, 2.0)  # noqa: E731
         assert build("worst", changed) != build("worst")
         assert build("top", changed) == build("top") and build(worst=changed) == build()
+
+
+def test_ids_differ_by_the_devices_where_batch_norms_see_each_its_share(monkeypatch):
+    def ids(count, **recipe):
+        experiment = resolve({**TINY, "recipe": {**TINY["recipe"], **recipe}})
+        several = dataclasses.replace(experiment, topology=Topology("jit", count))
+        dataset = data.load(**TINY["dataset"])
+        return plan_lib.make_plan(several, dataset, "data").results
+
+    assert ids(1) == ids(2) == ids(3)
+    apart = [tuple(ids(n, sync_bn=False).values()) for n in (1, 2, 3)]
+    assert len(set(apart)) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Untaught(Method):
+    """Needs no teacher, and looks at a number of the recipe."""
+
+    needs = ()
+    taught = False
+
+    def terms(self, variables, context):
+        return {"untaught": Term(context.labels * 0.0, context.hyper.temperature)}, variables
+
+
+def test_ids_differ_by_numbers_that_a_users_method_may_look_at(monkeypatch):
+    monkeypatch.setattr(methods.registry, "_registered", {})
+    methods.register_method("untaught", Untaught())
+
+    def plain(temperature, **weights):
+        recipe = {**TINY["recipe"], "temperature": temperature}
+        plan = plan_of(guidance=("none",), methods=weights, recipe=recipe)
+        return plan.results["none", "plane2", 0]
+
+    assert plain(2.0, kd=1.0) == plain(3.0, kd=1.0)
+    assert plain(2.0, untaught=1.0) != plain(3.0, untaught=1.0)
+
+
+def test_ids_differ_by_the_order_of_teachers_that_a_users_method_may_tell_apart(monkeypatch):
+    monkeypatch.setattr(methods.registry, "_registered", {})
+    methods.register_method("half", Half())
+    methods.register_method("one_loss", one_loss, needs=("logits",))
+
+    def taught(*teachers, name):
+        rows = {"networks": (*teachers, "plane2"), "guidance": ("plane2<plane3+plane4",)}
+        return next(iter(plan_of(**rows, methods={name: 1.0}).results.values()))
+
+    for name, alike in (("kd", True), ("one_loss", True), ("half", False)):
+        both = taught("plane3", "plane4", name=name), taught("plane4", "plane3", name=name)
+        assert (both[0] == both[1]) == alike
+
+
+def test_the_weight_of_the_labels_counts_beside_methods_that_need_no_teacher():
+    def weights(**methods):
+        plan = plan_of(guidance=("none",), methods=methods)
+        stage = plan.stages[plan.results["none", "plane2", 0]]
+        return dict(zip([name for name, _ in stage.methods], stage.weights, strict=True))
+
+    assert weights(cs_kd=2.0, ce=0.25) == {"ce": 0.25, "cs_kd": 2.0}
+    assert weights(kd=1.0, ce=0.25) == {"ce": 1.0}  # it is weighed against `kd`
+    assert weights(kd=1.0, cs_kd=2.0, ce=0.25) == {"ce": 1.0, "cs_kd": 2.0}
+    swept = plan_of(
+        guidance=("none",), methods={"cs_kd": 1.0, "ce": 1.0}, sweep={"methods.ce": (0.5, 1.0)}
+    )
+    assert len(swept.stages) == 2
+    both = plan_of(guidance=("none", "direct"), methods={"kd": 1.0, "cs_kd": 2.0, "ce": 0.25})
+    taught = both.results["direct", "plane2", 0]
+    assert both.plain[taught] == both.results["none", "plane2", 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import statistics
@@ -124,17 +125,25 @@ class RunRecord:
     def groups(self) -> list[Group]:
         """The stages, those together that differ in their seeds alone."""
         groups: dict[Any, list[StageRecord]] = {}
+        earlier = collections.Counter[Any]()  # phases of one seed follow one another
         for stage in self.stages:
             key = stage.network, stage.guidance, tuple(stage.edges.items()), stage.phase
-            groups.setdefault(key, []).append(stage)
-        return [Group(tuple(own)) for own in groups.values()]
+            groups.setdefault((*key, earlier[key, stage.seed]), []).append(stage)
+            earlier[key, stage.seed] += 1
+        return [Group(tuple(own), n) for (*_, n), own in groups.items()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Stages that differ in their seeds alone."""
+    """Stages that differ in their seeds alone.
+
+    Args:
+      stages: they.
+      earlier: how many phases of this kind go before.
+    """
 
     stages: tuple[StageRecord, ...]
+    earlier: int = 0
 
     @property
     def network(self) -> str:
@@ -149,7 +158,8 @@ class Group:
     @property
     def label(self) -> str:
         """Their guidances in a line."""
-        return ", ".join(self.guidance) + (" (phase)" if self.stages[0].phase else "")
+        number = f" {self.earlier + 1}" if self.earlier else ""
+        return ", ".join(self.guidance) + (f" (phase{number})" if self.stages[0].phase else "")
 
     @property
     def done(self) -> list[StageRecord]:

@@ -160,8 +160,8 @@ class Experiment:
                         f"{teacher} teaches {own}, but none of its methods does so along that edge "
                         f"({', '.join(name for name, *_ in named)}): name one in config.methods"
                     )
-        if not (frozen or live):
-            ce = None  # weighed against nothing
+        if not (frozen or live) and any(method.taught for method in every):
+            ce = None  # weighed against what is not there
         if ce is None and any(method.replaces_ce for _, method, _ in chosen):
             return chosen
         beside_kd = ce is None and any(name == "kd" for name, *_ in chosen)

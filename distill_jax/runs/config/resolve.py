@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +289,7 @@ def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
     for entry in entries or ({},):
         fields = {}
         for name, choices in _sweep(values, entry).items():
-            if any(comparison.graph.teachers) or not _concerns_teachers(name):
+            if any(comparison.graph.teachers) or not _concerns_teachers(name, values["methods"]):
                 fields[name] = choices
         if not comparison.stochastic:
             fields.pop("survival", None)
@@ -318,16 +318,18 @@ def _sweep(values: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, list[A
         fields[name] = [typed(f"sweep.{name}", choice, defaults[name]) for choice in choices]
         if name.startswith("methods."):
             fields[name] = [_weight(f"sweep.{name}", choice) for choice in choices]
-        if not choices or len(set(choices)) < len(choices):
+        if not choices or len(set(map(repr, fields[name]))) < len(choices):
             raise ConfigError(f"sweep.{name} is one value or more, all different, got {choices}")
     return fields
 
 
-def _concerns_teachers(field: str) -> bool:
-    """Whether a swept field makes no difference to a network that nobody teaches."""
+def _concerns_teachers(field: str, named: Collection[str]) -> bool:
+    """Whether a swept field makes no difference, by these methods, where nobody teaches."""
     name = field.removeprefix("methods.")
+    if name == "ce":  # it is weighed against them, see `Experiment.methods_of`
+        return any(methods.build(other).taught for other in named if other != "ce")
     if name != field:
-        return name == "ce" or methods.build(name).taught
+        return methods.build(name).taught
     return field in ("temperature", "kd_weight", "survival")
 
 
@@ -356,7 +358,10 @@ def _method_options(where: str, options: Mapping[str, Any]) -> dict[str, dict[st
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}.{name} is a section with fields, got {values!r}")
         methods.build(name, values)
-    return {name: dict(values) for name, values in options.items()}
+    return {
+        name: {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
+        for name, values in options.items()
+    }
 
 
 def _with_methods(where: str, changes: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
