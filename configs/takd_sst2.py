@@ -19,7 +19,7 @@ def get_config(arguments: str = ""):
     config.networks = ("transformer_6_256", "transformer_3_128", "transformer_1_64")
     config.guidance = ("none", "direct", "chain")
     config.seeds = (0, 1, 2)
-    config.recipe.update(epochs=10, batch_size=64, optimizer="adamw", learning_rate=3e-4)
+    config.recipe.update(epochs=4, batch_size=64, optimizer="adamw", learning_rate=3e-4)
     config.recipe.update(weight_decay=0.01, decayed="kernels", clip_norm=1.0)
     config.recipe.update(schedule="cosine", warmup_epochs=1.0, temperature=2.0, kd_weight=0.5)
     small = ("transformer_2_32", "transformer_1_32", "bilstm_16")

@@ -1,5 +1,6 @@
 """`report`: a run as a page, read by a parser of HTML and, where there is one, by a browser."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 
 import distill_jax
 from distill_jax import main
+from distill_jax.runs.run_record import read_record
 
 CONFIG = {
     "name": "small",
@@ -276,6 +278,23 @@ def test_several_runs_stand_on_one_page(run, copied, capsys):
     assert "run: none" in accuracies and "a & <b>: none" in accuracies
     assert page.headings.count("Learning curves") == 2 and text.count("<h2>") == 2
     assert "# a &amp; &lt;b&gt;" in (copied / "report.md").read_text("utf-8")
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart(copied, capsys):
+    other = shutil.copytree(copied, copied.parent / "other" / copied.name)
+    text, _ = written(capsys, copied, other, copied.parent / "." / copied.name)
+    assert re.findall("<h2>(.*)</h2>", text) == [str(copied), str(other)]
+
+
+def test_phases_that_follow_one_another_are_no_seeds_of_one(run):
+    record = read_record(run[0])
+    stage = record.stages[0]
+    pairs = [(seed, phase) for seed in (0, 1) for phase in (True, True, False)]
+    stages = [dataclasses.replace(stage, seed=seed, phase=phase) for seed, phase in pairs]
+    groups = dataclasses.replace(record, stages=stages).groups
+    name = ", ".join(stage.guidance)
+    assert [group.label for group in groups] == [f"{name} (phase)", f"{name} (phase 2)", name]
+    assert [len(group.stages) for group in groups] == [2, 2, 2]
 
 
 # ------------------------------------------------------------------------------------- refusals

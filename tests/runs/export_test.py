@@ -126,6 +126,7 @@ def test_onnx_gives_the_same_logits(run, capsys):
         (("direct", "--seed=7"), "has no seed 7: expected 0, 1"),
         (("direct", "--seed=x"), "--seed=x: expected an integer"),
         (("direct", "--format=zip"), "zip"),
+        (("direct", "--out=none/x.pth"), "ends as a file of another format than safetensors"),
         (("direct", "--normalise=yes"), "safetensors holds weights alone, which normalise nothing"),
     ],
 )

@@ -305,6 +305,20 @@ def test_the_first_phase_starts_from_the_file_and_the_next_from_that(tmp_path):
     assert got.plan.plain[last.id] == alone["resnet8", "none"]
 
 
+def test_the_card_says_which_weights_the_first_phase_began_with(tmp_path):
+    path = file_of(tmp_path / "w.npz", "plane2", classes=3)
+    row = {"networks": ("plane4", "plane2"), "phases": ({"epochs": 1},)}
+    run(
+        tmp_path / "run",
+        **row,
+        recipe={"epochs": 1, "batch_size": 12},
+        init=init({"plane2": path}, ""),
+    )
+    file = export(str(tmp_path / "run"), "direct", out=str(tmp_path / "w.safetensors")).path
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert f"`plane2={path}`, digest {digest} |" in file.with_name(f"{file.name}.md").read_text()
+
+
 def test_a_config_that_names_no_file_has_the_ids_that_it_had():
     plan = prepared().plan
     assert not any("initial" in spec for spec in plan.specs.values())
