@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numbers
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -193,12 +194,24 @@ def _files(part: pathlib.Path) -> Classes:
     endings = Image.registered_extensions()
     return {
         folder.name: sorted(
-            path
-            for path in folder.rglob("*")
-            if not path.is_dir()
-            and not any(name.startswith(".") for name in path.relative_to(folder).parts)
-            and (path.suffix.lower() in endings or not path.suffix)
+            path for path in _within(folder) if path.suffix.lower() in endings or not path.suffix
         )
         for folder in sorted(part.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
     }
+
+
+def _within(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files in a folder and in all below it, but for hidden ones.
+
+    Links are followed; of several ways to one folder, as of a link to one above, the first is taken.
+    """
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = pathlib.Path(root)
+        if here.resolve() in entered:
+            folders.clear()
+            continue
+        entered.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (here / name for name in names if not name.startswith("."))

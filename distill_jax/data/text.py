@@ -248,6 +248,9 @@ def _of_json(path: pathlib.Path, lines: Sequence[str]) -> Iterator[tuple[int, An
 
 
 def _of_columns(path: pathlib.Path, lines: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    # A carriage return within a line would end a row.
+    if bad := [n for n, line in enumerate(lines, 1) if "\r" in line]:
+        raise DataError(f"{path} line {bad[0]} has a carriage return in it: expected none")
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     names = next(reader, [])
     if not {"sentence", "label"} <= set(names):

@@ -94,6 +94,17 @@ def test_every_format_every_mode_and_deeper_folders(folder):
     np.testing.assert_array_equal(got.train.images[6], np.asarray(image))  # deep/2.png
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(folder, tmp_path_factory):
+    folder, _ = folder
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    linked = save(elsewhere / "deep" / "a.png", picture())
+    (folder / "train" / "cat" / "more").symlink_to(elsewhere)
+    (elsewhere / "deep" / "again").symlink_to(folder / "train" / "cat")
+    got = load(folder)
+    assert got.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert any(np.array_equal(image, linked) for image in got.train.images)
+
+
 def test_gray_pictures_have_one_channel_unless_one_is_coloured(folder):
     folder, _ = folder
     for path in folder.rglob("*.png"):

@@ -186,6 +186,16 @@ def test_a_digest_is_of_all_that_is_learned_from():
     assert digest_of(dataset(metrics={"second": second})) == digests[0]  # retrains nothing
 
 
+_doubled, _kept = (
+    jax.jit(lambda x, by=by: x * jnp.asarray(by)) for by in (np.full(4, 2), np.ones(4, int))
+)
+
+
+def _long(constants):
+    """Adds up as many entries of a table as there are in all."""
+    return jax.jit(lambda x: x + jnp.asarray(constants)[x])
+
+
 @pytest.mark.parametrize(
     ("preprocess", "fixed"),
     [
@@ -197,6 +207,11 @@ def test_a_digest_is_of_all_that_is_learned_from():
             False,
         ),
         (lambda x, key, train: jax.random.bits(key), False),
+        # Texts of traced programs leave out what is in these.
+        (lambda x, key, train: (_doubled if train else _kept)(x["ids"]), False),
+        (lambda x, key, train: _long(np.arange(4000) % (7 if train else 5))(x["ids"]), False),
+        (lambda x, key, train: _long(np.arange(4000) % 7)(x["ids"]), True),
+        (lambda x, key, train: jax.pure_callback(np.asarray, x["ids"], x["ids"]), False),
         (lambda x, key, train: jnp.where(x["ids"] > 2, jax.nn.relu(x["ids"]), 0), True),
     ],
 )

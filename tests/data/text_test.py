@@ -179,6 +179,7 @@ def test_rows_that_are_not_so(tmp_path, lines, message):
     ("text", "message"),
     [
         ("sentence\tlabel\na film\n", "line 2 has 1 columns: expected 2, sentence, label"),
+        ("label\tsentence\n1\ta\rfilm\n", "line 2 has a carriage return in it"),
         ("a film\t1\n", r"names the columns \['a film', '1'\]: expected sentence and label"),
         ("sentence\tlabel\nfilm\t-1\n", "labels|label"),
     ],
