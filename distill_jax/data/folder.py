@@ -204,7 +204,7 @@ def _files(part: pathlib.Path) -> Classes:
 def _within(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """The files in a folder and in all below it, but for hidden ones.
 
-    Links are followed; of several ways to one folder, as of a link to one above, the first is taken.
+    Links are followed; of several ways to one folder, as by a link to one above, the first counts.
     """
     entered = set()
     for root, folders, names in os.walk(folder, followlinks=True):
