@@ -19,6 +19,7 @@ from distill_jax.models import Network, Variables
 from distill_jax.runs import config as config_lib
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.given import load_given, network_of, stage_folder
+from distill_jax.runs.load import dataset_of
 from distill_jax.runs.plan import build_network
 from distill_jax.train import memory, programs
 from distill_jax.train.sharding import Topology
@@ -39,9 +40,13 @@ def evaluate(given: SimpleNamespace) -> int:
     name = given.network or (network_of(folder) if folder else "")
     if not name:
         raise ArgumentsError(f"{given.weights} is a file: expected the --network that it is of")
-    experiment = config_lib.resolve(given.config or _config_of(folder, given.weights))
+    named = given.config or config_lib.load_config(str(_run_of(folder, given.weights)))
+    experiment = config_lib.resolve(named)
     with pinned(experiment.dtype, experiment.precision):
-        dataset = data.load(**experiment.dataset)
+        if given.config:
+            dataset = data.load(**experiment.dataset)
+        else:
+            dataset = dataset_of(_run_of(folder, given.weights), experiment)
         try:
             network = build_network(experiment, dataset, name).backbone
         except ValueError as error:
@@ -62,12 +67,12 @@ def evaluate(given: SimpleNamespace) -> int:
     return 0
 
 
-def _config_of(folder: Path | None, weights: str) -> Any:
-    """The config of the run that a stage's folder is in."""
+def _run_of(folder: Path | None, weights: str) -> Path:
+    """The folder of the run that a stage's folder is in."""
     run = folder.absolute().parents[1] if folder else None
     if run is None or not (run / config_lib.RECORDED).is_file():
         raise ArgumentsError(f"{weights} is in no run: expected a --config, for the data")
-    return config_lib.load_config(str(run))
+    return run
 
 
 def _measured(

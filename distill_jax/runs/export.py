@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from distill_jax import data, models
+from distill_jax import models
 from distill_jax.interop import programs
 from distill_jax.interop.files import load_variables, save_variables
 from distill_jax.interop.torch_weights import WeightsError
@@ -23,7 +23,7 @@ from distill_jax.runs.config import RECORDED, RESOLVED, load_config
 from distill_jax.runs.folder import run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS, folder_name
 from distill_jax.runs.inputs import spec_as_json
-from distill_jax.runs.load import load
+from distill_jax.runs.load import data_name, dataset_of, load
 from distill_jax.runs.predict import images_of, logits_of
 from distill_jax.runs.provenance import read_run, version
 from distill_jax.runs.results import Key, Results, as_it_is
@@ -109,12 +109,13 @@ def export(
     path = Path(out) if out else folder / FOLDER / f"{folder_name(key[1], row['stage'])}.{form}"
     path.parent.mkdir(parents=True, exist_ok=True)
     config = load_config(str(folder))
-    chosen = _chosen(results, key, config, normalise)
+    chosen = _chosen(folder, results, key, config, normalise)
     with pinned(config.dtype, config.precision):
         write = _write_program if form in PROGRAMS else _write_weights
         difference = write(path, form, chosen, results)
     about = _about(folder, key[1], row["stage"])
-    write_card(path, _facts(path, results, row, chosen, config, about, normalise, difference))
+    facts = _facts(path, results, row, chosen, config, about, normalise, difference)
+    write_card(path, {**facts, "dataset": data_name(folder, config)})
     return Exported(path, difference)
 
 
@@ -156,7 +157,7 @@ def _key_of(row: dict[str, Any]) -> Key:
     return row["guidance"], row["network"], row["seed"]
 
 
-def _chosen(results: Results, key: Key, config: Any, normalise: bool) -> _Chosen:
+def _chosen(folder: Path, results: Results, key: Key, config: Any, normalise: bool) -> _Chosen:
     network, variables = results.networks[key]
     if not normalise:
         return _Chosen(network, variables, as_it_is, network.inputs, config.precision)
@@ -165,7 +166,7 @@ def _chosen(results: Results, key: Key, config: Any, normalise: bool) -> _Chosen
         dtype = "uint8" if images.value_range is None else "float32"
         spec = jax.ShapeDtypeStruct((1, *network.image_shape), dtype)
     else:
-        dataset = data.load(**config.dataset)
+        dataset = dataset_of(folder, config)
         spec = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), dataset.test.images
         )
@@ -270,7 +271,6 @@ def _facts(
         "preprocessing": dataclasses.asdict(images) if images is not None else {},
         "parameters": models.count_parameters(chosen.network),
         "flops": models.count_flops(chosen.network),
-        "dataset": config.dataset.name,
         "guidance": row["guidance"],
         "teachers": row["teachers"],
         "seed": row["seed"],

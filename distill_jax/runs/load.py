@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from distill_jax.runs.config import RECORDED, RESOLVED, load_config
 from distill_jax.runs.folder import read_rows, run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS
 from distill_jax.runs.inputs import spec_of
-from distill_jax.runs.plan import named, of_users
+from distill_jax.runs.plan import digest_of, named, of_users
 from distill_jax.runs.results import Results
 from distill_jax.runs.workdir import WorkdirError
 
@@ -47,7 +48,7 @@ def load(workdir: str | Path) -> Results:
         rows,
         _Networks(done, saved),
         _Histories(done),
-        preprocess=_preprocessing(saved, config.dataset.to_dict()),
+        preprocess=_preprocessing(saved, folder, config),
         precision=config.precision,
     )
 
@@ -103,7 +104,29 @@ class _Histories(_OnDemand):
             raise WorkdirError(f"the history of {key} cannot be read: {error}") from error
 
 
-def _preprocessing(saved: Mapping[str, Any], dataset: dict[str, Any]) -> Callable[[Any], Any]:
+def dataset_of(folder: Path, config: Any) -> data.Dataset:
+    """The data set that a run was trained on, by its config.
+
+    Raises:
+      WorkdirError: it was another, such as one that was given to `run`.
+    """
+    dataset = data.load(**config.dataset)
+    recorded = json.loads((folder / RECORDED).read_text())[RESOLVED]
+    if recorded.get("data") != digest_of(dataset):
+        raise WorkdirError(
+            f"{folder} was trained on {recorded.get('given', 'other data')}, and its config names "
+            f"{dataset.name}: expected what it was trained on"
+        )
+    return dataset
+
+
+def data_name(folder: Path, config: Any) -> str:
+    """The name of the data set that a run was trained on: the config's, or the given one's."""
+    recorded = json.loads((folder / RECORDED).read_text())[RESOLVED]
+    return recorded.get("given", config.dataset.name)
+
+
+def _preprocessing(saved: Mapping[str, Any], folder: Path, config: Any) -> Callable[[Any], Any]:
     """What networks see of raw inputs; for other tasks than images their data set is loaded."""
     known = saved["preprocessing"]
     if known:
@@ -112,7 +135,8 @@ def _preprocessing(saved: Mapping[str, Any], dataset: dict[str, Any]) -> Callabl
             tuple(known["mean"]), tuple(known["std"]), tuple(low_high) if low_high else None
         ).evaluate
 
-    def evaluate(inputs):
-        return data.load(**dataset).preprocessing.evaluate(inputs)
+    @functools.cache
+    def preprocessing():
+        return dataset_of(folder, config).preprocessing
 
-    return evaluate
+    return lambda inputs: preprocessing().evaluate(inputs)

@@ -86,6 +86,7 @@ def prepare(experiment: Experiment, dataset: data.Dataset | None = None) -> Prep
         **_resolved(experiment),
         **describe_inputs(dataset),
         "data": data_digest,
+        **({} if source else {"given": dataset.name}),
         "registered": names,
     }
     return Prepared(experiment, dataset, plan, given, resolved, beginnings)

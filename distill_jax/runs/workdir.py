@@ -211,7 +211,7 @@ def _check_same(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identifying(config: dict[str, Any]) -> dict[str, Any]:
-    left_out = (*RESUMABLE_FIELDS, "registered")
+    left_out = (*RESUMABLE_FIELDS, "registered", "given")  # "data" is the digest of what is given
     kept = {name: value for name, value in config.items() if name not in left_out}
     # Fields that there were not yet are as they are by default.
     kept = {"precision": "default", **kept}

@@ -22,7 +22,8 @@ CONFIG = {
     "dataset": {"name": "synthetic:8x8x1:4:96:32"},
     "recipe": {"epochs": 1, "batch_size": 12},
 }
-IMAGES = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+RANDOM = np.random.default_rng(1)
+IMAGES = RANDOM.integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,19 @@ def test_onnx_gives_the_same_logits(run, capsys):
     for n in (1, 5):
         (logits,) = session.run(None, {given.name: IMAGES[:n]})
         np.testing.assert_allclose(logits, wanted[:n], rtol=1e-5, atol=1e-5)
+
+
+def test_data_that_a_run_was_given_is_not_taken_from_its_config(tmp_path, capsys):
+    images, labels = RANDOM.integers(0, 256, (24, 8, 8, 1)).astype(np.uint8), np.arange(24) % 4
+    given = distill_jax.data.from_arrays((images, labels), (images, labels), classes=4, name="own")
+    config = {**CONFIG, "networks": ("plane2",), "guidance": ("none",), "seeds": (0,)}
+    distill_jax.run(config, workdir=tmp_path / "run", dataset=given, progress=False)
+    line = refused(capsys, "evaluate", f"--weights={tmp_path}/run:none/plane2/0")
+    assert "run was trained on own, and its config names synthetic:8x8x1:4:96:32" in line
+    _, file = exported(capsys, tmp_path / "run", "none")
+    assert facts(file)["dataset"] == "own"
+    again = distill_jax.run(config, workdir=tmp_path / "run", dataset=given, progress=False)
+    assert again.rows[0]["seed"] == 0
 
 
 @pytest.mark.parametrize(
