@@ -113,15 +113,19 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def imported_nnx() -> Any:
+    """Flax nnx where somebody has imported it: it is slow to import, and few networks are of it."""
+    return sys.modules.get("flax.nnx")
+
+
 def describe(value: Any) -> str:
     """A text of a value and of the code behind it, the same in every process.
 
     Functions and classes count by qualified name and source (by bytecode where there is none),
     together with what they close over and what they name of their module, and of others that are
     the user's: functions, classes, constants, objects. Those of libraries count by name and by what
-    they close over. Dataclasses
-    and modules, linen or nnx, count by class and fields, nnx Variables by shape, arrays by digest,
-    containers by what they contain.
+    they close over. Dataclasses and modules, linen or nnx, count by class and fields, nnx Variables
+    by shape, arrays by digest, containers by what they contain.
     """
     return _Description().text(value)
 
@@ -232,7 +236,7 @@ class _Description:
 
     def _object(self, value: Any) -> str:
         kind = type(value)
-        nnx = sys.modules.get("flax.nnx")  # slow to import, so only where somebody has
+        nnx = imported_nnx()
         if nnx and isinstance(value, nnx.RngStream | nnx.Rngs):
             return self._class(kind)
         if number := self._number(value):

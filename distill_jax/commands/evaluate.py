@@ -40,13 +40,10 @@ def evaluate(given: SimpleNamespace) -> int:
     name = given.network or (network_of(folder) if folder else "")
     if not name:
         raise ArgumentsError(f"{given.weights} is a file: expected the --network that it is of")
-    named = given.config or config_lib.load_config(str(_run_of(folder, given.weights)))
-    experiment = config_lib.resolve(named)
+    run = None if given.config else _run_of(folder, given.weights)
+    experiment = config_lib.resolve(given.config or config_lib.load_config(str(run)))
     with pinned(experiment.dtype, experiment.precision):
-        if given.config:
-            dataset = data.load(**experiment.dataset)
-        else:
-            dataset = dataset_of(_run_of(folder, given.weights), experiment)
+        dataset = dataset_of(run, experiment) if run else data.load(**experiment.dataset)
         try:
             network = build_network(experiment, dataset, name).backbone
         except ValueError as error:

@@ -42,6 +42,14 @@ def within(data_dir: str, kind: str, detail: str, expected: str) -> pathlib.Path
     return path
 
 
+def read_text(path: pathlib.Path) -> str:
+    """The text of a UTF-8 file without its byte order mark; DataError where it is none."""
+    try:
+        return read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 ({error}): expected text") from error
+
+
 def read(path: pathlib.Path) -> bytes:
     """The bytes of a file, unpacked where its name ends in .gz; DataError where it is damaged."""
     try:

@@ -89,7 +89,7 @@ class Task:
         if self.is_random:
             return False
         evaluated, trained = (
-            jax.jit(self._seen_by(train)).lower(self.spec, _key_shape()).as_text()
+            jax.jit(self._preprocess(train)).lower(self.spec, _key_shape()).as_text()
             for train in (False, True)
         )
         return evaluated == trained and "callback" not in trained
@@ -97,22 +97,17 @@ class Task:
     @functools.cached_property
     def is_random(self) -> bool:
         """Whether training sees an example otherwise each time: preprocessing uses its key."""
-        trained = jax.make_jaxpr(self._seen_by(train=True))(self.spec, _key_shape()).jaxpr
+        trained = jax.make_jaxpr(self._preprocess(train=True))(self.spec, _key_shape()).jaxpr
         used = [x for equation in trained.eqns for x in equation.invars]
         return any(x is trained.invars[-1] for x in (*used, *trained.outvars))
 
-    def _seen_by(self, train: bool) -> Callable[[Any, Array], Any]:
-        return functools.partial(self._one, train=train)
-
-    def _one(self, inputs: Any, key: Array, train: bool) -> Any:
-        return self.preprocess(inputs, key, train)
+    def _preprocess(self, train: bool) -> Callable[[Any, Array], Any]:
+        return lambda inputs, key: self.preprocess(inputs, key, train)
 
     def _seen(self, train: bool) -> Any:
         """The shapes and types of one preprocessed example."""
         try:
-            seen = jax.eval_shape(
-                functools.partial(self._one, train=train), self.spec, _key_shape()
-            )
+            seen = jax.eval_shape(self._preprocess(train), self.spec, _key_shape())
         except Exception as error:  # whatever somebody's code raises
             raise DataError(
                 f"preprocess cannot be run on {text_of(self.spec)} with train={train}: "

@@ -228,10 +228,7 @@ def _whole(path: pathlib.Path, rows: dict[str, list[_Row]]) -> dict[str, list[_R
 
 def _rows(path: pathlib.Path) -> list[_Row]:
     """The rows of a file; DataError names the line that is none."""
-    try:
-        lines = [line.rstrip("\r") for line in files.read(path).decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 ({error}): expected text") from error
+    lines = [line.rstrip("\r") for line in files.read_text(path).split("\n")]
     fields = _of_json if ".jsonl" in path.suffixes else _of_columns
     return [_row(f"{path} line {number}", own) for number, own in fields(path, lines)]
 

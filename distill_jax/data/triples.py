@@ -155,10 +155,7 @@ def _folder(path: pathlib.Path) -> Dataset:
         file = path / f"{part}.txt"
         if not file.is_file():
             raise DataError(f"{path} has no {part}.txt: expected train.txt, valid.txt and test.txt")
-        try:
-            lines = files.read(file).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is no UTF-8 ({error}): expected text") from error
+        lines = files.read_text(file).split("\n")
         rows = []
         for number, line in enumerate(lines, 1):
             if line.strip():

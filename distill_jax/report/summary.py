@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -40,6 +41,12 @@ def summarise(rows: list[Row]) -> list[Row]:
     return [{**line, "best": key in best} for key, line in lines.items()]
 
 
+def metrics_of(measured: Mapping[str, Any]) -> list[str]:
+    """The names of a data set's own metrics in what was measured of a network on the test set."""
+    own = (x for x in measured if x.startswith("test_") and not _EXIT.fullmatch(x))
+    return [name.removeprefix("test_") for name in own]
+
+
 def _failed(row: Row) -> bool:
     return bool(row.get("failed"))
 
@@ -64,9 +71,7 @@ def _line(group: list[Row], alone: dict[int, Row]) -> Row:
     group = trainings(group)
     accuracies = [row["test_accuracy"] for row in group]
     validated = [row["valid_accuracy"] for row in group if row.get("valid_accuracy") is not None]
-    measured = [name for name in group[0] if name.startswith("test_")]
-    branches = [x for x in measured if _EXIT.fullmatch(x) and x != "test_accuracy"]
-    own = [name for name in measured if not _EXIT.fullmatch(name)]
+    branches = [x for x in group[0] if _EXIT.fullmatch(x) and x != "test_accuracy"]
 
     def mean(name):
         # Null is what is not finite, as JSON has it.
@@ -86,7 +91,7 @@ def _line(group: list[Row], alone: dict[int, Row]) -> Row:
         "gain_interval": half_width(gains),
         "gain_seeds": len(gains),
         "branches": [mean(name) for name in branches],
-        "metrics": {name.removeprefix("test_"): mean(name) for name in own},
+        "metrics": {name: mean(f"test_{name}") for name in metrics_of(group[0])},
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from distill_jax.models import Network, Variables
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.card import accuracy_over_seeds, remove_card, write_card
 from distill_jax.runs.checkpoint import read_meta, write_bytes
-from distill_jax.runs.config import RECORDED, RESOLVED, load_config
-from distill_jax.runs.folder import run_folder, stage_place
+from distill_jax.runs.config import load_config
+from distill_jax.runs.folder import resolved_of, run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS, folder_name
 from distill_jax.runs.inputs import spec_as_json
 from distill_jax.runs.load import data_name, dataset_of, load
@@ -123,9 +122,9 @@ def _key(
     folder: Path, results: Results, guidance: str, network: str | None, seed: int | None
 ) -> Key:
     """The network that is meant; WorkdirError where there is none."""
-    recorded = json.loads((folder / RECORDED).read_text())
-    students = {one["label"]: one["students"] for one in recorded[RESOLVED]["comparisons"]}
-    seeds = recorded["seeds"]
+    saved = resolved_of(folder)
+    students = {one["label"]: one["students"] for one in saved["comparisons"]}
+    seeds = saved["seeds"]
     if guidance not in students:
         raise WorkdirError(f"{folder} has no {guidance!r}: expected {_listed(students)}")
     names = students[guidance]

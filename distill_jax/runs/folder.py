@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.runs.config import RECORDED
+from distill_jax.runs.config import RECORDED, RESOLVED
 from distill_jax.runs.given import RESULTS, WEIGHTS, folder_name
 from distill_jax.runs.workdir import LOCK, WorkdirError, folder_of
 
@@ -43,6 +43,12 @@ def run_folder(workdir: str | Path) -> Path:
     if not (folder / RECORDED).is_file():
         raise WorkdirError(f"{folder} is not the folder of a run: it has no {RECORDED}")
     return folder
+
+
+def resolved_of(folder: Path) -> dict[str, Any]:
+    """What the config of a run came to, as JSON values."""
+    resolved: dict[str, Any] = json.loads((folder / RECORDED).read_text())[RESOLVED]
+    return resolved
 
 
 def is_search(workdir: str | Path) -> bool:

@@ -16,8 +16,8 @@ from distill_jax.models import Network
 from distill_jax.report.page import Latency
 from distill_jax.runs.ambient import pinned
 from distill_jax.runs.checkpoint import write_json
-from distill_jax.runs.config import RECORDED, RESOLVED, ConfigError, load_config
-from distill_jax.runs.folder import is_held, run_folder
+from distill_jax.runs.config import ConfigError, load_config
+from distill_jax.runs.folder import is_held, resolved_of, run_folder
 from distill_jax.runs.inputs import spec_of
 
 LATENCY = "latency.json"
@@ -56,7 +56,7 @@ def measure_latency(workdir: str | Path, names: list[str]) -> Latency:
     begun, why = time.monotonic(), ""
     try:
         config = load_config(str(folder))
-        saved = json.loads((folder / RECORDED).read_text())[RESOLVED]
+        saved = resolved_of(folder)
         with pinned(config.dtype, config.precision):
             for name in waiting:
                 if time.monotonic() - begun > MOST_SECONDS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from distill_jax.data.task import Images
 from distill_jax.identity import differences
 from distill_jax.models import Network, Variables
 from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
-from distill_jax.runs.config import RECORDED, RESOLVED, load_config
-from distill_jax.runs.folder import read_rows, run_folder, stage_place
+from distill_jax.runs.config import load_config
+from distill_jax.runs.folder import read_rows, resolved_of, run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS
 from distill_jax.runs.inputs import spec_of
 from distill_jax.runs.plan import digest_of, named, of_users
@@ -35,7 +34,7 @@ def load(workdir: str | Path) -> Results:
     """
     folder = run_folder(workdir)
     config = load_config(str(folder))
-    saved = json.loads((folder / RECORDED).read_text())[RESOLVED]
+    saved = resolved_of(folder)
     rows = read_rows(folder)
     done = {
         (row["guidance"], row["network"], row["seed"]): stage_place(
@@ -111,10 +110,10 @@ def dataset_of(folder: Path, config: Any) -> data.Dataset:
       WorkdirError: it was another, such as one that was given to `run`.
     """
     dataset = data.load(**config.dataset)
-    recorded = json.loads((folder / RECORDED).read_text())[RESOLVED]
-    if recorded.get("data") != digest_of(dataset):
+    saved = resolved_of(folder)
+    if saved.get("data") != digest_of(dataset):
         raise WorkdirError(
-            f"{folder} was trained on {recorded.get('given', 'other data')}, and its config names "
+            f"{folder} was trained on {saved.get('given', 'other data')}, and its config names "
             f"{dataset.name}: expected what it was trained on"
         )
     return dataset
@@ -122,8 +121,8 @@ def dataset_of(folder: Path, config: Any) -> data.Dataset:
 
 def data_name(folder: Path, config: Any) -> str:
     """The name of the data set that a run was trained on: the config's, or the given one's."""
-    recorded = json.loads((folder / RECORDED).read_text())[RESOLVED]
-    return recorded.get("given", config.dataset.name)
+    name: str = resolved_of(folder).get("given", config.dataset.name)
+    return name
 
 
 def _preprocessing(saved: Mapping[str, Any], folder: Path, config: Any) -> Callable[[Any], Any]:

@@ -12,6 +12,7 @@ import jax
 
 from distill_jax import processes
 from distill_jax.models import deploy
+from distill_jax.report.summary import metrics_of
 from distill_jax.runs.checkpoint import Checkpoints, Damaged, recover, restore, save, write_json
 from distill_jax.runs.folder import PROGRESS, stage_place
 from distill_jax.runs.given import RESULTS, WEIGHTS, preprocessing_of
@@ -126,7 +127,7 @@ class StageFolder:
           result: of a finished stage, of another working directory perhaps.
           then: a digest of each metric's code, by name; empty where an earlier version saved it.
         """
-        names = evaluation.metrics_of(result.record)
+        names = metrics_of(result.record)
         others = [x for x in names if self.metrics.get(x) != then.get(x, self.metrics.get(x, ""))]
         gone = {f"{part}_{name}" for part in ("valid", "test") for name in others}
 

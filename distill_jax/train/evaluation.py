@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from distill_jax.train.stage import Stage, frozen_teachers, needs_of
 from distill_jax.train.stage_methods import method_warnings
 from distill_jax.train.state import TrainState
 
-_EXIT = re.compile(r"(branch\d+_)?accuracy")  # what is measured of every network
 PREFLIGHT_IMAGES = 64  # of the batch on which the terms of the loss are computed
 
 
@@ -293,12 +291,6 @@ def valid_metrics(evaluated: dict[str, Any], dataset: data.Dataset) -> dict[str,
     """Accuracy and the data set's metrics on the validation split, of an epoch's record."""
     names = (f"valid_{name}" for name in ("accuracy", *dataset.metrics))
     return {name: evaluated.get(name) for name in names}
-
-
-def metrics_of(record: Mapping[str, Any]) -> list[str]:
-    """The names of a data set's own metrics in the record of a stage."""
-    own = (name.removeprefix("test_") for name in record if name.startswith("test_"))
-    return [name for name in own if not _EXIT.fullmatch(name)]
 
 
 def with_metrics(

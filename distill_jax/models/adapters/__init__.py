@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -90,20 +89,15 @@ def nnx_batch_norms_seen(
     look: Callable[[str, Any, Any], None],
 ) -> contextlib.AbstractContextManager[None]:
     """`nnx_module.batch_norms_seen`, where somebody has imported nnx."""
-    if _nnx() is None:
+    if identity.imported_nnx() is None:
         return contextlib.nullcontext()
     from distill_jax.models.adapters import nnx_module
 
     return nnx_module.batch_norms_seen(look)
 
 
-def _nnx() -> Any:
-    """Flax nnx where somebody has imported it: it is slow to import, and few networks are of it."""
-    return sys.modules.get("flax.nnx")
-
-
 def _is_nnx(thing: Any) -> bool:
-    nnx = _nnx()
+    nnx = identity.imported_nnx()
     return nnx is not None and isinstance(thing, nnx.Module)
 
 
