@@ -19,7 +19,7 @@ from distill_jax.models import Outputs
 
 @dataclasses.dataclass(frozen=True)
 class BSS(Method):
-    """Σ_k keep_k mean CE(softmax(t_k(x')/T), softmax(s(x')/T)) max(1 - e/E, 0) at epoch e.
+    """Σ_k keep_k mean CE(softmax(t_k(x')/T), softmax(s(x')/T)) max(1 - e/E, 0) after e epochs.
 
     x' begins with an image x that student and teacher classify right. A step adds
     η (z_g - z_a + 1e-4) ∇(z_a - z_g)/‖∇‖, for the teacher's class g and another class a, and ends
@@ -87,7 +87,7 @@ class BSS(Method):
             values = self.divergence(apply(k, moved).logits, student_apply(moved).logits)
             return jnp.where(taken, values, 0.0) * share
 
-        fading = jnp.maximum(1 - context.epoch / self.epochs, 0.0)
+        fading = jnp.maximum(1 - jnp.floor(context.epoch) / self.epochs, 0.0)
         return {"bss": Term(context.over_teachers(divergence), fading)}, variables
 
     def attack(self, logits_of: Callable[[Array], Array], inputs: Array, classes: Array) -> Array:

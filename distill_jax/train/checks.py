@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from distill_jax import data
@@ -16,7 +18,7 @@ from distill_jax.models.adapters import inputs_text, nnx_batch_norms_seen
 from distill_jax.train import optim, sharding
 from distill_jax.train.reach import check_labels
 from distill_jax.train.stage import Stage, steps_per_epoch
-from distill_jax.train.stage_methods import check_methods
+from distill_jax.train.stage_methods import check_methods, method_shapes
 
 # What networks that are trained together have in common: they see one batch.
 SHARED = (
@@ -74,6 +76,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     _check_smoothing(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
+    _check_smaller_batch(stage, labels)
     check_labels(stage, labels)
 
 
@@ -176,6 +179,23 @@ def view_warnings(stage: Stage, dataset: data.Dataset) -> list[str]:
         for name, method in stage.methods
         if why and "own_view" in method.data_needs
     ]
+
+
+def _check_smaller_batch(stage: Stage, labels: np.ndarray) -> None:
+    """Raises ValueError where a method cannot take the smaller last batch of an epoch."""
+    recipe = stage.recipe
+    left = len(labels) % recipe.batch_size
+    if recipe.last_batch != "keep" or not left:
+        return
+    smaller = dataclasses.replace(stage, recipe=dataclasses.replace(recipe, batch_size=left))
+    check_methods(smaller, labels)
+    whole, own = (method_shapes(each, labels) for each in (stage, smaller))
+    for name in whole:
+        if whole[name] != own[name]:
+            raise ValueError(
+                f"last_batch is 'keep', and what method {name!r} trains is of the size of a batch, "
+                f"{recipe.batch_size}, while the last has {left}: expected 'drop'"
+            )
 
 
 def _check_statistics(stage: Stage, examples: int, topology: sharding.Topology) -> None:

@@ -242,6 +242,10 @@ CONFIGS = [
         {"devices": 3, "recipe": {"batch_size": 9, "last_batch": "keep", "train_limit": 7}},
         ["a batch of 1 is not divisible by 3 devices"],
     ),
+    (
+        {"methods": {"semckd": 1.0}, "recipe": {"batch_size": 10, "last_batch": "keep"}},
+        ["last_batch is 'keep'", "'semckd'", "a batch, 10, while the last has 6", "'drop'"],
+    ),
     ({"checkpoint_every": "-5 steps"}, ["above 0 of steps", "'-5 steps'"]),
     ({"checkpoint_every": "0 minutes"}, ["above 0 of steps", "'0 minutes'"]),
     ({"methods": {"fitnett": 1.0}}, ["unknown method 'fitnett'", "did you mean 'fitnet'"]),
