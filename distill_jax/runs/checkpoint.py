@@ -257,7 +257,13 @@ def _orbax() -> Any:
     """Imported with the first save or restore: that takes long, and a first step needs neither."""
     import orbax.checkpoint
 
+    logging.getLogger("absl").addFilter(_is_no_news_of_orbax)
     return orbax.checkpoint
+
+
+def _is_no_news_of_orbax(record: logging.LogRecord) -> bool:
+    """Not that a thread of its waits, which it warns of on a slow machine; its errors are raised."""
+    return "orbax" not in Path(record.pathname).parts
 
 
 def _checkpointer() -> Any:

@@ -390,3 +390,11 @@ def test_a_process_that_ends_while_a_save_takes_anothers_place_loses_none(
     assert place.steps() == [7]
     assert place.restore(arrays)[1] == {"n": renames}
     assert place.steps() == [7] and [p.name for p in place.folder.iterdir()] == ["7"]
+
+
+def test_what_orbax_tells_of_its_threads_is_not_said_and_what_others_tell_is(tmp_path, caplog):
+    Checkpoints(tmp_path / "progress").save(1, {"w": np.zeros(3, np.float32)}, {})
+    absl = logging.getLogger("absl")
+    for place in (ocp.__file__, __file__):
+        absl.handle(absl.makeRecord("absl", logging.WARNING, place, 1, "%s waits", (place,), None))
+    assert f"{__file__} waits" in caplog.text and f"{ocp.__file__} waits" not in caplog.text
