@@ -262,7 +262,7 @@ def _orbax() -> Any:
 
 
 def _is_no_news_of_orbax(record: logging.LogRecord) -> bool:
-    """Not that a thread of its waits, which it warns of on a slow machine; its errors are raised."""
+    """Not that its threads wait, of which it warns on slow machines; its errors are raised."""
     return "orbax" not in Path(record.pathname).parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,8 +92,8 @@ def init_state(
         "networks": {network.name: variables["params"]},
         "methods": {network.name: own_params},
     }
-    rule = optim.transform(optimizer, lambda step: jnp.zeros(()), hyper, 0)
-    opt_state = {network.name: jax.jit(rule.init)(_trained(params, network.name))}
+    init = _optimizer_init(optimizer, optim.builder_of(optimizer.optimizer))
+    opt_state = {network.name: init(_trained(params, network.name), hyper)}
     # Two arrays, not one twice: a state is donated, and a buffer can be given up only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     collections = {
@@ -102,6 +103,16 @@ def init_state(
     if averaged:
         collections["averages"] = {network.name: averaging.begin(variables)}
     return TrainState(step, params, collections, opt_state, skipped)
+
+
+@functools.lru_cache(maxsize=32)
+def _optimizer_init(options: optim.OptimOptions, builder: optim.BuildOptimizer | None) -> Callable:
+    """The first state of an optimizer, compiled once; its name may be registered anew."""
+
+    def optimizer_init(held, hyper):
+        return optim.transform(options, lambda step: jnp.zeros(()), hyper, 0).init(held)
+
+    return jax.jit(optimizer_init)
 
 
 def _completed(start: Variables, network: Network, key: Array) -> Variables:
