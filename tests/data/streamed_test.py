@@ -11,7 +11,7 @@ from PIL import Image
 import distill_jax
 from distill_jax import data, models
 from distill_jax.data import streamed
-from distill_jax.runs import plan
+from distill_jax.runs import ids
 from distill_jax.train import fit, programs, sharding, trainer
 from distill_jax.train.reporter import Reporter
 
@@ -161,8 +161,8 @@ def test_a_dataset_is_split_and_limited_without_decoding():
     assert set(few.train.images.rows) < set(dataset.train.images.rows)
     assert dataset.image_shape == (16, 16, 3)
     assert (dataset.mean, dataset.std) == data.NORMALISATION["imagenet"]
-    assert plan.digest_of(dataset) == plan.digest_of(dataset_of())
-    assert plan.digest_of(dataset) != plan.digest_of(dataset_of(split_seed=1))
+    assert ids.digest_of(dataset) == ids.digest_of(dataset_of())
+    assert ids.digest_of(dataset) != ids.digest_of(dataset_of(split_seed=1))
     assert not dataset.train.images.source.read and not dataset.test.images.source.read
 
 
