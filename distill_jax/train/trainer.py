@@ -15,7 +15,7 @@ from distill_jax import data, processes
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
-from distill_jax.train import evaluation, metrics, optim, preflight, programs
+from distill_jax.train import evaluation, inference, metrics, optim, preflight, programs
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.guard import is_halted
 from distill_jax.train.options import ReplicaInputs, TrainOptions, cache_shapes, caches_teachers
@@ -76,7 +76,7 @@ class Trainer:
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
         self.data = None if self.streamed else self._device_dataset()
         self.eval_split = "test" if self.recipe.selection == "test" else "valid"
-        self.split = programs.device_put(
+        self.split = inference.device_put(
             getattr(dataset, self.eval_split), self.topology, dataset.classes
         )
         self.frozen = self._frozen_variables()
@@ -406,7 +406,7 @@ class Trainer:
             for replica, own in zip(self.replicas, variables, strict=True)
             for progress in replica.networks
         ]
-        found = iter(programs.evaluate(pairs, self.split, self.dataset, self.topology))
+        found = iter(inference.evaluate(pairs, self.split, self.dataset, self.topology))
         return [{p.name: next(found) for p in replica.networks} for replica in self.replicas]
 
     def _measured(

@@ -18,7 +18,7 @@ from marks import slow
 import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.runs.checkpoint import Checkpoints
-from distill_jax.train import checks, fit, programs, sharding, trainer
+from distill_jax.train import checks, fit, inference, programs, sharding, trainer
 from distill_jax.train import stage as stage_lib
 from distill_jax.train.reporter import Reporter
 
@@ -90,7 +90,7 @@ def test_a_run_without_workdir_gives_rows_networks_and_histories(whole, tmp_path
     assert by["dense"]["teachers"] == ["plane6", "plane4"] and by["none"]["teachers"] == []
     network, variables = whole.networks["dense", "plane2", 0]
     dataset = data.load(**TINY["dataset"])
-    (metrics,) = programs.evaluate([(network, variables)], dataset.test, dataset)
+    (metrics,) = inference.evaluate([(network, variables)], dataset.test, dataset)
     assert metrics["accuracy"] == by["dense"]["test_accuracy"]
     history = whole.histories["dense", "plane2", 0]
     assert [record["epoch"] for record in history] == [1, 2]
@@ -119,13 +119,13 @@ def test_each_distinct_stage_is_trained_once_and_a_second_run_trains_nothing(who
 
 
 def test_a_teacher_is_run_on_a_split_once_however_many_it_teaches(monkeypatch):
-    runs, outputs_on_split = collections.Counter(), programs.outputs_on_split
+    runs, outputs_on_split = collections.Counter(), inference.outputs_on_split
 
     def counted(pairs, split, *rest):
         runs.update((network.name, len(split.labels)) for network, _ in pairs)
         return outputs_on_split(pairs, split, *rest)
 
-    monkeypatch.setattr(programs, "outputs_on_split", counted)
+    monkeypatch.setattr(inference, "outputs_on_split", counted)
     # Of the last epoch, so that no other is scored.
     rows = distill_jax.run(config(guidance=("direct", "chain", "dense"), selection="last")).rows
     assert [set(row["kl"]) for row in rows] == [{"plane6"}, {"plane4"}, {"plane6", "plane4"}]
