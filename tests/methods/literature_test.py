@@ -192,6 +192,15 @@ def test_equal_or_missing_gradients_leave_weights_that_add_up(mask):
     np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
+def test_a_long_gradient_of_a_dropped_teacher_leaves_the_weights_of_the_others():
+    kept = 1e-5 * np.random.RandomState(3).standard_normal((2, 6)).astype(np.float32)
+    long, both = np.ones((1, 6), np.float32), jnp.array([False, True, True])
+    weights = solver()(np.concatenate([long, kept]), both, 1.0)
+    alone = solver()(np.concatenate([0 * long, kept]), both, 1.0)
+    assert abs(alone[1] - alone[2]) > 0.1
+    np.testing.assert_allclose(weights, alone, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize(
     ("name", "options", "message"),
