@@ -14,7 +14,7 @@ from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 
 # What a method can ask of a teacher; a student shows all of it.
-OUTPUTS = ("logits", "feature", "stem", "stages", "preacts")
+OUTPUTS = ("logits", "feature", "stem", "stages", "preacts", "embeddings")
 # What a method can ask of the data. "view": the student is run on a second augmentation of the same
 # examples too, see `Context.view`. "partner": on another example of the same class for each, see
 # `Context.partner`. "own_view": networks that are trained together each see an augmentation of
