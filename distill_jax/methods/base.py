@@ -214,6 +214,9 @@ class Method:
     # Whether it counts labels by `Context.over_labels` or `Context.cross_entropy` alone; one that
     # reads none need not say so.
     mixes_labels: ClassVar[bool] = False
+    # With fewer classes it teaches nothing: what it compares is then the same of all logits. Two of
+    # them, scaled by their own deviation, say no more than which one is larger.
+    least_classes: ClassVar[int] = 1
 
     def for_shapes(self, shapes: Shapes) -> Method:
         """The method for networks of these outputs; itself, but for what depends on them."""
