@@ -14,7 +14,7 @@ from distill_jax.methods.losses import cross_entropy
 from distill_jax.models import Outputs
 
 # What a method can ask of a teacher; a student shows all of it.
-OUTPUTS = ("logits", "feature", "stem", "stages", "preacts")
+OUTPUTS = ("logits", "feature", "stem", "stages", "preacts", "embeddings")
 # What a method can ask of the data. "view": the student is run on a second augmentation of the same
 # examples too, see `Context.view`. "partner": on another example of the same class for each, see
 # `Context.partner`. "own_view": networks that are trained together each see an augmentation of
@@ -214,6 +214,9 @@ class Method:
     # Whether it counts labels by `Context.over_labels` or `Context.cross_entropy` alone; one that
     # reads none need not say so.
     mixes_labels: ClassVar[bool] = False
+    # With fewer classes it teaches nothing: what it compares is then the same of all logits. Two of
+    # them, scaled by their own deviation, say no more than which one is larger.
+    least_classes: ClassVar[int] = 1
 
     def for_shapes(self, shapes: Shapes) -> Method:
         """The method for networks of these outputs; itself, but for what depends on them."""

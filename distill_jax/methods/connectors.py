@@ -60,9 +60,10 @@ class SRRL(Method):
         ranges.not_negative("srrl", logit_weight=self.logit_weight)
 
     def check(self, shapes: Shapes) -> None:
-        """Raises ValueError where there is nothing to connect, or the classifier takes no such."""
+        """Raises ValueError where nothing can be connected, or the classifier takes no such."""
         features.check_vectors("srrl", shapes)
         if self.form == "vector":
+            features.check_normalised("srrl", shapes)
             return
         features.check_stages("srrl", shapes)
         for teacher in shapes.teachers:

@@ -76,6 +76,11 @@ class DKD(Method):
         not_negative("dkd", alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
         one_of("dkd", SCALINGS, scaling=self.scaling)
 
+    @property
+    def least_classes(self) -> int:  # type: ignore[override]
+        """3 of scaled logits."""
+        return 1 if self.scaling == "none" else 3
+
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:

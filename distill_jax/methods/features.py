@@ -85,6 +85,14 @@ def check_two_examples(name: str, shapes: Shapes) -> None:
         raise ValueError(f"{name} compares the examples of a batch: expected at least 2, got 1")
 
 
+def check_normalised(name: str, shapes: Shapes) -> None:
+    """Raises ValueError where a BatchNorm would see one vector, of which its bias is left."""
+    if len(shapes.student.logits) < 2:
+        raise ValueError(
+            f"{name} normalises vectors over the batch: expected at least 2 examples, got 1"
+        )
+
+
 def check_stages(name: str, shapes: Shapes) -> None:
     """Raises ValueError where a network has no stages."""
     for whose, outputs in _each(shapes):

@@ -97,6 +97,11 @@ class KD(Method):
 
     teaches_itself: ClassVar[bool] = False
 
+    @property
+    def least_classes(self) -> int:  # type: ignore[override]
+        """3 of standardised logits."""
+        return 3 if self.options.standardise else 1
+
     def terms(
         self, variables: dict[str, Any], context: Context
     ) -> tuple[dict[str, Term], dict[str, Any]]:

@@ -59,6 +59,11 @@ class DIST(Method):
         above_zero("dist", temperature=self.temperature)
         not_negative("dist", beta=self.beta, gamma=self.gamma)
 
+    @property
+    def least_classes(self) -> int:  # type: ignore[override]
+        """3 of rows alone: two probabilities correlate by 1 or -1."""
+        return 1 if self.gamma else 3
+
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError where a batch has no two examples to compare."""
         size = shapes.student.logits.shape[0]

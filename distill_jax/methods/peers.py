@@ -19,6 +19,7 @@ from distill_jax.methods.exits import (
     exits_of,
     logits_of,
 )
+from distill_jax.methods.features import check_normalised
 from distill_jax.methods.losses import kl_of_raised
 from distill_jax.methods.ranges import above_zero, counts, not_negative
 from distill_jax.models.basics import Mode, at_least_float32
@@ -78,8 +79,9 @@ class ONE(OwnExits):
         not_negative("one", kd_weight=self.kd_weight, rampup_epochs=self.rampup_epochs)
 
     def check(self, shapes: Shapes) -> None:
-        """Raises ValueError where there are no branches, or no stage before the last."""
+        """Raises ValueError where there are no branches, no stage before the last, or one image."""
         check_branches("one", shapes)
+        check_normalised("one", shapes)
         if len(shapes.student.stages) < 2:
             raise ValueError(
                 "one's gate sees the stage before the last: expected two stages or more of the "

@@ -128,10 +128,7 @@ class ReviewKD(Method):
         features.check_vectors("reviewkd", shapes)
         for teacher in shapes.teachers:
             features.check_maps("reviewkd", self._stages(shapes.student), teacher.preacts)
-        if len(shapes.student.logits) < 2:
-            raise ValueError(
-                "reviewkd normalises vectors over the batch: expected at least 2 examples, got 1"
-            )
+        features.check_normalised("reviewkd", shapes)
 
     def init(self, key: Array, shapes: Shapes) -> dict[str, Any]:
         """{"params", "batch_stats"}, each {"0": of the largest teacher, "1": ...}."""

@@ -82,6 +82,7 @@ class NormKD(Method):
     temperature: float = 2.0
 
     teaches_itself: ClassVar[bool] = False
+    least_classes: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         above_zero("normkd", temperature=self.temperature)

@@ -189,6 +189,8 @@ def smallest_sum(vectors: Array, mask: Array, limit: float) -> Array:
     """
     number = jnp.maximum(jnp.sum(mask.astype(vectors.dtype)), 1.0)
     upper = jnp.where(mask, jnp.maximum(limit, 1.0 / number), 0.0)
+    # Else the size of what is masked would say how small a gain still counts.
+    vectors = jnp.where(mask[:, None], vectors, 0.0)
     products = jnp.dot(vectors, vectors.T, precision=lax.Precision.HIGHEST)
     size = jnp.trace(products)
     products = products / jnp.where(size > 0, size, 1.0)

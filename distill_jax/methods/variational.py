@@ -29,7 +29,8 @@ class Prediction(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """(B, H, W, c) -> mean (B, H, W, C), variance (C,)."""
         mean = Pointwise(self.features, name="regressor")(x)
-        start = math.log(math.expm1(self.variance - self.epsilon))
+        above = self.variance - self.epsilon
+        start = above + math.log(-math.expm1(-above))  # of log(1 + eᵃ), without eᵃ: it may overflow
         scale = self.param("log_scale", nn.initializers.constant(start), (self.features,))
         return mean, nn.softplus(scale) + self.epsilon
 

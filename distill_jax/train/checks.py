@@ -74,6 +74,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     _check_tables(stage)
     _check_moving(stage)
     _check_smoothing(stage)
+    _check_classes(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
     _check_smaller_batch(stage, labels)
@@ -101,6 +102,18 @@ def _check_smoothing(stage: Stage) -> None:
                 f"label_smoothing is {smoothing:g}, and method {name!r} counts the labels of "
                 f"{stage.network.name} itself in the place of the cross-entropy that it smooths: "
                 "expected 0 beside it"
+            )
+
+
+def _check_classes(stage: Stage) -> None:
+    """Raises ValueError where a method teaches nothing as there are too few classes."""
+    classes = stage.network.classes
+    for name, method in stage.methods:
+        if classes < method.least_classes:
+            raise ValueError(
+                f"method {name!r} as it is set would teach {stage.network.name} nothing: there are "
+                f"{classes} classes, and what it compares of so few is the same whatever the logits"
+                f" are; expected at least {method.least_classes}"
             )
 
 

@@ -8,7 +8,11 @@ import pytest
 import distill_jax
 from distill_jax import data, models
 from distill_jax.data import ranking
+from distill_jax.methods import Shapes
+from distill_jax.methods.registry import EdgeMethod
 from distill_jax.train import programs
+from distill_jax.train.teachers import FrozenTeachers
+from distill_jax.train.terms import teacher_needs
 
 NAME = "synthetic_triples:12:2:160"
 CONFIG = {
@@ -120,6 +124,29 @@ def test_scores_are_those_of_the_papers(kind):
     if kind == "complex":
         table = table[:, :4] + 1j * table[:, 4:]
     np.testing.assert_allclose(moduli[0], np.abs(table), rtol=1e-5, atol=1e-6)
+
+
+def test_a_function_of_an_edge_compares_the_embeddings_of_a_frozen_teacher():
+    """Which were none to it, so that functions that walk them by pairs gave 0."""
+
+    def gap(student, teacher, labels, hyper):
+        pairs = zip(student.embeddings, teacher.embeddings, strict=False)
+        return sum(jnp.square(s - t).mean(-1) for s, t in pairs) + jnp.zeros(len(labels))
+
+    whole = data.load(NAME)
+    network = models.build("distmult_4", whole.classes, whole.inputs)
+    shapes = Shapes(network.output_shapes, (network.output_shapes,), whole.classes, 8)
+    method = EdgeMethod(name="gap", loss=gap).for_shapes(shapes)
+    assert method.needs == ("embeddings",)
+    asked = jax.tree.map(jnp.asarray, data.take(whole.test.images, slice(6)))
+    own, other = (network.init(jax.random.key(seed)) for seed in (0, 1))
+    frozen = FrozenTeachers((network,), teacher_needs((("gap", method),)))
+    (shown,) = frozen.outputs((other,), asked, None).each()
+    student = network.apply(own, asked)[0]
+    labels = jnp.zeros(6, jnp.int32)
+    expected = gap(student, network.apply(other, asked)[0], labels, None)
+    assert expected.min() > 0
+    np.testing.assert_allclose(gap(student, shown, labels, None), expected, rtol=1e-5)
 
 
 def test_a_run_is_measured_and_chooses_by_the_filtered_rank(monkeypatch):

@@ -229,6 +229,13 @@ def test_vid_begins_with_its_variance_and_trains_it():
     assert all(np.any(x) for x in jax.tree.leaves(by_variables))
 
 
+@pytest.mark.parametrize("variance", [1.1e-5, 1e-3, 1e4])
+def test_vid_begins_with_any_variance(variance):
+    method = VID(variance=variance)
+    scale = variables_of(method)["params"]["0"]["0"]["log_scale"]
+    np.testing.assert_allclose(jax.nn.softplus(scale) + 1e-5, np.full(3, variance), rtol=1e-4)
+
+
 def test_normalised_embeddings_have_unit_length():
     module = Embedding(6, normalised=True)
     embedded = module.apply(module.init(jax.random.key(0), STUDENT.feature), STUDENT.feature)
@@ -333,6 +340,15 @@ def test_a_batch_of_one_is_refused(name):
     student, teacher = jax.tree.map(lambda x: x[:1], (STUDENT, TEACHERS[0]))
     with pytest.raises(ValueError, match=f"{name} compares the examples of a batch: expected at"):
         against(student, teacher, METHODS[name])
+
+
+@pytest.mark.parametrize("name", ["srrl", "reviewkd"])
+def test_a_batch_of_one_whose_vectors_are_normalised_is_refused(name):
+    """A BatchNorm gives its bias for one vector, so that the student would learn nothing."""
+    student, teacher = jax.tree.map(lambda x: x[:1], (STUDENT, TEACHERS[0]))
+    with pytest.raises(ValueError, match=f"{name} normalises vectors over the batch: expected at"):
+        against(student, teacher, METHODS[name])
+    against(student, shown(1, *MAPS, feature=5), METHODS["srrl_map"])
 
 
 @pytest.mark.parametrize(

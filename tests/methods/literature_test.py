@@ -192,6 +192,15 @@ def test_equal_or_missing_gradients_leave_weights_that_add_up(mask):
     np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
+def test_a_long_gradient_of_a_dropped_teacher_leaves_the_weights_of_the_others():
+    kept = 1e-5 * np.random.RandomState(3).standard_normal((2, 6)).astype(np.float32)
+    long, both = np.ones((1, 6), np.float32), jnp.array([False, True, True])
+    weights = solver()(np.concatenate([long, kept]), both, 1.0)
+    alone = solver()(np.concatenate([0 * long, kept]), both, 1.0)
+    assert abs(alone[1] - alone[2]) > 0.1
+    np.testing.assert_allclose(weights, alone, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize(
     ("name", "options", "message"),
@@ -257,6 +266,32 @@ def test_networks_that_a_method_cannot_pair_are_refused(name, shapes, message):
         method.check(shapes)
     own = {"dist": {"gamma": 0}, "ca_mkd": {"feature_weight": 0}}[name]
     methods.build(name, own).check(shapes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_two_classes_some_forms_leave_nothing_to_teach_and_say_so(classes):
+    """Two logits over their deviation, or two correlated probabilities, are as good as signs."""
+    own, theirs = jax.random.normal(jax.random.key(3), (2, B, classes))
+    forms = {name: m for name, m in TAUGHT.items() if name not in ("ctkd", "ca_mkd", "ae_kd")}
+    forms |= {"dist of rows": methods.DIST(gamma=0.0), "kd": methods.KD()}
+
+    def losses(logits):
+        context = context_of(
+            outputs_of(logits),
+            theirs[None],
+            None,
+            LABELS % classes,
+            Hyper(temperature=2.0, kd_weight=1.0),
+        )
+        return {
+            name: total({k: t for k, t in m.terms({}, context)[0].items() if not k.endswith("_ce")})
+            for name, m in forms.items()
+        }
+
+    gradients = once(jax.jacrev(losses))(own)
+    nothing = {name for name, gradient in gradients.items() if jnp.abs(gradient).max() < 1e-3}
+    assert nothing == {name for name, m in forms.items() if classes < m.least_classes}
+    assert len(nothing) == (5 if classes == 2 else 0)
 
 
 @pytest.mark.parametrize("name", [n for n in TAUGHT if n in methods.METHODS])

@@ -149,6 +149,9 @@ def test_exits_of_one_stage_have_no_gate_and_of_plain_peers_no_exits():
     alone = shown((8, 8, 3))._replace(branches=(THIN,))
     with pytest.raises(ValueError, match="expected two stages or more of the student, got 1"):
         methods.build("one").check(Shapes(alone, (), C, 20))
+    single = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), EXITS)
+    with pytest.raises(ValueError, match="one normalises vectors over the batch: expected at"):
+        methods.build("one").check(Shapes(single, (), C, 20))
     with pytest.raises(ValueError, match="expected branches of teacher 2 too.*dks:resnet20, got"):
         methods.build("dcm").check(Shapes(EXITS, (EXITS, THIN), C, 20))
 

@@ -267,6 +267,14 @@ CONFIGS = [
         {"methods": {"dcm": 1.0}, "networks": ("dks:plane4", "dks:plane2")},
         ["dks:plane4 teaches dks:plane2, but none of its methods does so along that edge"],
     ),
+    (
+        {"methods": {"normkd": 1.0}, "dataset": {"name": "synthetic:8x8x1:2:48:32"}},
+        ["method 'normkd' as it is set would teach plane2 nothing", "2 classes", "at least 3"],
+    ),
+    (
+        {"loss": {"standardise": True}, "dataset": {"name": "synthetic:8x8x1:2:48:32"}},
+        ["method 'kd' as it is set would teach plane2 nothing", "2 classes", "at least 3"],
+    ),
     ({"networks": ("one:plane9x", "plane2")}, ["unknown network 'plane9x'", "okddip:NAME"]),
     ({"method_options": {"one": {"temperature": 0}}}, ["one's temperature is a number above 0"]),
     ({"method_options": {"okddip": {"factor": 0}}}, ["okddip's factor is a whole number above 0"]),
