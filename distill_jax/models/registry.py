@@ -214,7 +214,8 @@ def _adapted(
                 f"{inputs_text(inputs)}: {type(error).__name__}: {error}"
             ) from error
 
-    return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
+    door, code = registration.door, registration.build
+    return adapt(make, door, classes, inputs, image_shape_of(inputs), code=code)
 
 
 def _grown(network: Network, name: str, kind: Kind, peers: int) -> Network:
