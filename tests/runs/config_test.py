@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import ml_collections
+import numpy as np
 import pytest
 
 import distill_jax
