@@ -19,6 +19,7 @@ from distill_jax.train import optim, sharding
 from distill_jax.train.reach import check_labels
 from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.stage_methods import check_methods, method_shapes
+from distill_jax.train.state import split_variables
 
 # What networks that are trained together have in common: they see one batch.
 SHARED = (
@@ -76,6 +77,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     _check_smoothing(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
+    _check_optimizer(stage, labels)
     _check_smaller_batch(stage, labels)
     check_labels(stage, labels)
 
@@ -246,6 +248,15 @@ def _normalised(module, x=None, use_running_average=None, *_, **__):
         fixed = (use_running_average, module.use_running_average)
         return None if any(fixed) else x
     return x
+
+
+def _check_optimizer(stage: Stage, labels: np.ndarray) -> None:
+    """Raises ValueError where an optimizer of the user's cannot be run."""
+    options = stage.recipe.optim
+    if optim.is_registered(options.optimizer):
+        own = split_variables(method_shapes(stage, labels))[0]
+        held = {"network": stage.network.shapes["params"], "methods": own}
+        optim.check(options, stage.hyper, held)
 
 
 def _check_moving(stage: Stage) -> None:

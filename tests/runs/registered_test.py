@@ -151,3 +151,22 @@ def test_a_name_registered_anew_is_trained_anew():
         rows = distill_jax.run(config, dataset=dataset()).rows
         digests.append(rows[0]["state_digest"])
     assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda schedule, hyper: 3, "its builder gives 3: expected an optax.GradientTransf"),
+        (lambda schedule: optax.sgd(schedule), "cannot be run: TypeError: .*2 were given"),
+        (lambda schedule, hyper: optax.lbfgs(schedule), "cannot be run: TypeError: .*'value_fn'"),
+        (
+            lambda schedule, hyper: optax.sgd(0.2 if hyper.weight_decay > 0 else 0.1),
+            "cannot be run: TracerBoolConversionError: .* its numbers are traced",
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_be_run_is_refused_before_training(build, message, tmp_path):
+    register(optimizer=build)
+    with pytest.raises(distill_jax.ConfigError, match=f"optimizer 'mine_sgd'.*{message}"):
+        distill_jax.run(CONFIG, workdir=tmp_path / "run", dataset=dataset())
+    assert not (tmp_path / "run").exists()
