@@ -16,7 +16,7 @@ from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import LogitsTable, Network
 from distill_jax.models.adapters import inputs_text, nnx_batch_norms_seen
 from distill_jax.train import optim, sharding
-from distill_jax.train.reach import check_labels
+from distill_jax.train.reach import check_terms
 from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.stage_methods import check_methods, method_shapes
 from distill_jax.train.state import split_variables
@@ -79,7 +79,7 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     check_methods(stage, labels)
     _check_optimizer(stage, labels)
     _check_smaller_batch(stage, labels)
-    check_labels(stage, labels)
+    check_terms(stage, labels)
 
 
 def _check_tables(stage: Stage) -> None:
