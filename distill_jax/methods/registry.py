@@ -233,6 +233,11 @@ def names() -> tuple[str, ...]:
     return (*METHODS, *_registered)
 
 
+def registered() -> list[Any]:
+    """What users registered."""
+    return [method for method, _ in _registered.values()]
+
+
 def is_registered(name: str) -> bool:
     """Whether a user registered a method under a name."""
     return name in _registered

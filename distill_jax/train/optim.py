@@ -151,6 +151,11 @@ def register_optimizer(name: str, build: BuildOptimizer, version: str = "1") -> 
     _registered[name] = (build, str(version))
 
 
+def registered() -> list[Any]:
+    """What users registered."""
+    return [build for build, _ in _registered.values()]
+
+
 def is_registered(name: str) -> bool:
     """Whether a user registered a optimizer under a name."""
     return name in _registered

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from distill_jax import data, rng, traced
+from distill_jax.changed import until_changed
 from distill_jax.data.task import Examples, Images
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import Measured, combined, measure
@@ -84,7 +85,7 @@ def train_program(
     )
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _train_program(
     stages: tuple[Stage, ...],
     steps: int,
@@ -186,7 +187,7 @@ def freeze_teachers(
     return _freeze_program(teachers, topology, topology.backend)(placed)
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _freeze_program(teachers, topology, platform):
     def freeze(variables):
         return FrozenTeachers(teachers).freeze(variables)
@@ -349,7 +350,7 @@ def _own_rows(n: int, size: int, batch: int, topology: sharding.Topology) -> np.
     return np.minimum(rows[: max(np.sum(rows < n), least)], n - 1)
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _outputs_program(network, count, names, preprocessing, topology):
     """Of `count` networks that are alike: a tuple of their variables -> one of their outputs."""
 
@@ -443,7 +444,7 @@ def first_terms(
     )
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _terms_program(stages, preprocessing, platform):
     teachers = frozen_teachers(stages)
     frozen = FrozenTeachers(teachers)

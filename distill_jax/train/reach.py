@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import methods as methods_by_name
+from distill_jax.changed import until_changed
 from distill_jax.methods import Hyper
 from distill_jax.methods.base import MixedLabels
 from distill_jax.models import LogitsTable
@@ -53,7 +54,7 @@ def as_phase(stage: Stage, labels: np.ndarray) -> Stage:
     return dataclasses.replace(stage, recipe=recipe, phase=True)
 
 
-@functools.lru_cache(maxsize=128)
+@until_changed(maxsize=128)
 def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
     """Patterns of the network's parameters that would move and that its terms do not depend on.
 
