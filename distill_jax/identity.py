@@ -369,7 +369,9 @@ def _imported_within(code: types.CodeType, package: Any) -> tuple[dict[str, Any]
     """
     modules: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    module, value, name = None, None, ""
+    module: types.ModuleType | None = None
+    value: Any = None
+    name = ""
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("EXTENDED_ARG", "CACHE")]
     for place, step in enumerate(steps):
         if step.opname == "IMPORT_NAME":

@@ -133,6 +133,7 @@ def _values(
     teachers,
     inputs,
     labels,
+    *,
     mixed: bool = False,
     numbers: Any = (Hyper(), 0.0),
 ) -> Any:

@@ -95,8 +95,9 @@ class NnxNetwork(Outside):
         dropouts = map(name_of, self.layout.dropouts if train else ())
         for name in dict.fromkeys((*calls, *dropouts)):
             layer = at(module, paths[name])
+            kind: Any = type(layer)
             setattr(layer, _PLACE, name)
-            object.__setattr__(layer, "__class__", _watched(type(layer)))  # not a field of nnx's
+            object.__setattr__(layer, "__class__", _watched(kind))  # not a field of nnx's
         token = _CALL.set(_Call(calls, train, axis, tracers.TraceState()))
         try:
             output = module(inputs) if self.call is None else self.call(module, inputs, train)
