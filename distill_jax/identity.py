@@ -11,6 +11,7 @@ import enum
 import fractions
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
@@ -32,6 +33,10 @@ _PLAIN |= range | slice | pathlib.PurePath | fractions.Fraction
 # Their code counts by name: a newer version of a library makes no other network.
 _LIBRARIES = {"chex", "distill_jax", "flax", "jax", "jaxlib", "numpy", "optax"}
 _LIBRARIES |= sys.stdlib_module_names
+_INSTALLED = "site-packages", "dist-packages"
+# Instructions that look up what a function has or closes over; the last name of those of two.
+_LOCAL = [name for name in dis.opmap if name.startswith("LOAD_FAST") or name.endswith("LOAD_FAST")]
+_LOCAL += ["LOAD_DEREF"]
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -123,9 +128,10 @@ def describe(value: Any) -> str:
 
     Functions and classes count by qualified name and source (by bytecode where there is none),
     together with what they close over and what they name of their module, and of others that are
-    the user's: functions, classes, constants, objects. Those of libraries count by name and by what
-    they close over. Dataclasses and modules, linen or nnx, count by class and fields, nnx Variables
-    by shape, arrays by digest, containers by what they contain.
+    the user's, also those that they import when they run: functions, classes, constants, objects.
+    Those of libraries count by name and by what they close over. Dataclasses and modules, linen or
+    nnx, count by class and fields, nnx Variables by shape, arrays by digest, containers by what
+    they contain.
     """
     return _Description().text(value)
 
@@ -282,7 +288,7 @@ def _is_installed(kind: type) -> bool:
 
 def _is_module_installed(name: str) -> bool:
     file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
+    return any(part in file for part in _INSTALLED)
 
 
 def _is_users(module: str) -> bool:
@@ -322,11 +328,12 @@ def _closed_over(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _named_globals(function: types.FunctionType) -> dict[str, Any]:
-    """What the code names in its module, and there of the user's modules."""
+    """What the code names in its module, and of the user's modules there, around it and within."""
     names = _names(function.__code__) & function.__globals__.keys()
     found = {name: function.__globals__[name] for name in names}
     found = {name: v for name, v in found.items() if not isinstance(v, types.ModuleType)}
-    return found | _named_of_modules(function.__code__, function.__globals__)
+    around = {**function.__globals__, **dict(_closed_over(function))}
+    return found | _named_of_modules(function.__code__, around)
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -336,8 +343,9 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _named_of_modules(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
     """What code names of the user's modules, `helper.loss` by this text; libraries are left out."""
-    found: dict[str, Any] = {}
-    for chain in _chains(code):
+    imported, found = _imported_within(code, names.get("__package__"))
+    names = {**names, **imported}
+    for chain in (*_chains(code), *_chains(code, _LOCAL)):
         value, path = names.get(chain[0]), chain[0]
         for name in chain[1:]:
             if not isinstance(value, types.ModuleType) or not _is_users(value.__name__):
@@ -351,8 +359,63 @@ def _named_of_modules(code: types.CodeType, names: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _chains(code: types.CodeType) -> Iterator[list[str]]:
-    """The names that code looks up outside of itself, each with the attributes that follow it."""
+def _imported_within(code: types.CodeType, package: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What code imports when it runs, of the user's modules.
+
+    It is imported here, if it was not before: the same text has to come of it in every process.
+
+    Returns:
+      The modules by the names that they have in the code, and all else by `module.name`.
+    """
+    modules: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    module: types.ModuleType | None = None
+    value: Any = None
+    name = ""
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("EXTENDED_ARG", "CACHE")]
+    for place, step in enumerate(steps):
+        if step.opname == "IMPORT_NAME":
+            level, names = steps[place - 2].argval, steps[place - 1].argval
+            name = f"{'.' * level}{step.argval}"
+            module = _users_module(name, package)
+            if module is not None and not names:  # `import a.b` gives a
+                module = sys.modules[module.__name__.partition(".")[0]]
+            value = module
+        elif step.opname == "IMPORT_FROM" and module is not None:
+            value = getattr(module, step.argval, _ABSENT)
+            if not isinstance(value, types.ModuleType):
+                found[f"{name}.{step.argval}"] = value
+        elif step.opname.startswith("STORE_") and isinstance(value, types.ModuleType):
+            own = step.argval[0] if isinstance(step.argval, tuple) else step.argval
+            modules[own], value = value, None
+    return modules, found
+
+
+def _users_module(name: str, package: Any) -> types.ModuleType | None:
+    """A module that is a user's, imported; None of others, and of one that cannot be imported."""
+    try:
+        absolute = importlib.util.resolve_name(name, package)
+        top = absolute.partition(".")[0]
+        if top not in _LIBRARIES and top not in sys.modules:
+            place = importlib.util.find_spec(top)  # what is installed is not imported for this
+            if place is None or any(part in (place.origin or "") for part in _INSTALLED):
+                return None
+        elif not _is_users(top):
+            return None
+        return importlib.import_module(absolute)
+    except Exception:  # whatever somebody's code raises: the function itself will say so
+        return None
+
+
+def _chains(
+    code: types.CodeType, loads: Collection[str] = ("LOAD_GLOBAL", "LOAD_NAME")
+) -> Iterator[list[str]]:
+    """The names that code looks up, each with the attributes that follow it.
+
+    Args:
+      code: of a function or a class.
+      loads: the instructions that look up; by default those outside of the code.
+    """
     chain: list[str] = []
     for instruction in dis.get_instructions(code):
         if chain and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -360,8 +423,9 @@ def _chains(code: types.CodeType) -> Iterator[list[str]]:
             continue
         if chain:
             yield chain
-        named = instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-        chain = [instruction.argval] if named else []
+        named = instruction.opname in loads
+        value = instruction.argval
+        chain = [value[-1] if isinstance(value, tuple) else value] if named else []
 
 
 def _named_in_body(kind: type, functions: Iterable[types.FunctionType]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ ROOMS = (
     "rng",
     "refusals",
     "identity",
+    "changed",
     "processes",
     "traced",
     "graph",

@@ -103,6 +103,7 @@ ELSEWHERE = {
     "teskd": "config.evolve",
 }
 _registered: dict[str, tuple[Method, str]] = {}
+_NEEDS = (*Outputs._fields, "apply", "head")  # what a class may need of a teacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +213,11 @@ def register_method(
         if unknown := sorted(set(needs) - set(OUTPUTS)):
             raise ValueError(f"needs are of {OUTPUTS}, got {', '.join(unknown)}")
         method = EdgeMethod(name=name, loss=method, needs=tuple(needs))
+    elif isinstance(method.needs, str) or not set(method.needs) <= set(_NEEDS):
+        raise ValueError(
+            f"needs of method {name!r} are {method.needs!r}: expected a tuple of names among "
+            f"{', '.join(_NEEDS)}"
+        )
     try:
         hash(method)
     except TypeError as error:
@@ -225,6 +231,11 @@ def register_method(
 def names() -> tuple[str, ...]:
     """The names of all methods, those of the library first."""
     return (*METHODS, *_registered)
+
+
+def registered() -> list[Any]:
+    """What users registered."""
+    return [method for method, _ in _registered.values()]
 
 
 def is_registered(name: str) -> bool:

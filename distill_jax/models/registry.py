@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax.changed import until_changed
 from distill_jax.models.adapters import Door, adapt, inputs_text
 from distill_jax.models.branched import BRANCHED, Kind, backbone_name, split_name
 from distill_jax.models.families import FAMILIES, MODELS, TASK_FAMILIES, Builder, TaskFamily
@@ -98,6 +99,11 @@ def check_name(name: str) -> None:
 def is_registered(name: str) -> bool:
     """Whether a user registered a network under a name."""
     return backbone_name(name) in _REGISTERED
+
+
+def registered() -> list[Any]:
+    """What users registered."""
+    return list(_REGISTERED.values())
 
 
 def register_network(
@@ -193,7 +199,7 @@ def _of_task(
     return adapt(lambda: module, door, classes, inputs, (), dtype)
 
 
-@functools.lru_cache(maxsize=128)
+@until_changed(maxsize=128)
 def _adapted(
     registration: Registration,
     classes: int,
@@ -214,7 +220,8 @@ def _adapted(
                 f"{inputs_text(inputs)}: {type(error).__name__}: {error}"
             ) from error
 
-    return adapt(make, registration.door, classes, inputs, image_shape_of(inputs))
+    door, code = registration.door, registration.build
+    return adapt(make, door, classes, inputs, image_shape_of(inputs), code=code)
 
 
 def _grown(network: Network, name: str, kind: Kind, peers: int) -> Network:

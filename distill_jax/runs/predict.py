@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data
+from distill_jax.changed import until_changed
 from distill_jax.data.task import Images, text_of
 from distill_jax.models import Network, Variables
 from distill_jax.runs.ambient import pinned
@@ -59,7 +59,7 @@ def images_of(preprocess: Callable[[Any], Any]) -> Images | None:
     return images if isinstance(images, Images) else None
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _program(network: Network, preprocess: Callable[[Any], Any]) -> Callable[..., jax.Array]:
     def forward(variables, inputs):
         return network.apply(variables, preprocess(inputs))[0].logits.astype(jnp.float32)

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from distill_jax import data
+from distill_jax.changed import forget_changed
 from distill_jax.identity import plain
+from distill_jax.methods import registry as methods
 from distill_jax.models import Variables
+from distill_jax.models import registry as networks
 from distill_jax.runs.config import RESOLVED, ConfigError, Experiment
 from distill_jax.runs.given import load_given
 from distill_jax.runs.ids import digest_of
 from distill_jax.runs.initial import Beginning, load_initial
 from distill_jax.runs.inputs import describe_inputs
 from distill_jax.runs.plan import Plan, make_plan, registered
+from distill_jax.train import optim
 from distill_jax.train.checks import check
 from distill_jax.train.options import caches_teachers
 
@@ -63,6 +67,9 @@ def prepare(experiment: Experiment, dataset: data.Dataset | None = None) -> Prep
         dataset = data.load(**experiment.dataset)
     else:
         data.check(dataset)
+    # In a notebook what they name may have got another value since they were compiled.
+    own = [] if dataset.task is None else [dataset.task.preprocess]
+    forget_changed([*networks.registered(), *methods.registered(), *optim.registered(), *own])
     if experiment.workers and isinstance(dataset.train.images, data.Streamed):
         data.check_grain(experiment.workers)
     try:

@@ -16,9 +16,10 @@ from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import LogitsTable, Network
 from distill_jax.models.adapters import inputs_text, nnx_batch_norms_seen
 from distill_jax.train import optim, sharding
-from distill_jax.train.reach import check_labels
+from distill_jax.train.reach import check_terms
 from distill_jax.train.stage import Stage, steps_per_epoch
 from distill_jax.train.stage_methods import check_methods, method_shapes
+from distill_jax.train.state import split_variables
 
 # What networks that are trained together have in common: they see one batch.
 SHARED = (
@@ -77,8 +78,9 @@ def check(stage: Stage, dataset: data.Dataset, topology: sharding.Topology) -> N
     _check_classes(stage)
     _check_statistics(stage, examples, topology)
     check_methods(stage, labels)
+    _check_optimizer(stage, labels)
     _check_smaller_batch(stage, labels)
-    check_labels(stage, labels)
+    check_terms(stage, labels)
 
 
 def _check_tables(stage: Stage) -> None:
@@ -259,6 +261,15 @@ def _normalised(module, x=None, use_running_average=None, *_, **__):
         fixed = (use_running_average, module.use_running_average)
         return None if any(fixed) else x
     return x
+
+
+def _check_optimizer(stage: Stage, labels: np.ndarray) -> None:
+    """Raises ValueError where an optimizer of the user's cannot be run."""
+    options = stage.recipe.optim
+    if optim.is_registered(options.optimizer):
+        own = split_variables(method_shapes(stage, labels))[0]
+        held = {"network": stage.network.shapes["params"], "methods": own}
+        optim.check(options, stage.hyper, held)
 
 
 def _check_moving(stage: Stage) -> None:

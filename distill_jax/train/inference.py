@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data
+from distill_jax.changed import until_changed
 from distill_jax.evals import classification
 from distill_jax.evals.metrics import Measured, combined, measure
 from distill_jax.models import Network, Variables
@@ -175,7 +175,7 @@ def _own_rows(n: int, size: int, batch: int, topology: sharding.Topology) -> np.
     return np.minimum(rows[: max(np.sum(rows < n), least)], n - 1)
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _outputs_program(network, count, names, preprocessing, topology):
     """Of `count` networks that are alike: a tuple of their variables -> one of their outputs."""
 

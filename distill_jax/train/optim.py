@@ -151,6 +151,11 @@ def register_optimizer(name: str, build: BuildOptimizer, version: str = "1") -> 
     _registered[name] = (build, str(version))
 
 
+def registered() -> list[Any]:
+    """What users registered."""
+    return [build for build, _ in _registered.values()]
+
+
 def is_registered(name: str) -> bool:
     """Whether a user registered a optimizer under a name."""
     return name in _registered
@@ -169,6 +174,40 @@ def identity_of(optimizer: str) -> Any:
     return {"name": optimizer, "version": version, "repr": describe(build)}
 
 
+def check(options: OptimOptions, hyper: Hyper, held: Any) -> None:
+    """Tries a registered optimizer on shapes alone.
+
+    Args:
+      options: the rule.
+      hyper: the numbers of a step.
+      held: the shapes of what it trains.
+
+    Raises:
+      ValueError: its builder does not give an optimizer, or one that cannot be run.
+    """
+    if options.optimizer not in _registered:
+        return
+
+    def run(hyper, step, held):
+        rule = transform(options, lambda step: 1.0 / (step + 1), hyper, step)
+        return optax.apply_updates(held, rule.update(held, rule.init(held), held)[0])
+
+    name = options.optimizer
+    try:
+        jax.eval_shape(run, hyper, jax.ShapeDtypeStruct((), jnp.int32), held)
+    except ValueError as error:
+        raise ValueError(f"optimizer {name!r}: {error}") from error
+    except Exception as error:  # whatever somebody's code raises
+        raise ValueError(
+            f"optimizer {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; its "
+            "update is given gradients, state and parameters, and its numbers are traced"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else ""
+
+
 def transform(
     options: OptimOptions, schedule: Schedule, hyper: Hyper, step: Array | int
 ) -> optax.GradientTransformation:
@@ -185,7 +224,7 @@ def transform(
         parts.append(optax.clip_by_global_norm(options.clip_norm))
     if options.optimizer in _registered:
         rate = _scaled(schedule, hyper, options.accumulate_steps)
-        parts.append(_registered[options.optimizer][0](rate, hyper))
+        parts.append(_built(options.optimizer, rate, hyper))
     else:
         parts.extend(_library_rule(options, schedule(step) * hyper.lr_scale, hyper.weight_decay))
     rule = optax.chain(*parts)
@@ -196,6 +235,13 @@ def transform(
     if options.accumulate_steps > 1:
         multi = optax.MultiSteps(rule, options.accumulate_steps)
         rule = optax.GradientTransformation(multi.init, multi.update)
+    return rule
+
+
+def _built(optimizer: str, rate: Schedule, hyper: Hyper) -> optax.GradientTransformation:
+    rule = _registered[optimizer][0](rate, hyper)
+    if not (hasattr(rule, "init") and hasattr(rule, "update")):
+        raise ValueError(f"its builder gives {rule!r}: expected an optax.GradientTransformation")
     return rule
 
 

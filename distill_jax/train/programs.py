@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from distill_jax import data, rng, traced
+from distill_jax.changed import until_changed
 from distill_jax.data.task import Examples, Images
 from distill_jax.methods import total
 from distill_jax.methods.losses import cross_entropy
@@ -72,7 +73,7 @@ def train_program(
     )
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _train_program(
     stages: tuple[Stage, ...],
     steps: int,
@@ -174,7 +175,7 @@ def freeze_teachers(
     return _freeze_program(teachers, topology, topology.backend)(placed)
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _freeze_program(teachers, topology, platform):
     def freeze(variables):
         return FrozenTeachers(teachers).freeze(variables)
@@ -225,7 +226,7 @@ def first_terms(
     )
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _terms_program(stages, preprocessing, platform):
     teachers = frozen_teachers(stages)
     frozen = FrozenTeachers(teachers)

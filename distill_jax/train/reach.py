@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax import methods as methods_by_name
+from distill_jax.changed import until_changed
+from distill_jax.methods import Hyper
 from distill_jax.methods.base import MixedLabels
+from distill_jax.models import LogitsTable
 from distill_jax.train import optim, untrained
 from distill_jax.train.seen import ASKED_AGAIN
 from distill_jax.train.stage import Stage
@@ -50,7 +54,7 @@ def as_phase(stage: Stage, labels: np.ndarray) -> Stage:
     return dataclasses.replace(stage, recipe=recipe, phase=True)
 
 
-@functools.lru_cache(maxsize=128)
+@until_changed(maxsize=128)
 def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
     """Patterns of the network's parameters that would move and that its terms do not depend on.
 
@@ -70,16 +74,38 @@ def _unreached(stage: Stage, tree: Any, *leaves: Any) -> tuple[str, ...]:
     return tuple(re.escape(path) for path in unreached if optim.moves(stage.recipe.optim, path))
 
 
-def check_labels(stage: Stage, labels: np.ndarray) -> None:
-    """Raises ValueError where images are mixed and a method takes the first label for the only one.
+def check_terms(stage: Stage, labels: np.ndarray) -> None:
+    """Tries the terms of a stage on shapes alone, where methods are the user's or images are mixed.
 
     Args:
       stage: to be trained.
       labels: (N,) of the training split.
+
+    Raises:
+      ValueError: terms that cannot be computed or are none, or a method that takes the first label
+        of mixed images for the only one.
     """
-    if stage.recipe.mixup or stage.recipe.cutmix:
-        given = _shapes_given(stage, method_shapes(stage, labels))
-        jax.eval_shape(functools.partial(_values, stage, mixed=True), *given)
+    own = [name for name, _ in stage.methods if methods_by_name.is_registered(name)]
+    mixed = bool(stage.recipe.mixup or stage.recipe.cutmix)
+    tables = any(isinstance(teacher, LogitsTable) for teacher in stage.teachers)
+    if stage.file or tables or not (mixed or own):
+        return
+    given = _shapes_given(stage, method_shapes(stage, labels))
+    numbers = stage.hyper, jax.ShapeDtypeStruct((), jnp.float32)
+
+    def values(numbers: Any, *given: Any) -> Any:
+        return _values(stage, *given, mixed=mixed, numbers=numbers)
+
+    try:
+        jax.eval_shape(values, numbers, *given)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever somebody's code raises
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise ValueError(
+            f"the loss of {stage.network.name} by {', '.join(own) or 'its methods'} cannot be "
+            f"computed: {type(error).__name__}: {first}"
+        ) from error
 
 
 def _shapes_given(stage: Stage, methods: dict[str, Any]) -> tuple[Any, ...]:
@@ -100,7 +126,16 @@ def _shapes_given(stage: Stage, methods: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _values(
-    stage: Stage, params, variables, methods, teachers, inputs, labels, mixed: bool = False
+    stage: Stage,
+    params,
+    variables,
+    methods,
+    teachers,
+    inputs,
+    labels,
+    *,
+    mixed: bool = False,
+    numbers: Any = (Hyper(), 0.0),
 ) -> Any:
     """The values of the terms of a stage's loss, by the parameters of its network."""
     networks = {x.name: x for x in (stage.network, *stage.live)}
@@ -118,10 +153,12 @@ def _values(
     others = dict.fromkeys(needs, inputs)
     own = variables | {student.name: {**variables[student.name], "params": params}}
     mixture = MixedLabels(labels, jnp.asarray(0.5)) if mixed else None
+    hyper, epoch = numbers
+    context = untrained.first_context(inputs, labels)
     terms, _ = student_terms(
         student,
         methods,
-        dataclasses.replace(untrained.first_context(inputs, labels), mixed=mixture),
+        dataclasses.replace(context, mixed=mixture, hyper=hyper, epoch=epoch),
         frozen_shown(frozen, taught, teachers, stage.methods),
         {name: untrained.live(x, own[name], inputs, others) for name, x in networks.items()},
         None,

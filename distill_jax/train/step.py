@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from flax import traverse_util
 from jax import Array, lax
 
 from distill_jax import graph, rng
+from distill_jax.changed import until_changed
 from distill_jax.methods import Context, Hyper, Term, total
 from distill_jax.models import Network, Outputs, Variables
 from distill_jax.train import averaging, metrics, optim
@@ -105,7 +105,7 @@ def init_state(
     return TrainState(step, params, collections, opt_state, skipped)
 
 
-@functools.lru_cache(maxsize=32)
+@until_changed(maxsize=32)
 def _optimizer_init(options: optim.OptimOptions, builder: optim.BuildOptimizer | None) -> Callable:
     """The first state of an optimizer, compiled once; its name may be registered anew."""
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from distill_jax.data.task import text_of
 from distill_jax.methods import Context, Hyper, Method, Term, heard
 from distill_jax.methods.base import DATA_NEEDS
 from distill_jax.models import Network, Outputs, Variables
@@ -166,7 +167,7 @@ def student_terms(
             **_teachers_shown(student, method, frozen, live),
         )
         _check_labels(name, method, variables.get(name, {}), shown)
-        given, after = method.terms(variables.get(name, {}), shown)
+        given, after = _given(name, method, variables.get(name, {}), shown)
         if double := terms.keys() & given.keys():
             raise ValueError(f"{student.name}: two methods give a term {', '.join(double)}")
         for term, (value, _) in given.items():
@@ -180,6 +181,44 @@ def student_terms(
         if name in variables:
             collections[name] = {kind: x for kind, x in after.items() if kind != "params"}
     return terms, collections
+
+
+def _given(
+    name: str, method: Method, variables: Any, context: Context
+) -> tuple[dict[str, Term], dict[str, Any]]:
+    """What a method gives; ValueError where that is not terms and the variables that it keeps."""
+    given = method.terms(variables, context)
+    pair = isinstance(given, tuple) and len(given) == 2
+    if not pair or not all(isinstance(part, Mapping) for part in given):
+        raise ValueError(
+            f"terms of method {name!r} gives {_kinds(given)}: expected two dicts, {{name: Term}} "
+            "and its variables"
+        )
+    terms, after = given
+    for term, own in terms.items():
+        if not isinstance(own, tuple) or len(own) != 2:
+            raise ValueError(
+                f"method {name!r} gives {term} as {type(own).__name__}: expected a Term"
+            )
+    before, kept = ({k: v for k, v in x.items() if k != "params"} for x in (variables, after))
+    if variables and _shapes(before) != _shapes(kept):
+        raise ValueError(
+            f"method {name!r} keeps {text_of(kept)} of its variables: expected what it was given, "
+            f"{text_of(before)}"
+        )
+    return terms, after
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.structure(tree), [
+        (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)
+    ]
+
+
+def _kinds(given: Any) -> str:
+    return (
+        f"{[type(x).__name__ for x in given]}" if isinstance(given, tuple) else type(given).__name__
+    )
 
 
 def _check_labels(name: str, method: Method, variables: Any, context: Context) -> None:

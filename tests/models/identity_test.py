@@ -292,3 +292,60 @@ def test_what_code_names_of_a_module_beside_it_counts(use, tmp_path, monkeypatch
         text = f"import helper_beside as helper\ndef it(x): return {use}\n"
         texts.append(described(tmp_path, text))
     assert texts[0] == texts[2] != texts[1]
+
+
+USES = {
+    "imported within": "def it(x):\n    import helper_within\n    return helper_within.scaled(x)\n",
+    "under another name": "def it(x):\n    import helper_within as h\n    return 2 * h.scaled(x)\n",
+    "a name of it": "def it(x):\n    from helper_within import scaled\n    return scaled(x)\n",
+    "by a function within": (
+        "def it(x):\n    import helper_within as h\n"
+        "    def own(y):\n        return h.scaled(y)\n    return own(x)\n"
+    ),
+    "around it": (
+        "def make():\n    import helper_within\n"
+        "    def it(x):\n        return helper_within.scaled(x)\n    return it\nit = make()\n"
+    ),
+    "in a method": (
+        "class it:\n    def __call__(self, x):\n"
+        "        from helper_within import scaled\n        return scaled(x)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_code_imports_when_it_runs_counts(use, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    texts = []
+    for number in (2.0, 3.0, 2.0):
+        sys.modules.pop("helper_within", None)  # as in another process, that did not run it yet
+        helper = f"FACTOR = {number}\ndef scaled(x):\n    return FACTOR * x\n"
+        (tmp_path / "helper_within.py").write_text(helper)
+        texts.append(described(tmp_path, USES[use]))
+        assert described(tmp_path, USES[use]) == texts[-1]
+    sys.modules.pop("helper_within")
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_what_code_imports_of_libraries_or_in_vain_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "flatbuffers", raising=False)
+    text = "def it(x):\n    import flatbuffers, json, no_such_module\n    return x\n"
+    assert described(tmp_path, text) == described(tmp_path, text)
+    assert "flatbuffers" not in sys.modules
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_how_an_nnx_module_is_drawn_counts(scale):
+    class Scaled(nnx.Module):
+        def __init__(self, classes, rngs, scale):
+            self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (64, classes)))
+
+        def __call__(self, x):
+            return x.reshape(len(x), -1) @ self.kernel[...]
+
+    def identity_at(scale):
+        models.register_network("outside_drawn", lambda c, _: Scaled(c, nnx.Rngs(0), scale))
+        return models.build("outside_drawn", 3, (8, 8, 1)).identity
+
+    assert (identity_at(2.0) == identity_at(scale)) == (scale == 2.0)

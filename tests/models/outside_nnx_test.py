@@ -121,3 +121,118 @@ def test_named_parts():
 def test_parts_that_are_not_there_are_refused_with_those_that_are(options, message):
     with pytest.raises(ValueError, match=message):
         network(**options)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.dropout(nnx.relu(self.linear(x)))
+
+
+class Rematerialised(Block):
+    __call__ = nnx.remat(Block.__call__)
+
+
+class Around(nnx.Module):
+    """A network around a block that is called with it."""
+
+    def __init__(self, classes, rngs, block=Block):
+        self.first, self.block = nnx.Linear(1, 4, rngs=rngs), block(rngs)
+        self.out = nnx.Linear(4, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.block(self.first(x.mean((1, 2)))))
+
+
+class WithinItself(Around):
+    def __call__(self, x):
+        @nnx.remat
+        def inner(self, x):
+            return self.block(self.first(x.mean((1, 2))))
+
+        return self.out(inner(self, x))
+
+
+class Stack(nnx.Module):
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def make(rngs):
+            return Block(rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        def one(x, layer):
+            return layer(x)
+
+        return nnx.scan(one, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.layers)
+
+
+def around(block):
+    return lambda classes, rngs: Around(classes, rngs, block)
+
+
+@pytest.mark.parametrize(
+    "make", [around(Rematerialised), WithinItself], ids=["of a layer", "of the network"]
+)
+def test_rematerialised_layers_drop_what_plain_ones_drop(make):
+    plain, net = network(make=around(Block), head="out"), network(make=make, head="out")
+    variables = random_variables(plain.shapes)
+    for train in (False, True):
+        wanted, outputs = (run(one, variables, 0, train=train)[0] for one in (plain, net))
+        np.testing.assert_allclose(outputs.logits, wanted.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(outputs.feature, wanted.feature, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_in_a_stack_drop_each_for_itself():
+    net = network(make=around(Stack), head="out")
+    variables = random_variables(net.shapes)
+    layers = variables["params"]["block"]["layers"]["linear"]
+    layers["kernel"], layers["bias"] = jnp.zeros((3, 4, 4)), jnp.ones((3, 4))  # each adds 0 or 2
+    start = images().mean((1, 2)) @ variables["params"]["first"]["kernel"]
+    start += variables["params"]["first"]["bias"][None]
+    still = run(net, variables)[0].feature - start
+    np.testing.assert_allclose(still, 3, rtol=1e-5)  # 1 each, without dropout
+    added = np.round(run(net, variables, 0, train=True)[0].feature - start).ravel().tolist()
+    assert {0, 2, 4, 6} >= set(added)
+    assert len(set(added)) > 2  # one draw for all would give 0 and 6 alone
+
+
+@pytest.mark.devices
+def test_a_stack_on_two_devices_is_that_on_one():
+    net = network(make=around(Stack))
+    variables, key = random_variables(net.shapes), jax.random.key(5)
+    one = jax.jit(lambda *arguments: train_step(net, None, *arguments))(variables, images(), key)
+    assert_alike(on_devices(net, "shard_map", 2, variables, images(), key), one)
+
+
+def test_a_part_inside_a_transformation_is_refused():
+    with pytest.raises(ValueError, match="'first' of outside_nnx is called inside a transfor"):
+        network(make=WithinItself, feature="first")
+
+
+class Sowing(nnx.Module):
+    def __init__(self, classes, rngs):
+        self.out, self.offset = nnx.Linear(1, classes, rngs=rngs), jnp.ones((1,))
+
+    def __call__(self, x):
+        x = x.mean((1, 2)) - self.offset[None]
+        self.sow(nnx.Intermediate, "centred", x)
+        return self.out(x)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")  # of newer versions, outside of `capture`
+def test_plain_arrays_are_state_and_what_is_sown_is_not():
+    net = network(make=Sowing)
+    fresh = net.init(jax.random.key(0))
+    (offset,) = jax.tree.leaves({name: own for name, own in fresh.items() if name != "params"})
+    np.testing.assert_array_equal(offset, [1.0])
+    outputs, state = run(net, fresh, 0, train=True)
+    kernel, bias = (fresh["params"]["out"][leaf] for leaf in ("kernel", "bias"))
+    wanted = (images().mean((1, 2)) - 1) @ kernel + bias[None]
+    np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-5, atol=1e-6)
+    assert jax.tree.structure(state | {"params": fresh["params"]}) == jax.tree.structure(fresh)

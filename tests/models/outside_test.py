@@ -278,6 +278,10 @@ def test_parts_that_are_not_there_are_refused_with_those_that_are(options, messa
         (Backwards(), "needs"),
         (CNN, "the class CNN"),
         (nn.Sequential([lambda x: {"a": x}]), "gives dict: expected logits"),
+        (
+            (lambda key: {"params": {}}, lambda v, x: models.Outputs(x[:, 0, :3, 0], None, None)),
+            "gives Outputs whose stages are NoneType: expected a tuple of arrays",
+        ),
         (nn.Dense(CLASSES), r"logits of shape \(2, 8, 8, 3\)"),
         (nn.Sequential([lambda x: x.nothing]), "cannot be initialised.*AttributeError"),
         (3, "gives int: expected a Network"),

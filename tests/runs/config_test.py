@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import ml_collections
+import numpy as np
 import pytest
 
 import distill_jax
@@ -196,6 +197,16 @@ def test_names_may_come_as_one_comma_string(text, expected):
 def test_a_comparison_is_stochastic_by_its_suffix(spec, row, stochastic):
     (got,) = resolve({"guidance": spec}).comparisons
     assert (got.label, got.graph, got.stochastic) == (spec, row, stochastic)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda rows: np.array(rows, bool)])
+def test_a_matrix_may_stand_alone_or_among_others(kind):
+    rows = kind([kind([0, 0, 0]), kind([1, 0, 0]), kind([1, 1, 0])])
+    (alone,) = resolve({"guidance": rows}).comparisons
+    none, other = resolve({"guidance": ("none", rows)}).comparisons
+    assert alone.graph == other.graph == graph.dense(ROW) and none.label == "none"
+    assert resolve({"seeds": np.arange(3)}).seeds == (0, 1, 2)
+    refused({"guidance": rows[:2]}, "the matrix of 3 networks has shape (3, 3), got (2, 3)")
 
 
 def test_a_control_is_plain_training_with_its_changes():

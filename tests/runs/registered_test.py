@@ -1,6 +1,9 @@
 """What users register is part of what a folder is of: another thing under its name is refused."""
 
+import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,3 +154,76 @@ def test_a_name_registered_anew_is_trained_anew():
         rows = distill_jax.run(config, dataset=dataset()).rows
         digests.append(rows[0]["state_digest"])
     assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda schedule, hyper: 3, "its builder gives 3: expected an optax.GradientTransf"),
+        (lambda schedule: optax.sgd(schedule), "cannot be run: TypeError: .*2 were given"),
+        (lambda schedule, hyper: optax.lbfgs(schedule), "cannot be run: TypeError: .*'value_fn'"),
+        (
+            lambda schedule, hyper: optax.sgd(0.2 if hyper.weight_decay > 0 else 0.1),
+            "cannot be run: TracerBoolConversionError: .* its numbers are traced",
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_be_run_is_refused_before_training(build, message, tmp_path):
+    register(optimizer=build)
+    with pytest.raises(distill_jax.ConfigError, match=f"optimizer 'mine_sgd'.*{message}"):
+        distill_jax.run(CONFIG, workdir=tmp_path / "run", dataset=dataset())
+    assert not (tmp_path / "run").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(methods.Method):
+    """A method that gives what it is told to, and has a number that it keeps."""
+
+    give: Callable[[dict, methods.Context], Any]
+
+    def init(self, key, shapes):
+        return {"params": {"w": jnp.ones(2)}, "memory": {"n": jnp.zeros(())}}
+
+    def terms(self, variables, context):
+        return self.give(variables, context)
+
+
+def value(context):
+    return {"mine": methods.Term(jnp.mean(context.student.logits**2, -1))}
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda v, c: value(c), "gives dict: expected two dicts"),
+        (lambda v, c: (value(c), None), r"gives \['dict', 'NoneType'\]: expected two dicts"),
+        (lambda v, c: ({"mine": c.labels}, v), "gives mine as .*Tracer: expected a Term"),
+        (lambda v, c: (value(c), {"params": v["params"]}), r"keeps {} of its variables: expected"),
+        (
+            lambda v, c: (value(c), {**v, "memory": {"n": c.labels}}),
+            r"keeps .*int32 \(\d+,\).* expected what it was given, {'memory': {'n': float32 \(\)}}",
+        ),
+        (lambda v, c: (value(c), v["other"]), "by mine_loss cannot be computed: KeyError: 'other'"),
+        (
+            lambda v, c: (value(c) if c.epoch > 0 else {}, v),
+            "by mine_loss cannot be computed: TracerBoolConversionError",
+        ),
+    ],
+)
+def test_a_method_whose_terms_are_none_is_refused_before_training(give, message, tmp_path):
+    register()
+    methods.register_method("mine_loss", Given(give))
+    with pytest.raises(distill_jax.ConfigError, match=message):
+        distill_jax.run(CONFIG, workdir=tmp_path / "run", dataset=dataset())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("needs", [("features",), "feature"])
+def test_needs_that_are_no_outputs_are_refused(needs):
+    @dataclasses.dataclass(frozen=True)
+    class Needing(Given):
+        pass
+
+    Needing.needs = needs
+    with pytest.raises(ValueError, match="needs of method 'mine_loss' are .*: expected a tuple"):
+        methods.register_method("mine_loss", Needing(lambda v, c: (value(c), v)))

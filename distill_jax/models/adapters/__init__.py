@@ -38,6 +38,7 @@ def adapt(
     inputs: Any,
     image_shape: tuple[int, ...],
     dtype: str = "float32",
+    code: Any = None,
 ) -> Network:
     """Makes a network of what `make` gives, and runs it on shapes alone.
 
@@ -48,6 +49,7 @@ def adapt(
       inputs: the shapes and types of a batch of one.
       image_shape: (H, W, channels) where these are images, else ().
       dtype: in which it says that it computes.
+      code: what builds it, for its identity; an nnx module alone does not show how it is drawn.
 
     Raises:
       ValueError: it is none of these, cannot be run, or gives something of a wrong shape.
@@ -71,7 +73,7 @@ def adapt(
     if isinstance(thing, nn.Module):
         network = LinenNetwork(module=thing, call=door.call, **options)
     elif _is_nnx(thing):
-        network = _of_nnx(thing, make, call=door.call, **options)
+        network = _of_nnx(thing, make, code, call=door.call, **options)
     elif isinstance(thing, tuple) and len(thing) == 2 and all(map(callable, thing)):
         _refuse_parts(door, "a pair (init, apply)")
         network = PairNetwork(module=None, pair=(thing[0], thing[1]), **options)
@@ -101,14 +103,14 @@ def _is_nnx(thing: Any) -> bool:
     return nnx is not None and isinstance(thing, nnx.Module)
 
 
-def _of_nnx(thing: Any, make: Callable[[], Any], **options: Any) -> Outside:
+def _of_nnx(thing: Any, make: Callable[[], Any], code: Any, **options: Any) -> Outside:
     from distill_jax.models.adapters import nnx_layout, nnx_module
 
     return nnx_module.NnxNetwork(
         module=None,
         make=make,
         layout=nnx_layout.layout_of(thing),
-        code=identity.describe(thing),
+        code=identity.describe([thing, code]),
         **options,
     )
 

@@ -118,6 +118,12 @@ class Outside(Network):
                 f"{self.name} gives {type(outputs.logits).__name__}: expected logits, an array of "
                 f"shape (B, {self.classes}), or Outputs"
             )
+        for part in ("stages", "branches", "preacts"):
+            if not isinstance(own := getattr(outputs, part), tuple | list):
+                raise ValueError(
+                    f"{self.name} gives Outputs whose {part} are {type(own).__name__}: expected a "
+                    "tuple of arrays, () where there are none"
+                )
         outputs = outputs._replace(logits=at_least_float32(outputs.logits))
         if self.stages:
             outputs = outputs._replace(stages=tuple(shown.seen[name] for name in self.stages))

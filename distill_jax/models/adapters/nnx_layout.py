@@ -24,28 +24,33 @@ class Layout:
     Args:
       graph: the module without its arrays.
       tree: the structure of its state.
-      leaves: (collection, path) of each array of the state, in order; the collection is None where
-        the array belongs to a random stream.
+      leaves: (collection, path, shape) of each array of the state, in order; the collection is None
+        where the array belongs to a random stream.
       modules: the paths of the submodules that can be called.
       dropouts: the paths of those that are dropout layers.
     """
 
     graph: Any
     tree: Any
-    leaves: tuple[tuple[str | None, Path], ...]
+    leaves: tuple[tuple[str | None, Path, tuple[int, ...]], ...]
     modules: tuple[Path, ...]
     dropouts: tuple[Path, ...]
 
     def variables(self, module: nnx.Module) -> Variables:
-        """The state of a module as {collection: nested dict}, without its random streams."""
-        values = {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(module))}
+        """The state of a module as {collection: nested dict}, without its random streams.
+
+        What its call added, as `sow` does, is left out.
+        """
+        values = dict(nnx.to_flat_state(nnx.state(module)))
         variables: Variables = {"params": {}}
-        for collection, path in self.leaves:
+        for collection, path, _ in self.leaves:
             if collection is not None:
                 own = variables.setdefault(collection, {})
                 for name in path[:-1]:
                     own = own.setdefault(str(name), {})
-                own[str(path[-1])] = values[path]
+                # While it is traced, a plain array may be a constant, which nnx counts as no state.
+                value = values[path][...] if path in values else jnp.asarray(at(module, path))
+                own[str(path[-1])] = value
         return variables
 
     def module(self, variables: Variables, key: Array, axis: str | None = None) -> nnx.Module:
@@ -54,16 +59,18 @@ class Layout:
         Those of dropout layers are the same on every device, the others each device's own.
         """
         leaves = []
-        for collection, path in self.leaves:
+        for collection, path, shape in self.leaves:
             if collection is not None:
                 leaf = variables[collection]
                 for name in path:
                     leaf = leaf[str(name)]
             elif path[-1] == "count":
-                leaf = jnp.zeros((), jnp.uint32)
+                leaf = jnp.zeros(shape, jnp.uint32)
             else:
                 own = key if path[:-2] in self.dropouts else device_key(key, axis)
                 leaf = rng.stream(own, name_of(path))
+                if shape:  # of layers in a stack, one each
+                    leaf = jax.random.split(leaf, shape)
             leaves.append(leaf)
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
 
@@ -72,12 +79,24 @@ def layout_of(module: nnx.Module) -> Layout:
     """Finds the layout of a module."""
     graph, state = nnx.split(module)
     leaves = tuple(
-        (None if isinstance(variable, nnx.RngState) else _collection(type(variable)), path)
+        (
+            None if isinstance(variable, nnx.RngState) else _collection(type(variable)),
+            path,
+            jnp.shape(variable[...]),
+        )
         for path, variable in nnx.to_flat_state(state)
     )
     modules = {path: layer for path, layer in nnx.iter_modules(module) if path and callable(layer)}
     dropouts = tuple(path for path, layer in modules.items() if isinstance(layer, nnx.Dropout))
     return Layout(graph, jax.tree.structure(state), leaves, tuple(modules), dropouts)
+
+
+def at(module: Any, path: Path) -> Any:
+    """What stands at a path in a module."""
+    for name in path:
+        attribute = isinstance(name, str) and hasattr(module, name)
+        module = getattr(module, name) if attribute else module[name]
+    return module
 
 
 def name_of(path: Path) -> str:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 from flax import nnx
+from flax.nnx import tracers
 from jax import Array
 
 from distill_jax.models.adapters.base import Outside, Shown, drop, once
-from distill_jax.models.adapters.nnx_layout import Layout, Path, name_of
+from distill_jax.models.adapters.nnx_layout import Layout, at, name_of
 from distill_jax.models.basics import Variables, at_least_float32
 
-Call = Callable[..., Any]  # (submodule, the arguments of its call) -> its output
 _PLACE = "_place_in_network"  # an attribute that survives nnx's own lifting
-Calls = dict[str, list[tuple[Any, Any]]]  # (first argument, output) of each call, by name
+# (first argument, output) of each call, by name; None of one inside a transformation.
+Calls = dict[str, list[tuple[Any, Any] | None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class NnxNetwork(Outside):
     def _run(
         self, variables: Variables, inputs: Any, train: bool, key: Array | None, axis: str | None
     ) -> Shown:
-        draws = any(collection is None for collection, _ in self.layout.leaves)
+        draws = any(collection is None for collection, *_ in self.layout.leaves)
         if train and draws and key is None:
             raise ValueError(f"{self.name} draws random numbers when it is trained: it needs rngs")
         module = self.layout.module(variables, jax.random.key(0) if key is None else key, axis)
@@ -67,28 +69,40 @@ class NnxNetwork(Outside):
         if any(len(calls.get(name, ())) != 1 for name in names):
             everything = run(map(name_of, self.layout.modules))[1]
             once(self.name, names, {name: len(each) for name, each in everything.items()})
+        shown = {name: self._outside(name, calls[name][0]) for name in names}
         state = {
             name: tree for name, tree in self.layout.variables(module).items() if name != "params"
         }
-        head_input = None if self.head_name is None else calls[self.head_name][0][0]
-        return Shown(output, state, {name: calls[name][0][1] for name in self.wanted}, head_input)
+        head_input = None if self.head_name is None else shown[self.head_name][0]
+        return Shown(output, state, {name: shown[name][1] for name in self.wanted}, head_input)
+
+    def _outside(self, name: str, call: tuple[Any, Any] | None) -> tuple[Any, Any]:
+        """A call of a submodule, refused where it was made inside a transformation."""
+        if call is None:
+            raise ValueError(
+                f"submodule {name!r} of {self.name} is called inside a transformation, such as "
+                "nnx.remat or nnx.scan, out of which its output cannot be taken: expected one that "
+                "is called outside"
+            )
+        return call
 
     def _call(
         self, module: nnx.Module, inputs: Any, train: bool, axis: str | None, names: Iterable[str]
     ) -> tuple[Any, Calls]:
         """Calls the module; gives what the submodules of these names were called with and gave."""
-        calls: Calls = {}
-        stands: dict[Path, Call] = {}
-        if train:
-            stands = {path: functools.partial(_dropout, axis) for path in self.layout.dropouts}
         paths = {name_of(path): path for path in self.layout.modules}
-        for name in names:
-            if name in paths:
-                run = stands.get(paths[name], _plainly)
-                calls[name] = []
-                stands[paths[name]] = functools.partial(_recorded, calls[name], run)
-        with _standing(module, stands):
+        calls: Calls = {name: [] for name in names if name in paths}
+        dropouts = map(name_of, self.layout.dropouts if train else ())
+        for name in dict.fromkeys((*calls, *dropouts)):
+            layer = at(module, paths[name])
+            kind: Any = type(layer)
+            setattr(layer, _PLACE, name)
+            object.__setattr__(layer, "__class__", _watched(kind))  # not a field of nnx's
+        token = _CALL.set(_Call(calls, train, axis, tracers.TraceState()))
+        try:
             output = module(inputs) if self.call is None else self.call(module, inputs, train)
+        finally:
+            _CALL.reset(token)
         return output, calls
 
     def head(self, variables: Variables, feature: Array) -> Array:
@@ -97,66 +111,56 @@ class NnxNetwork(Outside):
         module = self.layout.module(variables, jax.random.key(0))
         module.eval()
         path = next(path for path in self.layout.modules if name_of(path) == self.head_name)
-        return at_least_float32(_at(module, path)(feature))
+        return at_least_float32(at(module, path)(feature))
 
     def _code(self) -> Any:
         return [self.code, self.call]
 
 
-class _Stand:
-    """Stands in the place of a submodule while its network is called."""
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of a network: what its submodules are seen to do, and how its dropouts draw.
 
-    def __init__(self, layer: Any, call: Call) -> None:
-        self._layer, self._call = layer, call
+    Args:
+      calls: of the submodules that are asked for, by name.
+      train: whether dropouts drop.
+      axis: of the devices.
+      trace: the level at which the network is called.
+    """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(self._layer, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
-@contextlib.contextmanager
-def _standing(module: nnx.Module, stands: Mapping[Path, Call]) -> Iterator[None]:
-    """Has the calls of the submodules at these paths done by functions (submodule, ...)."""
-    layers = {path: _at(module, path) for path in stands}
-    parents = {path: _at(module, path[:-1]) for path in stands}
-    for path, call in stands.items():
-        _put(parents[path], path[-1], _Stand(layers[path], call))
-    try:
-        yield
-    finally:
-        for path, layer in layers.items():
-            _put(parents[path], path[-1], layer)
+    calls: Calls
+    train: bool
+    axis: str | None
+    trace: tracers.TraceState
 
 
-def _at(module: Any, path: Path) -> Any:
-    for name in path:
-        module = getattr(module, name) if _is_attribute(module, name) else module[name]
-    return module
+_CALL: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("call", default=None)
 
 
-def _is_attribute(parent: Any, name: Any) -> bool:
-    return isinstance(name, str) and hasattr(parent, name)
+@functools.lru_cache(maxsize=128)
+def _watched(kind: type) -> type:
+    """The class whose calls the call of the network around it sees.
 
+    A class of its own, not a thing in the module's place: nnx's transformations keep it.
+    """
+    if getattr(kind, "_is_watched", False):
+        return kind
 
-def _put(parent: Any, name: Any, value: Any) -> None:
-    if _is_attribute(parent, name):
-        setattr(parent, name, value)
-    else:
-        parent[name] = value
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        around, own = _CALL.get(), functools.partial(kind.__call__, self)
+        if around is None:
+            return own(*args, **kwargs)
+        if around.train and isinstance(self, nnx.Dropout):
+            output = _dropout(around.axis, self, own, *args, **kwargs)
+        else:
+            output = own(*args, **kwargs)
+        if (calls := around.calls.get(getattr(self, _PLACE))) is not None:
+            inside = not around.trace.is_valid()  # values of there mean nothing outside
+            calls.append(None if inside else (args[0] if args else None, output))
+        return output
 
-
-def _plainly(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    return layer(*args, **kwargs)
-
-
-def _recorded(
-    calls: list[tuple[Any, Any]], run: Call, layer: Any, *args: Any, **kwargs: Any
-) -> Any:
-    output = run(layer, *args, **kwargs)
-    calls.append((args[0] if args else None, output))
-    return output
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind)(kind.__name__, (kind,), {**names, "__call__": run, "_is_watched": True})
 
 
 def _share_batch_norms(module: nnx.Module, axis: str | None) -> None:
@@ -187,15 +191,17 @@ def batch_norms_seen(look: Callable[[str, Array, Any], None]) -> Iterator[None]:
         nnx.BatchNorm.__call__ = call  # type: ignore[method-assign]
 
 
-def _dropout(axis: str | None, layer: Any, x: Array, *args: Any, **kwargs: Any) -> Any:
+def _dropout(
+    axis: str | None, layer: Any, run: Callable[..., Any], x: Array, *args: Any, **kwargs: Any
+) -> Any:
     deterministic = kwargs.get("deterministic")
     deterministic = layer.deterministic if deterministic is None else deterministic
     if deterministic or args or kwargs.get("rngs") is not None or layer.rate in (0, 1):
-        return layer(x, *args, **kwargs)
+        return run(x, *args, **kwargs)
     key = layer.rngs()
     if any(dim % x.ndim == 0 for dim in layer.broadcast_dims):  # one mask for all examples
-        return layer(x, deterministic=False, rngs=key)
-    return drop(lambda one, own: layer(one, deterministic=False, rngs=own), x, key, axis)
+        return run(x, deterministic=False, rngs=key)
+    return drop(lambda one, own: run(one, deterministic=False, rngs=own), x, key, axis)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 # Sections whose keys are the user's own.
 OPEN = ("config.methods",)
 AUTO = "auto"
@@ -52,6 +54,8 @@ def typed(where: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if isinstance(value, str):
             return (value,)
+        if isinstance(value, np.ndarray) and value.ndim:
+            value = value.tolist()
         if isinstance(value, (list, tuple)):
             return tuple(value)
     elif isinstance(default, bool) or isinstance(value, bool):

@@ -274,12 +274,18 @@ def _comparisons(
 def _guidances(value: tuple[Any, ...], networks: tuple[str, ...]) -> tuple[str, ...]:
     """The guidances as text; one that is given as a matrix is named by its edges."""
     specs: list[str] = []
-    for entry in value:
+    for entry in (value,) if value and all(map(_is_row, value)) else value:
         if isinstance(entry, (list, tuple, np.ndarray)):
             specs.append(graph.custom(networks, entry).edges)
         else:
             specs.extend(words("guidance", (entry,)))
     return tuple(specs)
+
+
+def _is_row(entry: Any) -> bool:
+    """Whether an entry is a row of a matrix, which then stands alone and not in a tuple."""
+    sequences = list, tuple, np.ndarray
+    return isinstance(entry, sequences) and not any(isinstance(x, (str, *sequences)) for x in entry)
 
 
 def _swept(comparison: Comparison, values: dict[str, Any]) -> list[Comparison]:
