@@ -14,6 +14,7 @@ import distill_jax
 from distill_jax import main
 from distill_jax.interop import programs
 from distill_jax.interop.files import load_variables
+from distill_jax.runs.card import accuracy_over_seeds, write_card
 
 CONFIG = {
     "networks": ("plane4", "plane2"),
@@ -79,6 +80,11 @@ def test_weights_are_those_of_the_run_and_the_card_says_whose(run, capsys, tmp_p
     assert card["accuracy"]["half_interval"] == pytest.approx(half)
     text = file.with_name(f"{file.name}.md").read_text()
     assert f"| {100 * accuracies[1]:.2f} %, seed 1 |" in text and "plane4 (direct)" in text
+    interval = f"{100 * np.mean(accuracies):.2f} ± {100 * half:.2f} %, mean and half of its 95 %"
+    assert f"| over seeds | {interval} interval, n = 2 |" in text
+    write_card(file, {**card, "accuracy": accuracy_over_seeds(taught[:1])})
+    text = file.with_name(f"{file.name}.md").read_text()
+    assert f"| over seeds | {100 * accuracies[0]:.2f} %, one seed |" in text
 
 
 def test_a_program_takes_any_batch_on_any_platform(run, capsys):

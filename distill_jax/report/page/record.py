@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Row = dict[str, Any]
+from distill_jax.report.summary import Row, training_of
+
 _ROW = {"guidance": str, "network": str, "seed": int, "teachers": list, "graph": str}
 _ROW |= {"changes": dict, "control": bool, "backbone": str, "protocol": str, "selection": str}
 _STAGE = {"stage": str, "network": str, "teachers": list, "seed": int, "guidance": list}
@@ -109,6 +110,15 @@ class RunRecord:
                     raise RecordError(f"results.json has {name}=None: expected a number")
             for name in ("valid_accuracy", *(x for x in row if x.startswith("test_"))):
                 number({name: None, **row}, name)
+
+    @property
+    def trained(self) -> list[Row]:
+        """The rows with accuracies; of seeds under which one and the same network stands one."""
+        found: dict[Any, Row] = {}
+        for row in self.rows:
+            if not row.get("failed"):
+                found.setdefault((row["guidance"], row["network"], training_of(row)), row)
+        return list(found.values())
 
     @property
     def labels(self) -> list[str]:

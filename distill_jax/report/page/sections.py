@@ -60,9 +60,8 @@ def fidelity(run: RunRecord) -> Table:
     """Calibration of each network, and its agreement with each teacher, over seeds."""
     headings = ["guidance", "network", "ECE %", "teacher", "agreement %", "KL, nats"]
     lines: dict[tuple[str, str], list[dict]] = {}
-    for row in run.rows:
-        if not row.get("failed"):
-            lines.setdefault((row["guidance"], row["network"]), []).append(row)
+    for row in run.trained:
+        lines.setdefault((row["guidance"], row["network"]), []).append(row)
     rows = []
     for (guidance, network), own in lines.items():
         error = f"{100 * mean(number(row, 'ece') for row in own):.2f}" if "ece" in own[0] else ""
