@@ -2,7 +2,7 @@
 
 import re
 
-from distill_jax.report.page import RunRecord, StageRecord, charts, sections
+from distill_jax.report.page import RunRecord, StageRecord, charts, graph, sections
 
 SEEDS = (0, 1, 2)
 
@@ -61,3 +61,37 @@ def test_a_picture_says_over_how_many_seeds_its_means_are():
     assert picture.note.startswith("mean of the seeds that have the epoch, 1 to 2; the band")
     (picture,) = charts.curves(record(stages=[stage(0, 4)]))
     assert not picture.note
+
+
+def test_teachers_whose_agreement_is_not_measured_are_named():
+    """Those that learn together with their student are; agreement is with frozen ones."""
+    live = row("mutual", 0, "a", agreement={}, kl={}, teachers=["plane6", "plane4"])
+    table = sections.fidelity(record([live]))
+    assert [line[3:] for line in table.rows] == [["plane6", "", ""], ["plane4", "", ""]]
+    assert "agreement: it is measured with frozen teachers alone" in sections.missing(
+        record([live])
+    )
+    frozen = row("chain", 0, "b", ["plane4"])
+    assert not any("agreement" in line for line in sections.missing(record([frozen])))
+    alone = record([row("none", 0, "c")])
+    assert sections.fidelity(alone).rows[0][3] == "-"
+    assert "agreement: no network of the table has a teacher" in sections.missing(alone)
+
+
+def test_a_teacher_that_was_lost_is_said_to_have_failed():
+    """It is no result; its students' rows name it."""
+    ways = {"edges": {}, "history": []}
+    teacher = StageRecord("t", "plane4", 0, ("direct",), **ways)
+    student = StageRecord("s", "plane2", 0, ("direct",), **ways | {"edges": {"plane4": ("kd",)}})
+    lost = {"failed": "plane4, seed 0: step 2", "failed_stages": ["s", "t"]}
+    run = record([row("direct", 0, "s", ["plane4"], **lost)], [teacher, student])
+    assert [line[4] for line in sections.stages(run).rows] == ["0 of 1, 1 failed"] * 2
+    (picture,) = graph.graphs(run)
+    assert picture.svg.count(">failed<") == 2 and "not finished" not in picture.svg
+
+
+def test_labels_that_have_commas_are_told_apart():
+    swept = ("direct, temperature=1.0", "direct, temperature=4.0")
+    run = record(stages=[stage(0, 1, guidance=swept), stage(0, 1, guidance=("direct", "chain"))])
+    labels = [group.label for group in run.groups]
+    assert labels == ["direct, temperature=1.0; direct, temperature=4.0", "direct, chain"]

@@ -14,6 +14,7 @@ import distill_jax
 from distill_jax import main
 from distill_jax.interop import programs
 from distill_jax.interop.files import load_variables
+from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.runs.card import accuracy_over_seeds, write_card
 
 CONFIG = {
@@ -99,6 +100,22 @@ def test_a_program_takes_any_batch_on_any_platform(run, capsys):
     # JAX writes each down once, or once a platform.
     assert text.count("stablehlo.convolution(") in (layers, layers * 3)
     assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x: x.reshape(len(x), -1), "TypeError: '_DimExpr' object cannot be"),
+        (lambda x: x if x.shape[0] > 4 else -x, "InconclusiveDimensionOperation: Symbolic"),
+    ],
+)
+def test_a_network_that_takes_one_size_of_batch_alone_is_refused(forward, reason):
+    """A module of the user's may ask for the size as a number."""
+    spec = jax.ShapeDtypeStruct((1, 2, 2), np.float32)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        programs.to_stablehlo(forward, spec)
+    assert str(caught.value).startswith("the network cannot be traced for a batch of any size: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_program_that_does_not_normalise_takes_what_the_network_sees(run, capsys):

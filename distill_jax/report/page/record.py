@@ -102,7 +102,8 @@ class RunRecord:
         for row in self.rows:
             check(row, _ROW, "results.json")
             if row.get("failed"):
-                check(row, {"failed": str}, "results.json")
+                kinds = {"failed": str, "failed_stages": list}
+                check({"failed_stages": [], **row}, kinds, "results.json")
                 continue
             _check_measured(row)
             for name in ("test_accuracy", "last_test_accuracy"):
@@ -128,8 +129,10 @@ class RunRecord:
 
     @property
     def lost(self) -> set[str]:
-        """The ids of stages whose rows say that they failed."""
-        return {row.get("stage", "") for row in self.rows if row.get("failed")}
+        """The ids of the stages that could not be trained, those that only teach among them."""
+        failed = [row for row in self.rows if row.get("failed")]
+        own = ((row.get("stage"), *row.get("failed_stages", [])) for row in failed)
+        return {str(stage) for stages in own for stage in stages}
 
     @property
     def groups(self) -> list[Group]:
@@ -169,7 +172,8 @@ class Group:
     def label(self) -> str:
         """Their guidances in a line."""
         number = f" {self.earlier + 1}" if self.earlier else ""
-        return ", ".join(self.guidance) + (f" (phase{number})" if self.stages[0].phase else "")
+        between = "; " if any("," in label for label in self.guidance) else ", "
+        return between.join(self.guidance) + (f" (phase{number})" if self.stages[0].phase else "")
 
     @property
     def done(self) -> list[StageRecord]:

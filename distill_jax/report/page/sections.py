@@ -66,7 +66,7 @@ def fidelity(run: RunRecord) -> Table:
     for (guidance, network), own in lines.items():
         error = f"{100 * mean(number(row, 'ece') for row in own):.2f}" if "ece" in own[0] else ""
         about = [guidance, network, error]
-        for teacher in own[0].get("agreement", {}) or [""]:
+        for teacher in own[0]["teachers"] or [""]:
             values = [
                 [number(row[name], teacher) for row in own if teacher in row.get(name, {})]
                 for name in ("agreement", "kl")
@@ -119,6 +119,8 @@ def missing(run: RunRecord) -> list[str]:
         lines.append("methods on edges: runs of earlier versions did not record them")
     if rows and not any(row["teachers"] for row in rows):
         lines.append("agreement: no network of the table has a teacher")
+    if any(name not in row.get("agreement", {}) for row in rows for name in row["teachers"]):
+        lines.append("agreement: it is measured with frozen teachers alone")
     dropped = any("+drop" in label for label in run.labels)
     if dropped and not any(group.names("train_kept_") for group in run.groups):
         lines.append("how often each teacher was kept: it was not recorded, or not yet")
