@@ -72,6 +72,18 @@ def test_what_is_no_network_of_an_earlier_run_is_refused(first, source, message)
     with pytest.raises(ConfigError) as caught:
         run(teacher_weights=source.format(folder=first[0]))
     assert message in str(caught.value)
+    # What is whole and another network's is not to be removed.
+    assert "remove it" not in str(caught.value) and "training" not in str(caught.value)
+
+
+def test_a_network_that_is_damaged_is_not_said_to_be_another(first, tmp_path):
+    (stage,) = first[0].glob("stages/plane4-*")
+    damaged = shutil.copytree(stage, tmp_path / "plane4-damaged")
+    for file in damaged.glob("weights/arrays/**/d/*"):
+        file.write_bytes(b"0")
+    with pytest.raises(ConfigError, match="damaged") as caught:
+        run(teacher_weights=f"plane4={damaged}")
+    assert "of these classes" not in str(caught.value)
 
 
 def test_a_network_that_saw_images_normalised_otherwise_is_refused(first):
