@@ -1,8 +1,10 @@
 """What the page says of records, without a run."""
 
+import json
 import re
 
 from distill_jax.report.page import RunRecord, StageRecord, charts, graph, sections
+from distill_jax.runs.run_record import read_record
 
 SEEDS = (0, 1, 2)
 
@@ -80,7 +82,7 @@ def test_teachers_whose_agreement_is_not_measured_are_named():
 
 def test_a_teacher_that_was_lost_is_said_to_have_failed():
     """It is no result; its students' rows name it."""
-    ways = {"edges": {}, "history": []}
+    ways = {"edges": {}, "epochs": 4}
     teacher = StageRecord("t", "plane4", 0, ("direct",), **ways)
     student = StageRecord("s", "plane2", 0, ("direct",), **ways | {"edges": {"plane4": ("kd",)}})
     lost = {"failed": "plane4, seed 0: step 2", "failed_stages": ["s", "t"]}
@@ -95,3 +97,24 @@ def test_labels_that_have_commas_are_told_apart():
     run = record(stages=[stage(0, 1, guidance=swept), stage(0, 1, guidance=("direct", "chain"))])
     labels = [group.label for group in run.groups]
     assert labels == ["direct, temperature=1.0; direct, temperature=4.0", "direct, chain"]
+
+
+def test_a_network_whose_weights_were_given_is_there(tmp_path):
+    """It has no folder: where it is a result its row tells of it."""
+    about = {"stage": "t", "network": "plane4", "teachers": [], "seed": 0, "guidance": ["direct"]}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [about | {"epochs": 0}]}))
+    run = read_record(tmp_path)
+    assert sections.state(run) == "1 of 1 stages are done"
+    assert sections.stages(run).rows[0][4:] == ["weights are given", "", "", ""]
+    (picture,) = graph.graphs(run)
+    assert ">given<" in picture.svg and "not finished" not in picture.svg
+    rows = [row("direct", 0, "t", network="plane4", seconds=0.0, epochs=0)]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    run = read_record(tmp_path)
+    assert sections.state(run) == "1 of 1 stages are done"
+    assert sections.stages(run).rows[0][4:6] == ["weights are given", "50.00 %"]
+    (picture,) = graph.graphs(run)
+    assert ">50.00 %<" in picture.svg
+    assert [picture.name for picture in charts.efficiency(run)] == ["parameters"]
+    assert not charts.costs(run)

@@ -36,7 +36,7 @@ class StageRecord:
       methods: the names of all terms' methods, those of nobody's edges too.
       phase: whether it only prepares another stage.
       epochs: that were asked for; 0 of given weights.
-      record: of a finished one; empty of any other.
+      record: of a finished one; empty of any other, and of given weights that are no result.
       history: one dict an epoch.
       memory: the most bytes in use up to its last epoch, and whose: "device" or "process".
     """
@@ -53,6 +53,11 @@ class StageRecord:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     memory: tuple[float, str] | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether its weights were given, so that there is nothing to train."""
+        return not self.epochs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 def state(run: RunRecord) -> str:
     """How far the run is, in a line."""
-    done = sum(bool(stage.record) for stage in run.stages)
+    done = sum(bool(stage.record) or stage.given for stage in run.stages)
     parts = [f"{done} of {len(run.stages)} stages are done"]
     if failed := sum(bool(row.get("failed")) for row in run.rows):
         parts.append(f"{failed} of {len(run.rows)} results failed")
@@ -165,6 +165,8 @@ def _networks(run: RunRecord) -> Sequence[str]:
 
 
 def _done(group: Group, run: RunRecord) -> str:
+    if all(stage.given for stage in group.stages):
+        return "weights are given"
     parts = [f"{len(group.done)} of {len(group.stages)}"]
     if lost := sum(x.id in run.lost for x in group.stages):
         parts.append(f"{lost} failed")
