@@ -28,6 +28,9 @@ def get_config():
     config.checkpoint_every, config.devices = "1 step", 0
 """
 CASES = {
+    "alone": """
+    config.networks, config.guidance = ("plane2",), ("none",)
+""",
     "takd": "",
     "dgkd": """
     config.networks, config.guidance = ("plane6", "plane4", "plane2"), ("dense+drop",)
@@ -134,19 +137,19 @@ def run_of(tmp_path):
 
 
 def test_two_processes_that_a_signal_to_one_stops_go_on_to_what_one_process_gives(run_of):
-    run = run_of("takd")
+    run = run_of("alone")
     started = run.start()
     run.wait_for_a_checkpoint(started)
     os.kill(started[1].pid, signal.SIGTERM)
     assert run.codes(started) == [128 + signal.SIGTERM] * 2, run.said(0)
     text = " ".join(" ".join(run.said(0)).split())  # lines are broken at 80 columns
     assert "goes on from there" in text and not run.said(1)
-    assert run.together() == run_of("takd", "alone").alone()
+    assert run.together() == run_of("alone", "in_one").alone()
     assert not run.said(1)
 
 
 def test_what_two_processes_cannot_do_is_a_line(run_of):
-    run = run_of("takd", "pmap", "--config.parallel=pmap")
+    run = run_of("alone", "pmap", "--config.parallel=pmap")
     assert run.codes(run.start()) == [1, 1]
     expected = "error: parallel is 'pmap' with 2 processes: expected 'jit'"
     assert [len(run.said(i)) for i in (0, 1)] == [1, 1], run.said(0)

@@ -10,6 +10,7 @@ import pytest
 
 import distill_jax
 from distill_jax import traced
+from distill_jax.commands.train import use_compilation_cache
 
 CONFIG = """
 from distill_jax import default_config
@@ -147,6 +148,28 @@ def test_what_was_traced_elsewhere_is_passed_over(folder, changed, monkeypatch):
         add.new()(x(), x())
     traced._surroundings.cache_clear()
     assert add.times == 2 and len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", []),  # as JAX takes it: nothing is kept
+        ("gs://bucket/compiled", ["run/compiled/traced"]),
+        ("elsewhere", ["elsewhere/traced"]),
+    ],
+)
+def test_it_is_kept_beside_what_is_compiled(folder, given, kept, tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+    traced.keep_in(None)
+    folder.rmdir()
+    try:
+        jax.config.update("jax_compilation_cache_dir", given)
+        use_compilation_cache(tmp_path / "run")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("traced")] == kept
 
 
 def test_code_of_others_is_not_kept(folder):

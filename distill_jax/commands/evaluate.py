@@ -21,7 +21,7 @@ from distill_jax.runs.ambient import pinned
 from distill_jax.runs.given import load_given, network_of, stage_folder
 from distill_jax.runs.load import dataset_of
 from distill_jax.runs.plan import build_network
-from distill_jax.train import memory, programs
+from distill_jax.train import inference, memory
 from distill_jax.train.sharding import Topology
 from distill_jax.train.stage import Recipe, Stage
 
@@ -77,9 +77,9 @@ def _measured(
 ) -> dict[str, Any]:
     split, parts, bins = getattr(dataset, part), [], []
     with memory.told(f"{network.name} on {dataset.name}"):
-        for piece in programs.pieces(split, dataset.classes):
-            (logits,) = programs.predict_logits([(network, variables)], piece, dataset, topology)
-            parts.append(programs.measured(logits[:1], piece, dataset))
+        for piece in inference.pieces(split, dataset.classes):
+            (logits,) = inference.predict_logits([(network, variables)], piece, dataset, topology)
+            parts.append(inference.measured(logits[:1], piece, dataset))
             bins.append(classification.reliability(logits[0], piece.labels))
     measured, examples = combined(parts), len(split.labels)
     return {

@@ -96,13 +96,18 @@ class Signals:
 
 
 def use_compilation_cache(workdir: Path) -> None:
-    """Keeps what is compiled in the working directory, unless the user keeps it elsewhere."""
+    """Keeps what is compiled in the working directory, unless the user keeps it elsewhere.
+
+    What is traced is kept beside it, but for a bucket, to which JAX alone can write.
+    """
+    own = workdir.absolute() / "compiled"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(own))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if jax.config.values["jax_enable_compilation_cache"]:
-        traced.keep_in(Path(jax.config.values["jax_compilation_cache_dir"]) / "traced")
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if jax.config.values["jax_enable_compilation_cache"] and folder:  # empty: nothing is kept
+        traced.keep_in((own if "://" in folder else Path(folder)) / "traced")
 
 
 TRAIN = Command(

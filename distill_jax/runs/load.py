@@ -15,8 +15,9 @@ from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
 from distill_jax.runs.config import load_config
 from distill_jax.runs.folder import read_rows, resolved_of, run_folder, stage_place
 from distill_jax.runs.given import WEIGHTS
+from distill_jax.runs.ids import digest_of
 from distill_jax.runs.inputs import spec_of
-from distill_jax.runs.plan import digest_of, named, of_users
+from distill_jax.runs.plan import named, of_users
 from distill_jax.runs.results import Results
 from distill_jax.runs.workdir import WorkdirError
 

@@ -1,34 +1,26 @@
 """Which stages an experiment needs, each under the id of all that determines it.
 
-An id is a digest of content, that of the stage's teachers included: stages of different guidances
-or of earlier runs that agree in all of it are one stage.
+Stages of different guidances that have one id are one stage, see `ids`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
 from distill_jax import data, graph, methods, models
-from distill_jax.identity import changed_fields, describe, digest_json
-from distill_jax.methods.registry import EdgeMethod
+from distill_jax.identity import describe, digest_json
 from distill_jax.models import Network
-from distill_jax.runs.ambient import changed_settings
 from distill_jax.runs.config import CLASSIFIER, LOGITS, Comparison, Experiment
 from distill_jax.runs.given import digest_of_given
+from distill_jax.runs.ids import Setting, id_of, spec_of, specs_of
 from distill_jax.train import optim
 from distill_jax.train.checks import check_together
 from distill_jax.train.reach import as_phase
-from distill_jax.train.stage import Initial, Recipe, Stage
+from distill_jax.train.stage import Initial, Stage
 from distill_jax.train.stage_methods import check_begin, check_methods, with_needs
-
-FORMAT = 2  # of the ids: raised when the same values come to mean another training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +50,14 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     Args:
       experiment: what is asked for.
       dataset: on what.
-      data_digest: see `digest_of`.
+      data_digest: see `ids.digest_of`.
 
     Raises:
       ValueError: a network cannot be built for these images, or given weights cannot be read.
     """
     plan = Plan({}, {}, {}, {}, {}, {})
     files, initial = experiment.teacher_weights, _initial(experiment)
+    setting = Setting(data_digest, experiment.topology.count)
     for seed in experiment.seeds:
         for comparison in experiment.comparisons:
             ids: dict[str, str] = {}
@@ -72,7 +65,7 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
             for component in graph.plan(taught_by, comparison.students):
                 phases = _phases(experiment, dataset, comparison, component, seed)
                 phases = [[_starting(stage, initial) for stage in own] for own in phases]
-                ids |= _add(plan, phases, data_digest, ids, experiment.topology.count)
+                ids |= _add(plan, phases, ids, setting)
             for student in comparison.students:
                 plan.results[comparison.label, student, seed] = ids[student]
     return plan
@@ -272,18 +265,16 @@ def _is_weight(name: str) -> bool:
 def _add(
     plan: Plan,
     phases: list[list[Stage]],
-    data_digest: str,
     ids: Mapping[str, str],
-    devices: int,
+    setting: Setting,
 ) -> dict[str, str]:
     """Adds the phases of a component's training to the plan.
 
     Args:
       plan: to be added to.
       phases: see `_phases`.
-      data_digest: of the data set.
       ids: of the stages of the component's frozen teachers, by network.
-      devices: that share a batch.
+      setting: what they have in common with all others.
 
     Returns:
       The ids of the last phase by network.
@@ -291,15 +282,15 @@ def _add(
     own: dict[str, str] = {}
     for stages in phases:
         stages = [dataclasses.replace(x, start=own.get(x.network.name, "")) for x in stages]
-        specs = _specs(stages, data_digest, ids, devices)
-        own = {stage.network.name: _id(spec) for stage, spec in zip(stages, specs, strict=True)}
+        specs = specs_of(stages, ids, setting)
+        own = {stage.network.name: id_of(spec) for stage, spec in zip(stages, specs, strict=True)}
         for stage, spec in zip(stages, specs, strict=True):
             stage_id = own[stage.network.name]
             plan.specs[stage_id] = spec
             plan.stages[stage_id] = dataclasses.replace(stage, id=stage_id)
             plan.teachers[stage_id] = tuple(ids[teacher.name] for teacher in stage.teachers)
             plan.together[stage_id] = tuple(own.values())
-            plan.plain[stage_id] = _id(_spec(_alone(stage), data_digest, (), devices))
+            plan.plain[stage_id] = id_of(spec_of(_alone(stage), (), setting))
     return own
 
 
@@ -325,122 +316,3 @@ def _alone(stage: Stage) -> Stage:
         start="",
         phase=False,
     )
-
-
-def _specs(
-    stages: list[Stage], data_digest: str, ids: Mapping[str, str], devices: int
-) -> list[dict[str, Any]]:
-    """What determines each of the stages that one step trains, see `_spec`.
-
-    In a cycle that is also whom each of them hears live, by the digests of what they are without.
-    """
-    teachers = [_in_order(s, [ids[teacher.name] for teacher in s.teachers]) for s in stages]
-    pairs = zip(stages, teachers, strict=True)
-    specs = [_spec(stage, data_digest, given, devices) for stage, given in pairs]
-    alone = {s.network.name: _id(spec) for s, spec in zip(stages, specs, strict=True)}
-    live = [_in_order(stage, [alone[peer.name] for peer in stage.live]) for stage in stages]
-    if not any(live):
-        return specs
-    cycle = sorted(zip(alone.values(), live, strict=True))
-    return [
-        {**spec, "live": heard, "cycle": cycle} for spec, heard in zip(specs, live, strict=True)
-    ]
-
-
-def _in_order(stage: Stage, ids: list[str]) -> tuple[str, ...]:
-    """The ids of a stage's teachers in their order where it matters, else sorted.
-
-    It matters to who is dropped, to draws for each teacher, and to a user's method that tells them
-    apart; a sum over them is the same but for rounding.
-    """
-    draws = any(type(method).init is not methods.Method.init for _, method in stage.methods)
-    told = any(
-        methods.is_registered(name) and not isinstance(method, EdgeMethod)
-        for name, method in stage.methods
-    )
-    return tuple(ids if draws or told or stage.recipe.dropping.kind != "none" else sorted(ids))
-
-
-def _spec(
-    stage: Stage, data_digest: str, teachers: tuple[str, ...], devices: int
-) -> dict[str, Any]:
-    """All that determines a stage, as JSON values; its id is their digest.
-
-    A field at its default adds nothing, so that a new field leaves the ids of old stages alone.
-    """
-    network = stage.network.identity
-    if stage.file:
-        return {"network": network, "data": data_digest, "file": digest_of_given(stage.file)}
-    spec: dict[str, Any] = {
-        "network": network,
-        "data": data_digest,
-        "recipe": _recipe_spec(stage.recipe, bool(teachers or stage.live) or _may_read(stage)),
-        "methods": [
-            {**methods.identity_of(name, method), **({} if weight == 1.0 else {"weight": weight})}
-            for (name, method), weight in zip(stage.methods, stage.weights, strict=True)
-        ],
-        "seed": stage.seed,
-        "teachers": teachers,
-    }
-    optimizer = optim.identity_of(stage.recipe.optim.optimizer)
-    optional = {
-        "optimizer": optimizer,
-        "start": stage.start,
-        "initial": _initial_spec(stage),
-        "phase": stage.phase,
-        "jax": changed_settings(),
-        # BatchNorms then see each device's share, and not the whole batch.
-        "devices": 0 if stage.recipe.sync_bn or devices == 1 else devices,
-    }
-    return spec | {name: value for name, value in optional.items() if value}
-
-
-def _initial_spec(stage: Stage) -> dict[str, Any]:
-    """The weights from elsewhere that a stage begins with; of a later phase its `start` says so."""
-    if stage.initial is None or stage.start:
-        return {}
-    return {"digest": stage.initial.digest, **({"anew": CLASSIFIER} if stage.initial.anew else {})}
-
-
-def _may_read(stage: Stage) -> bool:
-    """Whether a method of a user's, who sees the numbers of kd too, acts without teachers."""
-    return any(methods.is_registered(name) and not own.taught for name, own in stage.methods)
-
-
-def _recipe_spec(recipe: Recipe, taught: bool) -> dict[str, Any]:
-    values = changed_fields(recipe)
-    if not taught:  # what only concerns teachers does not make another plain training
-        for name in ("temperature", "kd_weight", "survival", "dropping"):
-            values.pop(name, None)
-    elif recipe.dropping.kind != "bernoulli":
-        values.pop("survival", None)
-    return values
-
-
-def _id(spec: dict[str, Any]) -> str:
-    return digest_json({"format": FORMAT, **spec})[:16]
-
-
-def digest_of(dataset: data.Dataset) -> str:
-    """SHA-256 (hex) of all that a stage sees of a data set: splits, classes and preprocessing.
-
-    Of the metrics only one that chooses the weights: the others decide nothing that is kept, and a
-    new one retrains no stage.
-    """
-    sha = hashlib.sha256(repr((dataset.classes, dataset.mean, dataset.std)).encode())
-    if dataset.value_range is not None:
-        sha.update(repr(dataset.value_range).encode())
-    if dataset.select_by != "accuracy":
-        chosen_by = describe(dataset.metrics.get(dataset.select_by))
-        sha.update(f"{dataset.select_by} {chosen_by}".encode())
-    if dataset.task is not None:
-        structure = jax.tree.structure(dataset.task.spec)
-        sha.update(f"{structure} {describe(dataset.task.preprocess)}".encode())
-    for split in (dataset.train, dataset.valid, dataset.test):
-        for array in (*jax.tree.leaves(split.images), split.labels):
-            if isinstance(array, data.Streamed):
-                sha.update(array.identity.encode())
-                continue
-            sha.update(repr((array.shape, array.dtype.str)).encode())
-            sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()

@@ -11,9 +11,10 @@ from distill_jax.identity import plain
 from distill_jax.models import Variables
 from distill_jax.runs.config import RESOLVED, ConfigError, Experiment
 from distill_jax.runs.given import load_given
+from distill_jax.runs.ids import digest_of
 from distill_jax.runs.initial import Beginning, load_initial
 from distill_jax.runs.inputs import describe_inputs
-from distill_jax.runs.plan import Plan, digest_of, make_plan, registered
+from distill_jax.runs.plan import Plan, make_plan, registered
 from distill_jax.train.checks import check
 from distill_jax.train.options import caches_teachers
 

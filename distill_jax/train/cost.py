@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.data import Dataset
 from distill_jax.models import LogitsTable, Network
-from distill_jax.train import programs
+from distill_jax.train import inference
 from distill_jax.train.evaluation import StageResult
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions, caches_teachers
 from distill_jax.train.sharding import Topology
@@ -88,7 +88,7 @@ class Estimator:
             pairs = [(network, network.init(jax.random.key(0)))]
             for _ in range(2):  # the first compiles
                 begun = time.perf_counter()
-                programs.predict_logits(pairs, split, self.dataset, self.topology)
+                inference.predict_logits(pairs, split, self.dataset, self.topology)
                 took = time.perf_counter() - begun
             self._forward[network] = took / len(split.labels)
         return self._forward[network]

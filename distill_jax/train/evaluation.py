@@ -14,7 +14,7 @@ from distill_jax.evals import classification
 from distill_jax.evals.metrics import combined, measure
 from distill_jax.identity import digest
 from distill_jax.models import LogitsTable, Network, Variables
-from distill_jax.train import preflight, programs, sharding
+from distill_jax.train import inference, preflight, programs, sharding
 from distill_jax.train.checks import view_warnings
 from distill_jax.train.metrics import accuracy_names
 from distill_jax.train.stage import Stage, frozen_teachers, needs_of
@@ -72,7 +72,7 @@ def cached_teacher_logits(
     missing = [(network, result) for network, result in pairs if part not in result.logits]
     split = getattr(dataset, part)
     variables = [(network, result.variables) for network, result in missing]
-    logits = programs.teacher_outputs(variables, split, dataset, topology).logits
+    logits = inference.teacher_outputs(variables, split, dataset, topology).logits
     for k, (_, result) in enumerate(missing):
         result.logits[part] = logits[:, k]
     empty = np.zeros((len(split.labels), 0, dataset.classes), np.float32)
@@ -86,7 +86,7 @@ def frozen_outputs(
     topology: sharding.Topology,
     needs: tuple[str, ...],
     known: Callable[[StageResult], np.ndarray],
-) -> programs.TeacherOutputs:
+) -> inference.TeacherOutputs:
     """What frozen teachers give for a split: they are run, but for files of logits, which are read.
 
     Args:
@@ -98,7 +98,7 @@ def frozen_outputs(
       known: the rows (N, C) of a file of logits.
     """
     run = [(n, x.variables) for n, x in teachers.items() if not isinstance(n, LogitsTable)]
-    outputs = programs.teacher_outputs(run, split, dataset, topology, needs)
+    outputs = inference.teacher_outputs(run, split, dataset, topology, needs)
     if len(run) == len(teachers):
         return outputs
     logits, features = iter(outputs.logits.swapaxes(0, 1)), iter(outputs.features)
@@ -108,7 +108,7 @@ def frozen_outputs(
         columns.append(known(result) if table else next(logits))
         nothing = {name: getattr(network.output_shapes, name) for name in needs if table}
         others.append(nothing if table else next(features))
-    return programs.TeacherOutputs(np.stack(columns, 1), tuple(others))
+    return inference.TeacherOutputs(np.stack(columns, 1), tuple(others))
 
 
 def run_preflight(
@@ -126,13 +126,13 @@ def run_preflight(
       teachers: the results of all their frozen teachers.
       state: before the first step.
       dataset: with its training split as the stages see it.
-      topology: see `programs.outputs_on_split`.
+      topology: see `inference.outputs_on_split`.
       plain_accuracies: of each stage, see `preflight.warnings`.
     """
     part = "valid" if len(dataset.valid.labels) else "train"
     networks, whole = frozen_teachers(stages), getattr(dataset, part)
     results = tuple(teachers[network] for network in networks)
-    split: Any = next(programs.pieces(whole, dataset.classes))
+    split: Any = next(inference.pieces(whole, dataset.classes))
     if split is whole:
         logits = cached_teacher_logits(networks, results, part, dataset, topology)
     else:  # the first of so many classes say enough
@@ -146,7 +146,7 @@ def run_preflight(
         ).logits
     first = slice(PREFLIGHT_IMAGES)
     batch = data.Split(data.take(split.images, first), split.labels[first])
-    taught = programs.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
+    taught = inference.TeacherOutputs(logits[:PREFLIGHT_IMAGES])
     variables = tuple(result.variables for result in results)
     if needs := needs_of(stages):
         taught = frozen_outputs(
@@ -193,11 +193,11 @@ def score(
     pairs = [(stage.network, variables) for variables in weights]
     scored, bins, examples, exits = [], [], 0, 1
     names = [network.name for network in stage.teachers]
-    for piece in programs.pieces(dataset.test, dataset.classes):
+    for piece in inference.pieces(dataset.test, dataset.classes):
         if isinstance(stage.network, LogitsTable):
             logits = [best["logits"]["test"][None, examples : examples + len(piece.labels)]]
         else:
-            logits = programs.predict_logits(pairs, piece, dataset, topology)
+            logits = inference.predict_logits(pairs, piece, dataset, topology)
         taught = _teachers_on(piece, examples, stage, teachers, dataset, topology)
         own, newest, count = logits[0], logits[-1][0], float(len(piece.labels))
         exits = len(own)
@@ -206,7 +206,7 @@ def score(
             means[f"agreement {name}"] = classification.agreement(own[0], taught[:, k])
             means[f"kl {name}"] = classification.kl(taught[:, k], own[0])
         weighed = {name: (value, count) for name, value in means.items()}
-        scored.append(programs.measured(own, piece, dataset) | weighed)
+        scored.append(inference.measured(own, piece, dataset) | weighed)
         bins.append(classification.reliability(own[0], piece.labels))
         examples += len(piece.labels)
     measured = combined(scored)
@@ -257,10 +257,10 @@ def evaluate_pretrained(
     metrics: dict[str, Any] = {}
     known = variables["logits"] if isinstance(alone.network, LogitsTable) else {}
     if known and len(dataset.valid.labels):
-        metrics = combined([programs.measured(known["valid"][None], dataset.valid, dataset)])
+        metrics = combined([inference.measured(known["valid"][None], dataset.valid, dataset)])
     elif len(dataset.valid.labels):
         pairs = [(alone.network, variables)]
-        (metrics,) = programs.evaluate(pairs, dataset.valid, dataset, topology)
+        (metrics,) = inference.evaluate(pairs, dataset.valid, dataset, topology)
     record = {
         **scored,
         **valid_metrics({f"valid_{name}": value for name, value in metrics.items()}, dataset),
@@ -303,8 +303,8 @@ def with_metrics(
         split = getattr(dataset, part)
         if part == "test" or record["valid_accuracy"] is not None:
             measured = []
-            for piece in programs.pieces(split, dataset.classes):
-                ((logits, *_),) = programs.predict_logits(pairs, piece, dataset, topology)
+            for piece in inference.pieces(split, dataset.classes):
+                ((logits, *_),) = inference.predict_logits(pairs, piece, dataset, topology)
                 measured.append(measure(missing, logits, piece.labels, piece.images))
             record |= {f"{part}_{name}": value for name, value in combined(measured).items()}
     return dataclasses.replace(result, record=record)

@@ -37,7 +37,8 @@ def train(
     Returns:
       Of each replica the results of its stages.
     """
-    with contextlib.closing(Trainer(inputs, dataset, options)) as trainer:
+    trainer = Trainer(inputs, dataset, options)
+    with contextlib.closing(trainer.feed):
         return _train(trainer, options)
 
 
@@ -53,7 +54,7 @@ def _train(trainer: Trainer, options: TrainOptions) -> list[list[StageResult]]:
     while trainer.epochs_done < trainer.recipe.epochs:
         for steps in trainer.train_epoch():
             saver.after(steps)
-    trainer.close()  # before the test set is decoded
+    trainer.feed.close()  # before the test set is decoded
     return trainer.finish()
 
 

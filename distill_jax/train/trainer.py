@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from distill_jax import data, processes
 from distill_jax.data import Dataset
 from distill_jax.identity import digest
 from distill_jax.models import Variables
-from distill_jax.train import evaluation, metrics, optim, preflight, programs
+from distill_jax.train import evaluation, inference, metrics, optim, preflight, programs
 from distill_jax.train.evaluation import StageResult
+from distill_jax.train.feed import Chunk, Feed
 from distill_jax.train.guard import is_halted
 from distill_jax.train.options import ReplicaInputs, TrainOptions, cache_shapes, caches_teachers
 from distill_jax.train.replica import Progress, Replica
-from distill_jax.train.stage import Stage, data_needs_of, frozen_teachers, steps_per_epoch
-from distill_jax.train.state import DeviceDataset, Order, TrainState
+from distill_jax.train.stage import Stage, frozen_teachers, steps_per_epoch
+from distill_jax.train.state import DeviceDataset, TrainState
 from distill_jax.train.step import draw_from, kept_shares
 from distill_jax.train.terms import needs_variables
 
@@ -43,15 +44,6 @@ class NotFiniteError(FloatingPointError):
         self.replica = replica
 
 
-class _Chunk(NamedTuple):
-    """Some steps of an epoch, from its step `start` on, with the examples that they need."""
-
-    start: int
-    steps: int
-    data: DeviceDataset
-    order: Order  # of (S, B) rows, or (replicas, S, B)
-
-
 class Trainer:
     """Networks in training: a replica, or several whose arrays then have a leading axis for them.
 
@@ -69,14 +61,12 @@ class Trainer:
         self.dataset, self.options, self.topology = dataset, options, options.topology
         self.stages, self.recipe = self.replicas[0].stages, self.replicas[0].recipe
         self.steps = steps_per_epoch(self.replicas[0].examples, self.recipe)
-        self.streamed = isinstance(dataset.train.images, data.Streamed)
-        self.own_data = self.streamed and processes.count() > 1
-        self.workers: data.Workers | None = None
-        self.needs_partners = "partner" in data_needs_of(self.stages)
         self.cached = caches_teachers(self.stages, dataset, options.teacher_logits)
-        self.data = None if self.streamed else self._device_dataset()
+        streamed = isinstance(dataset.train.images, data.Streamed)
+        held = None if streamed else self._device_dataset()
+        self.feed = Feed(self.replicas, self.topology, held, options.workers)
         self.eval_split = "test" if self.recipe.selection == "test" else "valid"
-        self.split = programs.device_put(
+        self.split = inference.device_put(
             getattr(dataset, self.eval_split), self.topology, dataset.classes
         )
         self.frozen = self._frozen_variables()
@@ -90,7 +80,7 @@ class Trainer:
             self.topology,
             max_nonfinite_steps=options.max_nonfinite_steps,
             shared_data=None if self.alone else not self.recipe.train_limit,
-            own_data=self.own_data,
+            own_data=self.feed.own_data,
         )
         self.loop = program.loop
         self.dispatch_size = 1  # steps of the next dispatch, from one epoch to the next
@@ -143,7 +133,7 @@ class Trainer:
         alike = self.alone and self.topology.count == 1
         given: tuple[Any, ...]
         if alike:
-            cached = self.data.teachers if self.data is not None else None
+            cached = self.feed.held.teachers if self.feed.held is not None else None
             given = (self.state, self.frozen, self.hyper, self.key)
         else:
             cached = cache_shapes(self.stages, replica.examples)
@@ -155,7 +145,7 @@ class Trainer:
             batch_size=self.recipe.batch_size,
             spec=self.dataset.spec,
             cached=cached,
-            partners=self.needs_partners,
+            partners=self.feed.needs_partners,
             where=self.topology.replicated if alike else None,
         )
 
@@ -236,10 +226,10 @@ class Trainer:
         """
         epoch, images, seconds = self.epochs_done, 0, 0.0
         first, step = epoch * self.steps, self.step
-        for orders in self._orders(epoch):
+        for orders in self.feed.orders(epoch):
             replicas, steps, batch_size = orders.rows.shape
             idle = time.perf_counter()
-            for chunk in self._chunks(orders, epoch, skip=step - first):
+            for chunk in self.feed.chunks(orders, epoch, first, step):
                 begin, end = first + chunk.start, first + chunk.start + chunk.steps
                 waited = time.perf_counter() - idle
                 while step < end:
@@ -256,75 +246,7 @@ class Trainer:
             first += steps
         self._end_epoch(images / seconds if seconds else 0.0)
 
-    def _orders(self, epoch: int) -> list[Order]:
-        """Who sees which examples when, (replicas, S, B); a smaller last batch apart."""
-        orders = [
-            data.epoch_order(
-                r.examples,
-                self.recipe.batch_size,
-                seed=r.seed,
-                epoch=epoch,
-                last_batch=self.recipe.last_batch,
-            )
-            for r in self.replicas
-        ]
-        whole = np.stack([order for order, _ in orders])
-        rest = np.stack([order[None] for _, order in orders])
-        return [self._with_partners(x, epoch) for x in (whole, rest) if x.size]
-
-    def _with_partners(self, rows: np.ndarray, epoch: int) -> Order:
-        if not self.needs_partners:
-            return Order(rows)
-        tables = [
-            data.partners(r.dataset.train.labels, seed=r.seed, epoch=epoch) for r in self.replicas
-        ]
-        return Order(rows, np.stack([table[own] for table, own in zip(tables, rows, strict=True)]))
-
-    def _chunks(self, orders: Order, epoch: int, skip: int) -> Iterator[_Chunk]:
-        """The steps of `orders`, from the chunk that holds step `skip` on."""
-        steps = orders.rows.shape[1]
-        if self.streamed:
-            replica = self.replicas[0]
-            split = data.at_epoch(replica.dataset.train, replica.seed, epoch)
-            rows = orders.rows[0]
-            own = rows[:, self.topology.own(rows.shape[1])] if self.own_data else rows
-            workers = self._workers()
-            read = None if workers is None else workers.read
-            for chunk in data.chunks(split, own, skip=skip, read=read):
-                part = DeviceDataset(chunk.images, chunk.labels, index=chunk.places)
-                held, order = self.topology.hold(part), chunk.order
-                if self.own_data:
-                    placed = self.topology.put_own(held, len(order))
-                    order = self.topology.own_order(len(order), rows.shape[1])
-                else:
-                    placed = self.topology.device_put(held)
-                yield _Chunk(chunk.start, chunk.steps, placed, Order(order))
-        elif self.data is not None and skip < steps:
-            own = jax.tree.map(lambda x: x[0], orders) if self.alone else orders
-            yield _Chunk(0, steps, self.data, own)
-
-    def _workers(self) -> data.Workers | None:
-        """The processes that decode, from the next step on, where there are to be any."""
-        if self.workers is None and self.options.workers and self.streamed:
-            replica, several = self.replicas[0], self.own_data
-            reading = data.Reading(
-                replica.dataset.train.images,
-                self.recipe.batch_size,
-                replica.seed,
-                self.recipe.epochs,
-                self.recipe.last_batch,
-                jax.process_index() if several else 0,
-                processes.count() if several else 1,
-            )
-            self.workers = data.Workers(reading, self.options.workers, self.step)
-        return self.workers
-
-    def close(self) -> None:
-        """Ends the processes that decode."""
-        if self.workers is not None:
-            self.workers.close()
-
-    def _dispatch(self, chunk: _Chunk, start: int, stop: int) -> tuple[float, int]:
+    def _dispatch(self, chunk: Chunk, start: int, stop: int) -> tuple[float, int]:
         """Trains from step `start` of a chunk to `stop`; how long that took, and the step then."""
         begun = time.perf_counter()
         self.state, self.sums = self.loop(
@@ -406,7 +328,7 @@ class Trainer:
             for replica, own in zip(self.replicas, variables, strict=True)
             for progress in replica.networks
         ]
-        found = iter(programs.evaluate(pairs, self.split, self.dataset, self.topology))
+        found = iter(inference.evaluate(pairs, self.split, self.dataset, self.topology))
         return [{p.name: next(found) for p in replica.networks} for replica in self.replicas]
 
     def _measured(

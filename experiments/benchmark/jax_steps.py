@@ -20,7 +20,7 @@ import numpy as np
 from distill_jax import data, models, traced
 from distill_jax.interop import torch_weights
 from distill_jax.methods import KD, TESKD, CrossEntropy, LossOptions
-from distill_jax.train import programs, sharding, startup
+from distill_jax.train import inference, programs, sharding, startup
 from distill_jax.train.dropping import Dropping
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.stage import Recipe, Stage
@@ -122,7 +122,7 @@ def library(case: Case, network, teachers, student, frozen) -> Ready:
     cached = None
     if case.variant == "table":
         pairs = list(zip(teachers, frozen, strict=True))
-        cached = programs.teacher_outputs(pairs, about.train, about, topology)
+        cached = inference.teacher_outputs(pairs, about.train, about, topology)
         frozen = ()
     else:
         frozen = programs.freeze_teachers(teachers, frozen, topology)

@@ -61,6 +61,7 @@ for axis, (name, guidance) in zip(axes, graphs.items(), strict=True):
     axis.imshow(one.graph.matrix(), cmap="Blues", vmin=0, vmax=1.5)
     axis.set(title=name, xlabel="teacher", xticks=range(3), yticks=range(3))
     axis.set(xticklabels=networks, yticklabels=networks)
+    axis.tick_params("x", rotation=30)  # side by side the names would meet
 axes[0].set_ylabel("student")
 plt.show()
 

@@ -15,7 +15,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.data import sources
-from distill_jax.runs import plan
+from distill_jax.runs import ids
 
 CIFAR10 = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
@@ -84,7 +84,7 @@ class TestDigits:
         both = [*zip(*got.train, strict=True), *zip(*got.test, strict=True)]
         assert sorted((image.tobytes(), label) for image, label in both) == want
         # Every published number on digits rests on this split.
-        assert plan.digest_of(got).startswith("f9d07bf5")
+        assert ids.digest_of(got).startswith("f9d07bf5")
 
 
 class TestSynthetic:
@@ -92,7 +92,7 @@ class TestSynthetic:
         got = data.load("synthetic:8x6x1:4:100:50")
         assert got.image_shape == (8, 6, 1) and got.classes == 4
         assert len(got.train.labels) + len(got.valid.labels) == 100 and len(got.test.labels) == 50
-        assert plan.digest_of(got) == plan.digest_of(data.load("synthetic:8x6x1:4:100:50"))
+        assert ids.digest_of(got) == ids.digest_of(data.load("synthetic:8x6x1:4:100:50"))
         got = data.load("synthetic", valid_fraction=0)
         assert got.train.images.shape == (256, 32, 32, 3) and len(got.test.labels) == 128
         assert np.bincount(got.train.labels).tolist() == [26] * 6 + [25] * 4

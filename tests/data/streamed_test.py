@@ -11,8 +11,8 @@ from PIL import Image
 import distill_jax
 from distill_jax import data, models
 from distill_jax.data import streamed
-from distill_jax.runs import plan
-from distill_jax.train import fit, programs, sharding, trainer
+from distill_jax.runs import ids
+from distill_jax.train import fit, inference, sharding, trainer
 from distill_jax.train.reporter import Reporter
 
 N, CLASSES = 40, 4
@@ -161,8 +161,8 @@ def test_a_dataset_is_split_and_limited_without_decoding():
     assert set(few.train.images.rows) < set(dataset.train.images.rows)
     assert dataset.image_shape == (16, 16, 3)
     assert (dataset.mean, dataset.std) == data.NORMALISATION["imagenet"]
-    assert plan.digest_of(dataset) == plan.digest_of(dataset_of())
-    assert plan.digest_of(dataset) != plan.digest_of(dataset_of(split_seed=1))
+    assert ids.digest_of(dataset) == ids.digest_of(dataset_of())
+    assert ids.digest_of(dataset) != ids.digest_of(dataset_of(split_seed=1))
     assert not dataset.train.images.source.read and not dataset.test.images.source.read
 
 
@@ -294,8 +294,8 @@ def test_it_is_split_over_devices(monkeypatch, parallel):
 
 
 def test_evaluation_counts_every_example_once(monkeypatch):
-    monkeypatch.setitem(programs.PART, "cpu", 4)
-    monkeypatch.setattr(programs, "DISPATCH_BYTES", 8 * 16 * 16 * 3)
+    monkeypatch.setitem(inference.PART, "cpu", 4)
+    monkeypatch.setattr(inference, "DISPATCH_BYTES", 8 * 16 * 16 * 3)
     dataset = dataset_of()
     network = models.build("plane2", CLASSES, dataset.image_shape)
     variables = network.init(jax.random.key(0))
@@ -303,13 +303,13 @@ def test_evaluation_counts_every_example_once(monkeypatch):
     seen = dataset.test.images.source.read
     del seen[:]
     pairs, topology = [(network, variables)] * 2, sharding.Topology()  # decoded once for both
-    logits = programs.teacher_outputs(pairs, dataset.test, dataset, topology).logits[:, 1]
+    logits = inference.teacher_outputs(pairs, dataset.test, dataset, topology).logits[:, 1]
     # 18 examples fill 4 parts of 4 and half of a fifth, which nothing is read to fill up.
     assert sorted(seen) == [*range(18)]
-    (expected,) = programs.predict_logits(pairs[:1], resident, dataset)[0]
+    (expected,) = inference.predict_logits(pairs[:1], resident, dataset)[0]
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     got, whole = (
-        programs.evaluate([(network, variables)], s, dataset)[0] for s in (dataset.test, resident)
+        inference.evaluate([(network, variables)], s, dataset)[0] for s in (dataset.test, resident)
     )
     assert got["accuracy"] == whole["accuracy"]
     assert got["accuracy"] == np.mean(np.argmax(expected, -1) == resident.labels)

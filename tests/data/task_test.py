@@ -13,7 +13,7 @@ import pytest
 import distill_jax
 from distill_jax import data, models
 from distill_jax.data import sources
-from distill_jax.runs.plan import digest_of
+from distill_jax.runs.ids import digest_of
 from distill_jax.runs.workdir import WorkdirError
 from distill_jax.train import trainer
 from distill_jax.train.reporter import Reporter

@@ -8,7 +8,7 @@ import pytest
 
 import distill_jax
 from distill_jax import data
-from distill_jax.runs.plan import digest_of
+from distill_jax.runs.ids import digest_of
 
 pytest.importorskip("tokenizers")
 

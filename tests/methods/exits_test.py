@@ -13,7 +13,7 @@ import distill_jax
 from distill_jax import data, methods, models
 from distill_jax.methods import BYOT, DCM, DKS, ONE, OKDDip, Shapes
 from distill_jax.methods.peers import rampup
-from distill_jax.train import programs
+from distill_jax.train import inference
 
 RANDOM = np.random.RandomState(0)
 B, C, F = 5, 4, 6
@@ -158,7 +158,7 @@ def test_a_network_trains_by_its_name_and_its_backbone_is_what_is_left(prefix, b
         chex.assert_trees_all_equal(modules, {x: variables[kind][x] for x in modules})
     dataset = data.load(**TINY["dataset"])
     pairs = [(network, deployed), (whole, variables)]
-    alone, inside = (exits for exits in programs.predict_logits(pairs, dataset.test, dataset))
+    alone, inside = (exits for exits in inference.predict_logits(pairs, dataset.test, dataset))
     np.testing.assert_allclose(alone[0], inside[0], rtol=1e-5, atol=1e-6)
     assert len(inside) == branches + 1
     assert row["parameters"] == models.count_parameters(network)

@@ -18,7 +18,7 @@ import distill_jax
 from distill_jax import ConfigError, data, models
 from distill_jax.evals import classification
 from distill_jax.methods import KD, TESKD, CrossEntropy, Hyper, Shapes, base
-from distill_jax.train import metrics, optim, programs, sharding
+from distill_jax.train import inference, metrics, optim, sharding
 from distill_jax.train.reporter import Reporter
 from distill_jax.train.state import Batch, DeviceDataset
 from distill_jax.train.step import init_state, make_train_step
@@ -427,7 +427,7 @@ def test_what_is_left_of_an_evolving_network_is_its_backbone_with_the_same_logit
             chex.assert_trees_all_equal(leaves, variables[collection][name])
     dataset = data.load(**TINY["dataset"])
     pairs = [(network, deployed), (whole, variables)]
-    own, inside = (exits[0] for exits in programs.predict_logits(pairs, dataset.test, dataset))
+    own, inside = (exits[0] for exits in inference.predict_logits(pairs, dataset.test, dataset))
     np.testing.assert_allclose(own, inside, rtol=1e-5, atol=1e-6)
     row = results.rows[0]
     assert row["network"] == "evolving:plane4"
@@ -459,7 +459,7 @@ def test_an_evolved_backbone_heads_a_dense_row(run):
     row = results.rows[1]
     assert (row["network"], row["teachers"]) == ("plane2", ["evolving:plane4"])
     pairs = [results.networks["dense", name, 0] for name in ("plane2", "evolving:plane4")]
-    shown = programs.teacher_outputs(pairs, dataset.test, dataset, sharding.Topology())
+    shown = inference.teacher_outputs(pairs, dataset.test, dataset, sharding.Topology())
     student, teacher = shown.logits.swapaxes(0, 1)
     assert row["agreement"] == {"evolving:plane4": classification.agreement(student, teacher)}
     assert row["kl"] == {"evolving:plane4": classification.kl(teacher, student)}

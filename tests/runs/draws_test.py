@@ -6,7 +6,8 @@ import pytest
 
 from distill_jax import data, graph
 from distill_jax.runs.config import ConfigError, resolve
-from distill_jax.runs.plan import build_network, digest_of, make_plan
+from distill_jax.runs.ids import digest_of
+from distill_jax.runs.plan import build_network, make_plan
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.step import init_state
 

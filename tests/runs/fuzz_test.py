@@ -15,6 +15,7 @@ import distill_jax
 from distill_jax import data, graph
 from distill_jax.runs import plan as plan_lib
 from distill_jax.runs.config import ConfigError, Experiment, default_config, resolve
+from distill_jax.runs.ids import digest_of
 from distill_jax.train.dropping import Dropping, keep_mask
 
 ROW = ("plane6", "plane4", "plane2")
@@ -56,7 +57,7 @@ def dataset(**changes):
 def ids(config, given=None):
     """(network, teachers' names) -> id, of all stages of a config; seeds one at a time."""
     used = dataset() if given is None else given
-    plan = plan_lib.make_plan(resolve(config), used, plan_lib.digest_of(used))
+    plan = plan_lib.make_plan(resolve(config), used, digest_of(used))
     return {
         (stage.network.name, *(teacher.name for teacher in stage.teachers)): stage_id
         for stage_id, stage in plan.stages.items()

@@ -12,6 +12,7 @@ from distill_jax.methods import Method, Term
 from distill_jax.methods.fitnet import FitNet
 from distill_jax.runs import plan as plan_lib
 from distill_jax.runs.config import resolve
+from distill_jax.runs.ids import _recipe_spec, digest_of
 from distill_jax.train import optim
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.sharding import Topology
@@ -71,9 +72,9 @@ def test_a_field_added_at_its_default_leaves_every_spec_alone():
         for taught in (True, False):
             later = LaterRecipe(**fields, optim=LaterOptim(learning_rate=0.3))
             now = Recipe(**fields, optim=OptimOptions(learning_rate=0.3))
-            assert plan_lib._recipe_spec(later, taught) == plan_lib._recipe_spec(now, taught)
+            assert _recipe_spec(later, taught) == _recipe_spec(now, taught)
     changed = LaterRecipe(optim=LaterOptim(added=1), added=(1,))
-    assert plan_lib._recipe_spec(changed, True) == {"optim": {"added": 1}, "added": (1,)}
+    assert _recipe_spec(changed, True) == {"optim": {"added": 1}, "added": (1,)}
     for options in ({}, {"hint_layer": 1}):
         later, now = LaterFitNet(**options), FitNet(**options)
         assert methods.identity_of("fitnet", later) == methods.identity_of("fitnet", now)
@@ -198,12 +199,12 @@ def test_a_digest_of_data_moves_with_every_part(part):
             flat[7] = (flat[7] + 1) % 5
         return data.from_arrays(**pairs, classes=classes, **options)
 
-    whole = plan_lib.digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3))
+    whole = digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3))
     assert len(whole) == 64
-    assert whole == plan_lib.digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3, name="other"))
-    digests = {whole, plan_lib.digest_of(build()), plan_lib.digest_of(build(classes=6))}
+    assert whole == digest_of(build(mean=(0.5,) * 3, std=(0.2,) * 3, name="other"))
+    digests = {whole, digest_of(build()), digest_of(build(classes=6))}
     for change in (0, 1):
-        digests.add(plan_lib.digest_of(build(change=change, mean=(0.5,) * 3, std=(0.2,) * 3)))
+        digests.add(digest_of(build(change=change, mean=(0.5,) * 3, std=(0.2,) * 3)))
     assert len(digests) == 5
 
 
@@ -215,7 +216,7 @@ def test_a_digest_of_data_moves_where_examples_go_to_another_split():
         dataset = data.from_arrays(
             *pairs, classes=5, valid_fraction=0, mean=(0.5,) * 3, std=(1,) * 3
         )
-        digests.add(plan_lib.digest_of(dataset))
+        digests.add(digest_of(dataset))
     assert len(digests) == 2
 
 
@@ -225,7 +226,7 @@ def test_a_digest_of_data_moves_with_what_chooses_the_weights(other):
         spec = jax.ShapeDtypeStruct((6, 5, 3), np.uint8)
         metrics = {"worst": worst, "top": lambda logits, labels: (1.0, 1.0)}
         task = data.Task(spec, 5, metrics=metrics, select_by=select_by)
-        return plan_lib.digest_of(data.from_arrays(numbered(60), numbered(40), task=task))
+        return digest_of(data.from_arrays(numbered(60), numbered(40), task=task))
 
     if other == "select_by":
         assert len({build(), build("worst"), build("top"), build("worst")}) == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax.runs.plan import FORMAT
+from distill_jax.runs.ids import FORMAT
 
 RECORDED = pathlib.Path(__file__).parents[1] / "golden" / "semantics.json"
 BASE = {
@@ -39,7 +39,7 @@ def trajectory(name):
 @pytest.mark.cpu
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_same_config_trains_as_it_did_when_the_number_was_raised(name):
-    """To record anew: `python tests/runs/semantics_test.py`, with FORMAT of runs/plan.py raised."""
+    """To record anew: `python tests/runs/semantics_test.py`, with FORMAT of runs/ids.py raised."""
     recorded = json.loads(RECORDED.read_text())
     assert recorded["format"] == FORMAT, "record the trajectories of the raised number"
     # By rounding, which versions of JAX do otherwise, an example of the 36 may change its side.
@@ -49,7 +49,7 @@ def test_the_same_config_trains_as_it_did_when_the_number_was_raised(name):
         found[:, ::2],
         expected[:, ::2],
         rtol=1e-3,
-        err_msg="trainings of these configs have changed: raise FORMAT in runs/plan.py, so that no "
+        err_msg="trainings of these configs have changed: raise FORMAT in runs/ids.py, so that no "
         "finished stage is taken for what it is not, and record anew",
     )
 

@@ -18,7 +18,7 @@ from distill_jax.methods import CrossEntropy
 from distill_jax.models import Outputs
 from distill_jax.models.kernels.batch_norm import BatchNorm
 from distill_jax.models.zoo.heads import one_layer
-from distill_jax.train import averaging, fit, programs, sharding, trainer
+from distill_jax.train import averaging, fit, inference, sharding, trainer
 from distill_jax.train.optim import OptimOptions
 from distill_jax.train.options import ReplicaInputs, StageInputs, TrainOptions
 from distill_jax.train.stage import Recipe, Stage
@@ -97,7 +97,7 @@ def test_accuracies_and_losses_are_those_of_the_average(step_by_step):
     (result,) = trained(stage, saved=saved)
     state = saved.state(2 * STEPS)
     pairs = [(stage.network, v) for v in (state.averages["student"], state.variables("student"))]
-    mine, raw = programs.evaluate(pairs, dataset().test, dataset())
+    mine, raw = inference.evaluate(pairs, dataset().test, dataset())
     assert result.history[-1]["test_loss"] == mine["loss"] != raw["loss"]
     assert result.record["last_test_accuracy"] == mine["accuracy"]
     best = result.history[result.record["best_epoch"] - 1]

@@ -10,7 +10,7 @@ from flax import linen as nn
 from marks import slow
 
 from distill_jax import data, models
-from distill_jax.train import programs, sharding
+from distill_jax.train import inference, sharding
 
 N = 61  # a prime: no batch and no number of devices divides it
 
@@ -51,15 +51,15 @@ def test_counts_are_the_same_for_every_batch_size(case, mode, devices, every, mo
     exact = expected.astype(np.float64)
     losses = np.log(np.exp(exact).sum(1)) - exact[np.arange(N), dataset.test.labels]
     for size in range(1, 65) if every else FEW:
-        monkeypatch.setitem(programs.PART, "cpu", size)
-        monkeypatch.setattr(programs, "DISPATCH_BYTES", size * (size % 5) * 64 * devices)
+        monkeypatch.setitem(inference.PART, "cpu", size)
+        monkeypatch.setattr(inference, "DISPATCH_BYTES", size * (size % 5) * 64 * devices)
         pairs = [(network, variables)]
-        shown = programs.teacher_outputs(pairs, dataset.test, dataset, topology)
+        shown = inference.teacher_outputs(pairs, dataset.test, dataset, topology)
         chex.assert_shape(shown.logits, (N, 1, 3))
         np.testing.assert_allclose(shown.logits[:, 0], expected, rtol=1e-5, atol=1e-6)
-        placed = programs.device_put(dataset.test, topology, dataset.classes)
+        placed = inference.device_put(dataset.test, topology, dataset.classes)
         for split in (dataset.test, placed):
-            found = programs.evaluate(pairs, split, dataset, topology)[0]
+            found = inference.evaluate(pairs, split, dataset, topology)[0]
             assert found["accuracy"] == right / N
             assert found["loss"] == pytest.approx(losses.sum() / N, rel=1e-5)
 
@@ -75,19 +75,19 @@ class AsOnGPU(sharding.Topology):
 def test_networks_that_are_alike_run_at_once_on_a_gpu(case, devices, monkeypatch):
     network, variables, dataset, *_ = case
     other = dataclasses.replace(network, name="other")
-    monkeypatch.setattr(programs, "DISPATCH_BYTES", 64 * 64)
+    monkeypatch.setattr(inference, "DISPATCH_BYTES", 64 * 64)
     changed = jax.tree.map(lambda x: 1 - x, variables)
     pairs = [(network, variables), (other, variables), (network, changed)]
     called = []
-    outputs_program = programs._outputs_program
+    outputs_program = inference._outputs_program
     monkeypatch.setattr(
-        programs,
+        inference,
         "_outputs_program",
         lambda *a: called.append(a[:2]) or outputs_program(*a),
     )
-    found = programs.evaluate(pairs, dataset.test, dataset, AsOnGPU(devices=devices))
+    found = inference.evaluate(pairs, dataset.test, dataset, AsOnGPU(devices=devices))
     assert called == [(network, 2), (other, 1)]
-    one_by_one = [programs.evaluate([pair], dataset.test, dataset)[0] for pair in pairs]
+    one_by_one = [inference.evaluate([pair], dataset.test, dataset)[0] for pair in pairs]
     assert found[0]["accuracy"] != found[2]["accuracy"]
     for own, expected in zip(found, one_by_one, strict=True):
         assert own["accuracy"] == expected["accuracy"]
