@@ -48,9 +48,17 @@ def to_stablehlo(forward: Forward, spec: Any) -> bytes:
     Args:
       forward: see `forward_of`.
       spec: shapes and types of a batch of one.
+
+    Raises:
+      WeightsError: the network takes no batch of any size.
     """
     program = export.export(jax.jit(forward), platforms=PLATFORMS)
-    return bytes(program(_of_any_size(spec)).serialize())
+    try:
+        return bytes(program(_of_any_size(spec)).serialize())
+    except Exception as error:  # whatever a network raises
+        raise WeightsError(
+            f"the network cannot be traced for a batch of any size: {_reason(error)}"
+        ) from error
 
 
 def from_stablehlo(raw: bytes) -> tuple[Forward, Any]:
@@ -91,11 +99,14 @@ def to_onnx(forward: Forward, spec: Any) -> bytes:
     try:
         model = jax2onnx.to_onnx(forward, inputs=[_of_any_size(spec)])
     except Exception as error:  # whatever a converter raises
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise WeightsError(
-            f"jax2onnx cannot convert the network: {type(error).__name__}: {reason}"
-        ) from error
+        raise WeightsError(f"jax2onnx cannot convert the network: {_reason(error)}") from error
     return model.SerializeToString()
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error, and the first line of what it says."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first}"
 
 
 def from_onnx(raw: bytes) -> tuple[Forward, Any]:

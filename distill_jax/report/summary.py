@@ -55,18 +55,19 @@ def trainings(rows: list[Row]) -> list[Row]:
     """The rows of one guidance and network, of those of one and the same training the first."""
     found: dict[Any, Row] = {}
     for row in rows:
-        found.setdefault(_training(row), row)
+        found.setdefault(training_of(row), row)
     return list(found.values())
 
 
-def _training(row: Row) -> Any:
+def training_of(row: Row) -> Any:
     """What tells the training of a row from that of others."""
     return row.get("stage") or row["seed"]
 
 
 def _line(group: list[Row], alone: dict[int, Row]) -> Row:
     """The summary of the rows of one guidance and network, given the rows without it by seed."""
-    pairs = {(_training(r), _training(alone[r["seed"]])): r for r in group if r["seed"] in alone}
+    both = [row for row in group if row["seed"] in alone]
+    pairs = {(training_of(row), training_of(alone[row["seed"]])): row for row in both}
     gains = [r["test_accuracy"] - alone[r["seed"]]["test_accuracy"] for r in pairs.values()]
     group = trainings(group)
     accuracies = [row["test_accuracy"] for row in group]

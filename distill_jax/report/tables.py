@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.jupyter import JupyterMixin
 from rich.measure import Measurement
@@ -53,14 +54,14 @@ class Column(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The width of its widest cell."""
-        return max(map(len, self.cells), default=0)
+        """The width of its widest cell; some characters take two places."""
+        return max(map(cell_len, self.cells), default=0)
 
     @property
     def width(self) -> int:
         """The width that it takes."""
         cells = self.longest if self.most is None else min(self.longest, self.most)
-        return max(cells, *map(len, self.heading.splitlines()))
+        return max(cells, *map(cell_len, self.heading.splitlines()))
 
 
 class ResultsTable(JupyterMixin):
@@ -199,14 +200,12 @@ def _wrapped(label: str, width: int) -> list[str]:
     """A label in lines: broken after its clauses, within one only where it is longer than that."""
     lines = [""]
     for clause in re.findall(r"[^;,]+[;,]*\s*", label):
-        whole = len(clause.rstrip()) <= width
+        whole = cell_len(clause.rstrip()) <= width
         for part in [clause] if whole else re.findall(r"[^+<>]+[+<>]*", clause):
-            if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
                 lines.append("")
             lines[-1] += part
-    return [
-        line[i : i + width] for line in map(str.rstrip, lines) for i in range(0, len(line), width)
-    ]
+    return [part for line in lines for part in chop_cells(line.rstrip(), width)]
 
 
 def _percent(value: float | None) -> str:

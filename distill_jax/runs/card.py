@@ -65,8 +65,10 @@ def accuracy_over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _text(facts: Mapping[str, Any]) -> str:
     """The card in Markdown."""
     over, difference = facts["accuracy"], facts["difference"]
-    interval = over["half_interval"]
-    mean = f"{100 * over['mean']:.2f}" + ("" if interval is None else f" ± {100 * interval:.2f}")
+    mean, seeds = f"{100 * over['mean']:.2f} %", "one seed"
+    if over["half_interval"] is not None:
+        mean = f"{100 * over['mean']:.2f} ± {100 * over['half_interval']:.2f} %"
+        seeds = f"mean and half of its 95 % interval, n = {over['seeds']}"
     taught = " and ".join(facts["teachers"]) or "nobody"
     given = "as the data set has them" if facts["normalised_inside"] else "normalised"
     lines = {
@@ -74,7 +76,7 @@ def _text(facts: Mapping[str, Any]) -> str:
         "taught by": f"{taught} ({facts['guidance']})",
         "data": facts["dataset"],
         "test accuracy": f"{100 * facts['test_accuracy']:.2f} %, seed {facts['seed']}",
-        "over seeds": f"{mean} %, mean and half of its 95 % interval, n = {over['seeds']}",
+        "over seeds": f"{mean}, {seeds}",
         **_began(facts["initial"]),
         "epoch chosen by": facts["selection"],
         "parameters": f"{facts['parameters']:,}",

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,17 @@ class Damaged(CheckpointError):
 
 
 class Mismatch(CheckpointError):
-    """Whole, but of other arrays or of another training: never to be passed over."""
+    """Whole, but of other arrays or of another training: never to be passed over.
+
+    Args:
+      folder: of the checkpoint.
+      differences: from what was asked for, a line each.
+    """
+
+    def __init__(self, folder: Path, differences: Sequence[str]):
+        first = f"{folder} is of another training; remove it, or use another working directory:"
+        super().__init__("\n  ".join((first, *differences)))
+        self.differences = tuple(differences)
 
 
 def save(folder: Path, arrays: Any, meta: dict[str, Any]) -> None:
@@ -107,10 +117,7 @@ def restore(
     if wanted is not None:
         found += differences(meta.get("about"), plain(wanted))
     if found:
-        raise Mismatch(
-            f"{folder} is of another training; remove it, or use another working directory:\n  "
-            + "\n  ".join(found)
-        )
+        raise Mismatch(folder, found)
     arrays = _read(folder, arrays=_orbax().args.StandardRestore(_on_host(template)))
     if changed := differences(meta["digests"], digests(arrays)):
         names = ", ".join(line.partition(" is ")[0] for line in changed[:5])

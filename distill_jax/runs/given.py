@@ -17,7 +17,7 @@ from distill_jax.interop.files import load_variables, read_bytes
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables, backbone_name
 from distill_jax.models.indices import is_indices
-from distill_jax.runs.checkpoint import CheckpointError, read_meta, restore
+from distill_jax.runs.checkpoint import CheckpointError, Mismatch, read_meta, restore
 from distill_jax.runs.config import LOGITS
 from distill_jax.train.stage import Stage
 
@@ -112,9 +112,11 @@ def load_of_stage(folder: Path, network: Network, dataset: data.Dataset) -> Vari
     try:
         meta = read_meta(folder / WEIGHTS)
         variables = restore(folder / WEIGHTS, network.shapes)[0] if _fits(meta, dataset) else None
+    except Mismatch as error:
+        differ = "; ".join(error.differences)
+        raise WeightsError(f"{folder} is no {network.name} of these classes: {differ}") from None
     except CheckpointError as error:
-        first = " ".join(str(error).split())
-        raise WeightsError(f"{folder} is no {network.name} of these classes: {first}") from None
+        raise WeightsError(" ".join(str(error).split())) from None
     if variables is None:
         raise WeightsError(
             f"{folder} was trained on examples preprocessed by {meta['preprocessing']}: expected "

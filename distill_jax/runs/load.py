@@ -37,9 +37,10 @@ def load(workdir: str | Path) -> Results:
     config = load_config(str(folder))
     saved = resolved_of(folder)
     rows = read_rows(folder)
+    # Weights that were given have no epochs, and no folder.
     done = {
-        (row["guidance"], row["network"], row["seed"]): stage_place(
-            folder, row["network"], row["stage"]
+        (row["guidance"], row["network"], row["seed"]): (
+            stage_place(folder, row["network"], row["stage"]) if row.get("epochs") != 0 else None
         )
         for row in rows
         if not row.get("failed")
@@ -56,7 +57,7 @@ def load(workdir: str | Path) -> Results:
 class _OnDemand(Mapping):
     """Something of each result, read from its stage's folder when it is asked for."""
 
-    def __init__(self, places: Mapping[Key, Path]):
+    def __init__(self, places: Mapping[Key, Path | None]):
         self.places = places
 
     def __iter__(self) -> Iterator[Key]:
@@ -69,12 +70,17 @@ class _OnDemand(Mapping):
 class _Networks(_OnDemand):
     """(guidance, network, seed) -> the network and its selected variables."""
 
-    def __init__(self, places: Mapping[Key, Path], saved: Mapping[str, Any]):
+    def __init__(self, places: Mapping[Key, Path | None], saved: Mapping[str, Any]):
         super().__init__(places)
         self.saved = saved
 
     def __getitem__(self, key: Key) -> tuple[Network, Variables]:
-        folder = self.places[key] / WEIGHTS
+        place = self.places[key]
+        if place is None:
+            raise WorkdirError(
+                f"{key} has weights that were given, which the run does not keep: expected a "
+                "network that it trained, or the file itself"
+            )
         saved, (base, _) = self.saved, graph.architecture(key[1])
         if saved["inputs"] is None:
             raise WorkdirError(
@@ -88,7 +94,7 @@ class _Networks(_OnDemand):
         if lines:
             raise WorkdirError(f"{key} was trained as another network:\n  " + "\n  ".join(lines))
         try:
-            variables, _ = restore(folder, network.backbone.shapes)
+            variables, _ = restore(place / WEIGHTS, network.backbone.shapes)
         except CheckpointError as error:
             raise WorkdirError(f"the weights of {key} cannot be read: {error}") from error
         return network.backbone, variables
@@ -98,8 +104,9 @@ class _Histories(_OnDemand):
     """(guidance, network, seed) -> one dict an epoch."""
 
     def __getitem__(self, key: Key) -> list[dict[str, Any]]:
+        place = self.places[key]
         try:
-            return read_meta(self.places[key] / WEIGHTS)["history"]
+            return [] if place is None else read_meta(place / WEIGHTS)["history"]
         except CheckpointError as error:
             raise WorkdirError(f"the history of {key} cannot be read: {error}") from error
 

@@ -34,7 +34,7 @@ class Results:
 
     Args:
       rows: one dict for each guidance, asked-for network and seed; one that could not be trained
-        has "failed", why, in the place of accuracies.
+        has "failed", why, in the place of accuracies, and "failed_stages", what was lost.
       networks: (guidance, network, seed) -> the network and its selected variables.
       histories: (guidance, network, seed) -> one dict an epoch.
       preprocess: makes of a batch of inputs, as the data set has them, what networks see.
@@ -219,7 +219,7 @@ def results_of(
         if stage_id not in done and stage_id not in failed:
             continue
         stage = plan.stages[stage_id]
-        record = done[stage_id].record if stage_id in done else {"failed": failed[stage_id]}
+        record = done[stage_id].record if stage_id in done else _failure(plan, failed, stage_id)
         rows.append(
             {
                 "guidance": label,
@@ -243,6 +243,23 @@ def results_of(
             histories[label, student, seed] = result.history
     preprocess = dataset.preprocessing.evaluate
     return Results(rows, networks, histories, preprocess, precision=experiment.precision)
+
+
+def _failure(plan: Plan, failed: Mapping[str, str], stage_id: str) -> dict[str, Any]:
+    """Why a stage could not be trained, and which stages were lost for that: it, or its teachers'.
+
+    Args:
+      plan: has it.
+      failed: why, by stage.
+      stage_id: of the stage.
+    """
+    found, left = dict[str, None](), [stage_id]
+    while left:
+        one = left.pop()
+        if one in failed and one not in found:
+            found[one] = None
+            left += (*plan.together[one], *plan.teachers[one], plan.stages[one].start)
+    return {"failed": failed[stage_id], "failed_stages": list(found)}
 
 
 def _used(stage: Stage, name: str, changes: Mapping[str, Any]) -> Any:

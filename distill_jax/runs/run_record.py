@@ -34,7 +34,7 @@ def read_record(workdir: str | Path) -> RunRecord:
     resolved = config.pop(RESOLVED, {})
     started = _read(folder / RUN) if (folder / RUN).exists() else {}
     rows = read_rows(folder)
-    stages = _stages(folder, started)
+    stages = _stages(folder, started, rows)
     if not rows and not stages:
         raise WorkdirError(f"{folder} has nothing to show: expected a run that was started")
     networks = resolved.get("networks") if isinstance(resolved, dict) else None
@@ -68,8 +68,9 @@ def read_search(workdir: str | Path) -> SearchRecord:
         raise _damaged(folder / SEARCH, error) from None
 
 
-def _stages(folder: Path, started: dict[str, Any]) -> list[StageRecord]:
+def _stages(folder: Path, started: dict[str, Any], rows: list[dict[str, Any]]) -> list[StageRecord]:
     planned, epochs = started.get("stages", []), read_epochs(folder)
+    evaluated = {row.get("stage"): row for row in rows if not row.get("failed")}
     if not isinstance(planned, list):
         raise _damaged(folder / RUN, f"stages is {planned!r}: expected a list")
     stages = []
@@ -78,6 +79,8 @@ def _stages(folder: Path, started: dict[str, Any]) -> list[StageRecord]:
             place = stage_place(folder, one["network"], one["stage"])
             path = place / "result.json"
             result = _read(path) if path.exists() else None
+            if one.get("epochs") == 0 and one["stage"] in evaluated:  # weights that were given
+                result = {"record": evaluated[one["stage"]], "history": []}
             stages.append(stage_record(one, result, epochs.get(one["stage"], [])))
         except (RecordError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(folder, error) from None

@@ -23,6 +23,7 @@ from typing import Any
 
 import distill_jax
 from distill_jax import report
+from distill_jax.main import REFUSED
 from experiments import paired
 from experiments.compare import lines, trained
 from experiments.compare.settings import KD, PLAIN, SETTINGS
@@ -72,12 +73,15 @@ def main(argv: Sequence[str]) -> int:
             results = distill_jax.run(config, workdir=workdir / name, store=workdir / "store")
             found.append(trained.Trained.of(name, given.pair, results, adapters[name]))
         seconds = trained.step_seconds(configs, given.rounds) if given.rounds else {}
-    except (ValueError, distill_jax.WorkdirError, OSError) as error:
+    except KeyboardInterrupt:
+        print(f"stopped and saved in {workdir}; the same command goes on", file=sys.stderr)
+        return 130
+    except (*REFUSED, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    table = lines.lines_of(found, seconds)
+    table = lines.lines_of(found, seconds, given.dataset)
     console = report.console()
-    console.print(lines.rich_table(table, given.pair, found[0].teacher_accuracy))
+    console.print(lines.rich_table(table, given.pair, given.dataset, found[0].teacher_accuracy))
     numbers = json.dumps(_numbers(given, found, seconds, table), indent=1)
     paired.write_whole(workdir / "compare.json", numbers + "\n")
     paired.write_whole(workdir / "compare.md", lines.markdown(table))

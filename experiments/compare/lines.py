@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from experiments import paired
-from experiments.compare.settings import KD, PLAIN, SETTINGS
+from experiments.compare.settings import DATASET, KD, PLAIN, SETTINGS
 from experiments.compare.trained import Trained
 
 HEADINGS = ("method", "paper", "ours", "over KD", "over plain", "step", "adapters")
@@ -20,7 +20,7 @@ class Line(NamedTuple):
     Args:
       method: its name.
       seeds: how many.
-      published: as found in the literature.
+      published: as found in the literature; None of another data set than its own.
       mean: of ours, and `deviation` over seeds.
       over_kd: mean difference of the same seed, (mean, half of its 95 % interval).
       over_plain: likewise.
@@ -39,15 +39,20 @@ class Line(NamedTuple):
     adapters: int
 
 
-def lines_of(found: Sequence[Trained], seconds: Mapping[str, float]) -> list[Line]:
+def lines_of(
+    found: Sequence[Trained], seconds: Mapping[str, float], dataset: str = DATASET
+) -> list[Line]:
     """A line each, of what includes plain training and KD.
 
     Args:
       found: what each method gave.
       seconds: of its step, by the method's name; empty where they were not measured.
+      dataset: on which; published figures are of one alone.
     """
     by_method = {one.method: one for one in found}
-    return [_line(one, by_method[PLAIN], by_method[KD], seconds) for one in found]
+    made = [_line(one, by_method[PLAIN], by_method[KD], seconds) for one in found]
+    comparable = dataset.removeprefix("tfds:") == DATASET
+    return made if comparable else [line._replace(published=None) for line in made]
 
 
 def _line(one: Trained, plain: Trained, kd: Trained, seconds: Mapping[str, float]) -> Line:
@@ -82,17 +87,21 @@ def cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def rich_table(table: Sequence[Line], pair: str, teacher_accuracy: float | None) -> Table:
+def rich_table(
+    table: Sequence[Line], pair: str, dataset: str, teacher_accuracy: float | None
+) -> Table:
     """For a terminal of 80 columns."""
     teacher, _, student = pair.partition(":")
     known = "" if teacher_accuracy is None else f" ({100 * teacher_accuracy:.2f} %)"
     seeds = max(line.seeds for line in table)
+    spread = "1 seed: paired differences, without an interval"
+    if seeds > 1:
+        spread = f"{seeds} seeds: mean ± deviation; paired differences ± half of the 95 % interval"
     return paired.rich_table(
         HEADINGS,
         [cells(line) for line in table],
-        title=f"{student} taught by {teacher}{known}: accuracy on the test set, %",
-        caption=f"{seeds} seeds: mean ± deviation; paired differences ± half of the 95 % interval; "
-        "step: its time, by KD 1",
+        title=f"{student} taught by {teacher}{known}: test accuracy on {dataset}, %",
+        caption=f"{spread}; step: its time, by KD 1",
     )
 
 

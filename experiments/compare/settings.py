@@ -18,6 +18,7 @@ PAIRS = (
     "vgg13:vgg8",
 )
 PLAIN, KD = "none", "kd"
+DATASET = "cifar100"  # of the published figures
 EPOCHS = 240  # that phases are of
 
 

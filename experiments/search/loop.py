@@ -77,7 +77,8 @@ def run(
             for _ in range(min(options.at_once, left))
         ]
         points = [study.point_of(trial, search.space) for trial in trials]
-        watch = trained.Watch(trials[0], search.about["network"]) if len(trials) == 1 else None
+        network = trained.network_of(search.trained_fields, points[0])
+        watch = trained.Watch(trials[0], network) if len(trials) == 1 else None
         outcomes = trained.train(
             search.trained_fields,
             points,
@@ -125,7 +126,6 @@ def _write(search: Search, found: optuna.Study, workdir: Path) -> None:
         about = {
             "trial": winner.number,
             "trials": len(study.ended(found)),
-            "network": search.about["network"],
             "accuracy": winner.value,
         }
         point = study.point_of(winner, search.space)

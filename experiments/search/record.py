@@ -71,7 +71,7 @@ def best_config(
     Args:
       fields: that all trials share.
       point: the trial's own.
-      about: "trial", "trials", "network" and "accuracy".
+      about: "trial", "trials" and "accuracy".
       registering: a config whose file registers names that it uses; "" where it uses none.
     """
     made, default = fields_of(config_of(fields, [point])), default_config().to_dict()
@@ -91,7 +91,7 @@ def best_config(
         f"{100 * about['accuracy']:.2f} % of the validation split.\n\n"
         "  python -m distill_jax train --config=best.py\n"
         f'"""\n\nfrom distill_jax import {names}\n\n\n'
-        f'def get_config():\n    """The config; its last network is {about["network"]}."""\n'
+        f'def get_config():\n    """The config; its last network is {made["networks"][-1]}."""\n'
         f"{indented}\n"
     )
 

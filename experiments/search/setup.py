@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_jax import data
@@ -15,7 +15,7 @@ from distill_jax.runs.prepare import prepare
 from distill_jax.train import devices
 from distill_jax.train.startup import ask_for_cpu_devices
 from experiments.search import space
-from experiments.search.space import Fields, Space, SpaceError
+from experiments.search.space import Fields, Point, Space, SpaceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def prepared(config: Mapping[str, Any], text: str, options: Options) -> Search:
         notes.append("trials that are trained at once end together: none of them is pruned")
     about = {
         "name": fields["name"],
-        "guidance": experiment.comparisons[0].spec,
-        "network": experiment.networks[-1],
+        "guidance": _named(fields, own, begun, "guidance", lambda one: one.comparisons[0].spec),
+        "network": _named(fields, own, begun, "networks", lambda one: one.networks[-1]),
         "seeds": list(experiment.seeds),
         "sampler": options.sampler,
         "pruner": options.pruner,
@@ -119,6 +119,15 @@ def prepared(config: Mapping[str, Any], text: str, options: Options) -> Search:
     registers = any(first.resolved["registered"].values())
     registers = registers or data.is_registered(experiment.dataset["name"])
     return Search(fields, own, options, about, registers, tuple(notes))
+
+
+def _named(
+    fields: Fields, own: Space, begun: Point, field: str, name: Callable[[Experiment], str]
+) -> str:
+    """What all trials have, or where a field is searched the names that they may have."""
+    points = [{**begun, field: x} for x in own[field].choices] if field in own else [begun]
+    every = [name(resolve(space.config_of(fields, [point]))) for point in points]
+    return " or ".join(dict.fromkeys(every))
 
 
 def _check_choosing(experiment: Experiment, dataset: data.Dataset) -> None:

@@ -123,9 +123,14 @@ def place(folder: Path, points: Sequence[Point]) -> Path:
     return folder / "trials" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def network_of(fields: Fields, point: Point) -> str:
+    """The network whose accuracy counts in a trial."""
+    return resolve(config_of(fields, [point])).networks[-1]
+
+
 def _outcome(rows: Sequence[Mapping[str, Any]], fields: Fields, point: Point) -> Outcome:
     swept = {name: value for name, value in point.items() if name in swept_fields(fields)}
-    network = resolve(config_of(fields, [point])).networks[-1]
+    network = network_of(fields, point)
     own = [x for x in rows if x["network"] == network and plain(x["changes"]) == plain(swept)]
     if failed := [row["failed"] for row in own if row.get("failed")]:
         return Outcome(failed=failed[0])

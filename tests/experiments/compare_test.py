@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import distill_jax
 from distill_jax import resolve
 from distill_jax.report.summary import half_width
 from experiments.compare import __main__ as command
@@ -32,6 +33,43 @@ def test_differences_are_of_the_same_seed():
     assert half_width([1.0]) is None
     unmeasured = lines.lines_of([gave("none", {0: 0.5}), kd], {})[1]
     assert unmeasured.seeds == 3 and lines.cells(unmeasured)[5] == "-"
+
+
+def test_published_figures_stand_beside_the_same_data_alone():
+    """They are accuracies on CIFAR-100, wherever it comes from."""
+    both = [gave("none", {0: 0.5}), gave("kd", {0: 0.6})]
+    for dataset in ("cifar100", "tfds:cifar100"):
+        assert [x.published for x in lines.lines_of(both, {}, dataset)] == [69.06, 70.66]
+    assert [x.published for x in lines.lines_of(both, {}, "cifar10")] == [None, None]
+    table = lines.rich_table(lines.lines_of(both, {}), "resnet56:resnet20", "cifar10", 0.7)
+    assert table.title == "resnet20 taught by resnet56 (70.00 %): test accuracy on cifar10, %"
+
+
+def test_one_seed_has_neither_deviation_nor_interval_in_the_caption():
+    both = [gave("none", {0: 0.5}), gave("kd", {0: 0.6})]
+    table = lines.rich_table(lines.lines_of(both, {}), "a:b", "cifar100", None)
+    assert table.caption.startswith("1 seed: paired differences, without an interval; step: its")
+    both = [gave("none", {0: 0.5, 1: 0.5}), gave("kd", {0: 0.6, 1: 0.7})]
+    table = lines.rich_table(lines.lines_of(both, {}), "a:b", "cifar100", None)
+    assert table.caption.startswith("2 seeds: mean ± deviation; paired differences ± half of")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (distill_jax.StagesFailed({"a": "step 3 is not finite"}, None), 1, "error: step 3 is not"),
+        (distill_jax.OutOfMemoryError("plane2 needs more"), 1, "error: plane2 needs more"),
+        (KeyboardInterrupt(), 130, "stopped and saved in "),
+    ],
+)
+def test_what_ends_a_training_is_said_in_a_line(error, code, words, capsys, tmp_path, monkeypatch):
+    def run(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(distill_jax, "run", run)
+    assert command.main([*SMALL, f"--workdir={tmp_path}", "--methods=kd"]) == code
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(words)
 
 
 def test_a_pair_has_its_own_numbers():

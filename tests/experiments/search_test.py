@@ -11,7 +11,7 @@ from distill_jax import data, main
 from distill_jax.runs.config import default_config, load_config, resolve
 from distill_jax.train.fit import Interrupted
 from experiments.search import __main__ as command
-from experiments.search import space, trained
+from experiments.search import record, setup, space, trained
 
 CONFIG = """
 from distill_jax import default_config
@@ -369,3 +369,19 @@ def test_a_trial_that_is_worse_than_half_of_the_others_is_ended(config, tmp_path
     last = found(tmp_path / "search")["trials"][-1]
     assert 0.0 < last["accuracy"] < best(tmp_path / "search")
     assert "pruned" in capsys.readouterr().out
+
+
+def test_what_differs_between_trials_is_not_said_of_all(config):
+    """Guidances and networks may be searched; each trial has a last network of its own."""
+    networks = [["plane4", "plane2"], ["plane6", "plane4"]]
+    text = json.dumps({"guidance": ["direct", "chain"], "networks": networks})
+    options = setup.Options(trials=1, at_once=1, seed=0, sampler="tpe", pruner="median")
+    search = setup.prepared(load_config(str(config)), text, options)
+    assert search.about["guidance"] == "direct or chain"
+    assert search.about["network"] == "plane2 or plane4"
+    points = [{"guidance": "chain", "networks": x} for x in search.space["networks"].choices]
+    assert [trained.network_of(search.fields, point) for point in points] == ["plane2", "plane4"]
+    about = {"trial": 0, "trials": 1, "accuracy": 0.5}
+    assert "its last network is plane4" in record.best_config(search.fields, points[1], about)
+    one = setup.prepared(load_config(str(config)), KD, options)
+    assert (one.about["guidance"], one.about["network"]) == ("direct", "plane2")

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from distill_jax import report
@@ -256,6 +257,20 @@ def test_at_any_width_nothing_that_matters_is_cut(width):
         first = [line.split("│")[1].strip() for line in text.splitlines() if line[0] == "│"]
         assert "".join(LONG.split()) in "".join("".join(first).split())
         assert not any(0 < len(part) < 4 for part in first)
+
+
+@pytest.mark.parametrize("width", [45, 64, 80, 100])
+def test_labels_of_wide_characters_push_no_number_out(width):
+    """Those of East Asia take two places each."""
+    label = "none, 学生のラベルをすべて使う"
+    rows = [row("none", "plane2", s, 0.5) for s in (0, 1)]
+    rows += [row(label, "plane2", s, 0.7 + s / 30) for s in (0, 1)]
+    text = printed(report.results_table(rows), width)
+    assert max(map(cell_len, text.splitlines())) <= width and "…" not in text
+    squeezed = "".join(text.split())
+    assert "71.67±2.36" in squeezed and "+21.67±21.18" in squeezed
+    names = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    assert "".join(label.split()) in "".join("".join(names or text).split())
 
 
 def test_the_least_useful_columns_go_first_and_are_named():

@@ -14,6 +14,8 @@ import distill_jax
 from distill_jax import main
 from distill_jax.interop import programs
 from distill_jax.interop.files import load_variables
+from distill_jax.interop.torch_weights import WeightsError
+from distill_jax.runs.card import accuracy_over_seeds, write_card
 
 CONFIG = {
     "networks": ("plane4", "plane2"),
@@ -79,6 +81,11 @@ def test_weights_are_those_of_the_run_and_the_card_says_whose(run, capsys, tmp_p
     assert card["accuracy"]["half_interval"] == pytest.approx(half)
     text = file.with_name(f"{file.name}.md").read_text()
     assert f"| {100 * accuracies[1]:.2f} %, seed 1 |" in text and "plane4 (direct)" in text
+    interval = f"{100 * np.mean(accuracies):.2f} ± {100 * half:.2f} %, mean and half of its 95 %"
+    assert f"| over seeds | {interval} interval, n = 2 |" in text
+    write_card(file, {**card, "accuracy": accuracy_over_seeds(taught[:1])})
+    text = file.with_name(f"{file.name}.md").read_text()
+    assert f"| over seeds | {100 * accuracies[0]:.2f} %, one seed |" in text
 
 
 def test_a_program_takes_any_batch_on_any_platform(run, capsys):
@@ -93,6 +100,22 @@ def test_a_program_takes_any_batch_on_any_platform(run, capsys):
     # JAX writes each down once, or once a platform.
     assert text.count("stablehlo.convolution(") in (layers, layers * 3)
     assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x: x.reshape(len(x), -1), "TypeError: '_DimExpr' object cannot be"),
+        (lambda x: x if x.shape[0] > 4 else -x, "InconclusiveDimensionOperation: Symbolic"),
+    ],
+)
+def test_a_network_that_takes_one_size_of_batch_alone_is_refused(forward, reason):
+    """A module of the user's may ask for the size as a number."""
+    spec = jax.ShapeDtypeStruct((1, 2, 2), np.float32)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        programs.to_stablehlo(forward, spec)
+    assert str(caught.value).startswith("the network cannot be traced for a batch of any size: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_program_that_does_not_normalise_takes_what_the_network_sees(run, capsys):

@@ -6,8 +6,10 @@ import cli
 import pytest
 
 import distill_jax
+from distill_jax import main
 from distill_jax.report import Reporter, summarise
 from distill_jax.runs.results import StagesFailed
+from distill_jax.runs.run_record import read_record
 
 BASE = {
     "dataset": {"name": "synthetic:8x8x1:4:48:32", "valid_fraction": 0.25},
@@ -53,7 +55,7 @@ def test_a_value_that_diverges_is_a_marked_row_and_the_other_is_trained(tmp_path
     assert lines["none, learning_rate=0.02"]["failed"] == 0
 
 
-def test_those_whom_a_failed_stage_teaches_fail_with_it_and_no_others(tmp_path):
+def test_those_whom_a_failed_stage_teaches_fail_with_it_and_no_others(tmp_path, capsys):
     heard = Heard(tmp_path)
     config = {
         **BASE,
@@ -65,6 +67,14 @@ def test_those_whom_a_failed_stage_teaches_fail_with_it_and_no_others(tmp_path):
         distill_jax.run(config, workdir=tmp_path, reporter=heard)
     rows = {row["guidance"]: row for row in caught.value.results.rows}
     assert rows["direct"]["failed"].startswith("plane4, seed 0") and "failed" not in rows["none"]
+    plans = json.loads((tmp_path / "run.json").read_text())["stages"]
+    lost = {x["network"]: x["stage"] for x in plans if "direct" in x["guidance"]}
+    assert sorted(rows["direct"]["failed_stages"]) == sorted(lost.values()) and len(lost) == 2
+    assert read_record(tmp_path).lost == set(lost.values())
+    assert main.main(["show", str(tmp_path)]) == 0
+    *_, done, why, started = capsys.readouterr().out.splitlines()  # each in one line
+    assert done == "1 of 3 stages are done, 2 failed; no run is at work here"
+    assert why.startswith("  failed: plane4, seed 0: step ") and started.startswith("started ")
     # After each stage the file is whole: first what is known of one, then of both.
     assert [[row["guidance"] for row in rows] for rows in heard.files] == [["none"]]
     assert len(json.loads((tmp_path / "results.json").read_text())) == 2

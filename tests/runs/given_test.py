@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import distill_jax
+from distill_jax import main
 from distill_jax.runs.config import ConfigError
 from distill_jax.runs.workdir import WorkdirError
 from distill_jax.train.reporter import Reporter
@@ -59,6 +60,19 @@ def test_a_network_of_an_earlier_run_teaches_as_the_one_it_was(first, form):
         np.testing.assert_array_equal(a, b)
 
 
+def test_weights_that_were_given_are_in_no_folder_of_the_run(first, tmp_path, capsys):
+    given = {"teacher_weights": f"plane4={first[0]}:none/plane4/0"}
+    run(tmp_path / "run", students=("plane4", "plane2"), **given)
+    loaded = distill_jax.load(tmp_path / "run")
+    words = r"\('direct', 'plane4', 0\) has weights that were given, which the run does not keep"
+    with pytest.raises(WorkdirError, match=words):
+        _ = loaded.networks["direct", "plane4", 0]
+    assert loaded.histories["direct", "plane4", 0] == []
+    assert main.main(["export", str(tmp_path / "run"), "direct", "--network=plane4"]) == 1
+    assert "has weights that were given" in capsys.readouterr().err
+    assert loaded.networks["direct", "plane2", 0][0].name == "plane2"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -72,6 +86,18 @@ def test_what_is_no_network_of_an_earlier_run_is_refused(first, source, message)
     with pytest.raises(ConfigError) as caught:
         run(teacher_weights=source.format(folder=first[0]))
     assert message in str(caught.value)
+    # What is whole and another network's is not to be removed.
+    assert "remove it" not in str(caught.value) and "training" not in str(caught.value)
+
+
+def test_a_network_that_is_damaged_is_not_said_to_be_another(first, tmp_path):
+    (stage,) = first[0].glob("stages/plane4-*")
+    damaged = shutil.copytree(stage, tmp_path / "plane4-damaged")
+    for file in damaged.glob("weights/arrays/**/d/*"):
+        file.write_bytes(b"0")
+    with pytest.raises(ConfigError, match="damaged") as caught:
+        run(teacher_weights=f"plane4={damaged}")
+    assert "of these classes" not in str(caught.value)
 
 
 def test_a_network_that_saw_images_normalised_otherwise_is_refused(first):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +50,8 @@ def lines_picture(
       kind: "accuracies" may leave the first epochs out, "sizes" may be logarithmic, and begin at
         zero where they are not.
     """
-    seeds = max(sum(map(bool, seeds)) for _, seeds in lines)
+    counts = {count for _, own in lines for count in _seeds_by_epoch(own).values()}
+    fewest, most = min(counts), max(counts)
     every = [value for _, own in lines for seed in own for _, value in seed]
     bottom = _bottom(lines) if kind == "accuracies" else None
     positive = [value for value in every if value > 0]
@@ -64,7 +66,7 @@ def lines_picture(
             epochs, low, middle, high = _band(own)
             # Of many epochs marks on some tell lines apart that have one colour.
             axes.plot(epochs, middle, **svg.look(i), markevery=max(1, len(epochs) // 8))
-            if seeds > 1:
+            if most > 1:
                 axes.fill_between(epochs, low, high, color=svg.colour(i), alpha=0.18, linewidth=0)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
@@ -82,7 +84,10 @@ def lines_picture(
             low, high = axes.get_ylim()
             axes.set_ylim(top=min(high, 100 + 0.02 * (100 - low)))
 
-    notes = [f"mean of {seeds} seeds; the band is from the lowest to the highest"] * (seeds > 1)
+    of = f"{most} seeds"
+    if fewest < most:  # some are not trained to the end, or not yet
+        of = f"the seeds that have the epoch, {fewest} to {most}"
+    notes = [f"mean of {of}; the band is from the lowest to the highest"] * (most > 1)
     notes += ["the first epochs lie below the picture"] * (bottom is not None)
     legend = svg.keys([text for text, _ in lines])
     return svg.picture(name, title, draw, legend=legend, note="; ".join(notes))
@@ -129,6 +134,11 @@ def so_far(seed: Curve) -> Curve:
 def scaled(seeds: list[Curve], factor: float) -> list[Curve]:
     """Each seed's values times a factor."""
     return [[(epoch, factor * value) for epoch, value in seed] for seed in seeds]
+
+
+def _seeds_by_epoch(seeds: list[Curve]) -> collections.Counter[float]:
+    """How many seeds have each epoch."""
+    return collections.Counter(epoch for seed in seeds for epoch, _ in seed)
 
 
 def _band(seeds: list[Curve]) -> tuple[list[float], ...]:

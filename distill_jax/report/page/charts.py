@@ -28,7 +28,7 @@ def results(runs: Sequence[RunRecord]) -> list[Picture]:
     """The accuracies of each network by guidance, each seed and their mean; over all runs."""
     several = len(runs) > 1
     pictures: list[Picture] = []
-    rows = [(run, row) for run in runs for row in run.rows if not row.get("failed")]
+    rows = [(run, row) for run in runs for row in run.trained]
     for network in dict.fromkeys(row["network"] for _, row in rows):
         lines: dict[str, list[float]] = {}
         for run, row in rows:
@@ -128,7 +128,7 @@ def agreement(run: RunRecord) -> list[Picture]:
     """A picture for each network: how often it predicts what its teachers do."""
     pictures: list[Picture] = []
     for network in dict.fromkeys(row["network"] for row in run.rows):
-        rows = [x for x in run.rows if x["network"] == network and x.get("agreement")]
+        rows = [x for x in run.trained if x["network"] == network and x.get("agreement")]
         teachers = list(dict.fromkeys(name for row in rows for name in row["agreement"]))
         lines: dict[str, list[Row]] = {}
         for row in rows:
@@ -155,7 +155,7 @@ def reliability(run: RunRecord) -> list[Picture]:
     """A picture for each network: how often it is right, against how sure it is."""
     pictures: list[Picture] = []
     for network in dict.fromkeys(row["network"] for row in run.rows):
-        rows = [x for x in run.rows if x["network"] == network and x.get("reliability")]
+        rows = [x for x in run.trained if x["network"] == network and x.get("reliability")]
         lines: dict[str, list[Row]] = {}
         for row in rows:
             lines.setdefault(row["guidance"], []).append(row)
@@ -190,7 +190,7 @@ def costs(run: RunRecord) -> list[Picture]:
     needed = [(x, max(own) / 2**20) for x, own in peaks if own]
     pictures: list[Picture] = []
     for name, title, values, label in (
-        ("time", "Time", [(x, value) for x, value in taken if value], "seconds a seed"),
+        ("time", "Time", [(x, value) for x, value in taken if value], "seconds, mean over seeds"),
         ("memory", "Memory", needed, "most memory in use until then, MiB"),
     ):
         for part in range(0, len(values), BARS):

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Row = dict[str, Any]
+from distill_jax.report.summary import Row, training_of
+
 _ROW = {"guidance": str, "network": str, "seed": int, "teachers": list, "graph": str}
 _ROW |= {"changes": dict, "control": bool, "backbone": str, "protocol": str, "selection": str}
 _STAGE = {"stage": str, "network": str, "teachers": list, "seed": int, "guidance": list}
@@ -35,7 +36,7 @@ class StageRecord:
       methods: the names of all terms' methods, those of nobody's edges too.
       phase: whether it only prepares another stage.
       epochs: that were asked for; 0 of given weights.
-      record: of a finished one; empty of any other.
+      record: of a finished one; empty of any other, and of given weights that are no result.
       history: one dict an epoch.
       memory: the most bytes in use up to its last epoch, and whose: "device" or "process".
     """
@@ -52,6 +53,11 @@ class StageRecord:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     memory: tuple[float, str] | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether its weights were given, so that there is nothing to train."""
+        return not self.epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +107,8 @@ class RunRecord:
         for row in self.rows:
             check(row, _ROW, "results.json")
             if row.get("failed"):
-                check(row, {"failed": str}, "results.json")
+                kinds = {"failed": str, "failed_stages": list}
+                check({"failed_stages": [], **row}, kinds, "results.json")
                 continue
             _check_measured(row)
             for name in ("test_accuracy", "last_test_accuracy"):
@@ -111,6 +118,15 @@ class RunRecord:
                 number({name: None, **row}, name)
 
     @property
+    def trained(self) -> list[Row]:
+        """The rows with accuracies; of seeds under which one and the same network stands one."""
+        found: dict[Any, Row] = {}
+        for row in self.rows:
+            if not row.get("failed"):
+                found.setdefault((row["guidance"], row["network"], training_of(row)), row)
+        return list(found.values())
+
+    @property
     def labels(self) -> list[str]:
         """The guidances, those of the rows first."""
         rows = (row["guidance"] for row in self.rows)
@@ -118,8 +134,10 @@ class RunRecord:
 
     @property
     def lost(self) -> set[str]:
-        """The ids of stages whose rows say that they failed."""
-        return {row.get("stage", "") for row in self.rows if row.get("failed")}
+        """The ids of the stages that could not be trained, those that only teach among them."""
+        failed = [row for row in self.rows if row.get("failed")]
+        own = ((row.get("stage"), *row.get("failed_stages", [])) for row in failed)
+        return {str(stage) for stages in own for stage in stages}
 
     @property
     def groups(self) -> list[Group]:
@@ -159,7 +177,8 @@ class Group:
     def label(self) -> str:
         """Their guidances in a line."""
         number = f" {self.earlier + 1}" if self.earlier else ""
-        return ", ".join(self.guidance) + (f" (phase{number})" if self.stages[0].phase else "")
+        between = "; " if any("," in label for label in self.guidance) else ", "
+        return between.join(self.guidance) + (f" (phase{number})" if self.stages[0].phase else "")
 
     @property
     def done(self) -> list[StageRecord]:

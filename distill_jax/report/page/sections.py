@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 def state(run: RunRecord) -> str:
     """How far the run is, in a line."""
-    done = sum(bool(stage.record) for stage in run.stages)
+    done = sum(bool(stage.record) or stage.given for stage in run.stages)
     parts = [f"{done} of {len(run.stages)} stages are done"]
     if failed := sum(bool(row.get("failed")) for row in run.rows):
         parts.append(f"{failed} of {len(run.rows)} results failed")
@@ -60,14 +60,13 @@ def fidelity(run: RunRecord) -> Table:
     """Calibration of each network, and its agreement with each teacher, over seeds."""
     headings = ["guidance", "network", "ECE %", "teacher", "agreement %", "KL, nats"]
     lines: dict[tuple[str, str], list[dict]] = {}
-    for row in run.rows:
-        if not row.get("failed"):
-            lines.setdefault((row["guidance"], row["network"]), []).append(row)
+    for row in run.trained:
+        lines.setdefault((row["guidance"], row["network"]), []).append(row)
     rows = []
     for (guidance, network), own in lines.items():
         error = f"{100 * mean(number(row, 'ece') for row in own):.2f}" if "ece" in own[0] else ""
         about = [guidance, network, error]
-        for teacher in own[0].get("agreement", {}) or [""]:
+        for teacher in own[0]["teachers"] or [""]:
             values = [
                 [number(row[name], teacher) for row in own if teacher in row.get(name, {})]
                 for name in ("agreement", "kl")
@@ -120,6 +119,8 @@ def missing(run: RunRecord) -> list[str]:
         lines.append("methods on edges: runs of earlier versions did not record them")
     if rows and not any(row["teachers"] for row in rows):
         lines.append("agreement: no network of the table has a teacher")
+    if any(name not in row.get("agreement", {}) for row in rows for name in row["teachers"]):
+        lines.append("agreement: it is measured with frozen teachers alone")
     dropped = any("+drop" in label for label in run.labels)
     if dropped and not any(group.names("train_kept_") for group in run.groups):
         lines.append("how often each teacher was kept: it was not recorded, or not yet")
@@ -164,6 +165,8 @@ def _networks(run: RunRecord) -> Sequence[str]:
 
 
 def _done(group: Group, run: RunRecord) -> str:
+    if all(stage.given for stage in group.stages):
+        return "weights are given"
     parts = [f"{len(group.done)} of {len(group.stages)}"]
     if lost := sum(x.id in run.lost for x in group.stages):
         parts.append(f"{lost} failed")

@@ -159,6 +159,7 @@ _SEARCH = (
     "the others differ from dot to dot."
 )
 _COSTS = (
-    "Seconds: the mean over seeds; stages that were trained at once share them. Memory: the most "
-    "that the process or the device had in use so far, by other stages too."
+    "Seconds: the mean over seeds, with what had to be compiled; each of several stages that were "
+    "trained at once has the time of all of them. Memory: the most that the process or the device "
+    "had in use so far, by other stages too."
 )
