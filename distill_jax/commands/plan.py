@@ -44,7 +44,7 @@ def plan(given: SimpleNamespace) -> int:
             use_compilation_cache(workdir)
         costs = _costs(prepared, states) if given.measure == "yes" else {}
     starts = initial.lines(prepared.plan.stages.values(), prepared.beginnings)
-    for line in (*warnings(prepared.plan, experiment.dtype), *starts):
+    for line in (*warnings(prepared.plan, experiment), *starts):
         console.print(line)
     console.print(_table(prepared, states, costs))
     for line in _summary(prepared.plan, states, costs, workdir):

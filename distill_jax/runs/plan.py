@@ -13,7 +13,13 @@ from typing import Any
 from distill_jax import data, graph, methods, models
 from distill_jax.identity import describe, digest_json
 from distill_jax.models import Network
-from distill_jax.runs.config import CLASSIFIER, LOGITS, Comparison, Experiment
+from distill_jax.runs.config import (
+    CLASSIFIER,
+    LOGITS,
+    Comparison,
+    Experiment,
+    default_config,
+)
 from distill_jax.runs.given import digest_of_given
 from distill_jax.runs.ids import Setting, id_of, spec_of, specs_of
 from distill_jax.train import optim
@@ -71,32 +77,43 @@ def make_plan(experiment: Experiment, dataset: data.Dataset, data_digest: str) -
     return plan
 
 
-def warnings(plan: Plan, dtype: str) -> list[str]:
+def warnings(plan: Plan, experiment: Experiment) -> list[str]:
     """What looks wrong, a line each.
 
-    These are frozen teachers smaller than a student, and registered networks where they do not
-    compute in the `dtype` that was chosen.
+    These are frozen teachers smaller than a student, methods that are asked for and that no network
+    hears, and registered networks where they do not compute in the `dtype` that was chosen.
     """
+    dtype, stages = experiment.dtype, plan.stages.values()
     pairs = {
         (teacher.name, stage.network.name): (teacher, stage.network.backbone)
-        for stage in plan.stages.values()
+        for stage in stages
         for teacher in stage.teachers
         if not isinstance(teacher, models.LogitsTable)
     }
     sizes = {
         pair: [models.count_parameters(network) for network in two] for pair, two in pairs.items()
     }
-    networks = {stage.network.name: stage.network for stage in plan.stages.values()}
-    return [
-        f"  warning: {teacher} ({ours:,} parameters) teaches {student} ({theirs:,}), which is "
-        "larger; a row is written largest first"
+    networks = {stage.network.name: stage.network for stage in stages}
+    used = {name for stage in stages for name, _ in stage.methods} | {"ce"}
+    unheard = set(experiment.methods) - used - set(default_config().methods)
+    if not any(stage.taught_by for stage in stages):  # nor is it asked of anybody
+        unheard = set()
+    larger = [
+        f"{teacher} ({ours:,} parameters) teaches {student} ({theirs:,}), which is larger; a row "
+        "is written largest first"
         for (teacher, student), (ours, theirs) in sizes.items()
         if ours < theirs
-    ] + [
-        f"  warning: {name} is registered and chooses its own types: dtype {dtype} is not its"
+    ]
+    left_out = [
+        f"no network of this run is taught by method {name!r}, which is left out"
+        for name in sorted(unheard)
+    ]
+    types = [
+        f"{name} is registered and chooses its own types: dtype {dtype} is not its"
         for name, network in networks.items()
         if network.dtype != dtype != "float32"
     ]
+    return [f"  warning: {line}" for line in (*larger, *left_out, *types)]
 
 
 def registered(plan: Plan, dataset: data.Dataset, source: str = "") -> dict[str, dict[str, Any]]:

@@ -158,7 +158,7 @@ def _train_stages(
         several = processes.count()
         less = f"of {several} processes" if several > 1 else "share each batch; devices=1 takes one"
         listeners.notice([f"  {count} devices {less}"])
-    if lines := warnings(prepared.plan, prepared.experiment.dtype):
+    if lines := warnings(prepared.plan, prepared.experiment):
         listeners.notice(lines)
     left = [stage for stage in prepared.plan.stages.values() if stage.id not in stages.done]
     if lines := initial.lines(left, prepared.beginnings):

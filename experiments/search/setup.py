@@ -91,7 +91,7 @@ def prepared(config: Mapping[str, Any], text: str, options: Options) -> Search:
     begun = {name: dimension.ends[0] for name, dimension in own.items()}
     experiment = resolve(space.config_of(fields, [begun]))
     notes = [left_out] if left_out else []
-    notes += [line.strip() for line in warnings(first.plan, experiment.dtype)]
+    notes += [line.strip() for line in warnings(first.plan, experiment)]
     if options.sampler == "grid":
         if ranges := [name for name, dimension in own.items() if not dimension.choices]:
             raise SpaceError(f"--sampler=grid needs choices, and {ranges[0]} is a range")

@@ -302,3 +302,18 @@ def test_the_weight_of_the_labels_counts_beside_methods_that_need_no_teacher():
     both = plan_of(guidance=("none", "direct"), methods={"kd": 1.0, "cs_kd": 2.0, "ce": 0.25})
     taught = both.results["direct", "plane2", 0]
     assert both.plain[taught] == both.results["none", "plane2", 0]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "named", "left_out"),
+    [
+        ("mutual", {"dml": 1.0, "at": 1.0}, "'at'"),
+        ("mutual", {"at": 1.0}, ""),
+        ("direct", {"kd": 1.0, "dml": 1.0}, ""),  # as the default has it
+        ("none", {"at": 1.0}, ""),
+    ],
+)
+def test_a_method_that_nobody_hears_is_warned_of(guidance, named, left_out):
+    changes = {"guidance": (guidance,), "methods": named}
+    lines = plan_lib.warnings(plan_of(**changes), resolve({**TINY, **changes}))
+    assert len(lines) == bool(left_out) and all(left_out in line for line in lines)
