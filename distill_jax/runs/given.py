@@ -180,6 +180,10 @@ def _of_row(run: Path, wanted: str) -> Path:
         )
     row = names[wanted]
     folder = run / "stages" / folder_name(row["network"], row["stage"])
+    if row.get("epochs") == 0:
+        raise WeightsError(
+            f"{run} was given the weights of {wanted} and does not keep them: expected their file"
+        )
     if row.get("failed") or not (folder / WEIGHTS).is_dir():
         raise WeightsError(f"{run} did not train {wanted} to the end")
     return folder

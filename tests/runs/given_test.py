@@ -70,6 +70,8 @@ def test_weights_that_were_given_are_in_no_folder_of_the_run(first, tmp_path, ca
     assert loaded.histories["direct", "plane4", 0] == []
     assert main.main(["export", str(tmp_path / "run"), "direct", "--network=plane4"]) == 1
     assert "has weights that were given" in capsys.readouterr().err
+    assert main.main(["evaluate", f"--weights={tmp_path / 'run'}:direct/plane4/0"]) == 1
+    assert "was given the weights of direct/plane4/0 and does not" in capsys.readouterr().err
     assert loaded.networks["direct", "plane2", 0][0].name == "plane2"
 
 
