@@ -238,7 +238,8 @@ def count_flops(network: Network) -> float:
 
 @functools.lru_cache(maxsize=128)
 def _shapes(network: Network) -> Variables:
-    return traced.Program(network.init, ("shapes", network)).shapes(jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))  # a key itself would be compiled
+    return traced.Program(network.init, ("shapes", network)).shapes(key)
 
 
 @functools.lru_cache(maxsize=128)

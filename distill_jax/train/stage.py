@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from distill_jax import data
 from distill_jax.methods import Hyper
@@ -190,8 +190,8 @@ class Stage:
             label_smoothing=recipe.label_smoothing or None,
             average_decay=recipe.ema or None,
         )
-        wide = jnp.float64 if self.network.dtype == "float64" else jnp.float32
-        return jax.tree.map(lambda number: jnp.asarray(number, wide), numbers)
+        wide = np.float64 if self.network.dtype == "float64" else np.float32
+        return jax.tree.map(lambda number: np.asarray(number, wide), numbers)
 
     @property
     def taught_by(self) -> tuple[str, ...]:

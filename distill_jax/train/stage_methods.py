@@ -99,7 +99,7 @@ def check_begin(before: Stage, stage: Stage, labels: np.ndarray) -> None:
 
 def method_shapes(stage: Stage, labels: np.ndarray) -> dict[str, Variables]:
     """The shapes of what `init_methods` gives."""
-    return jax.eval_shape(lambda key: init_methods(stage, labels, key), jax.random.key(0))
+    return jax.eval_shape(lambda: init_methods(stage, labels, jax.random.key(0)))
 
 
 def check_methods(stage: Stage, labels: np.ndarray) -> None:
