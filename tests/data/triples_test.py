@@ -10,7 +10,7 @@ from distill_jax import data, models
 from distill_jax.data import ranking
 from distill_jax.methods import Shapes
 from distill_jax.methods.registry import EdgeMethod
-from distill_jax.train import programs
+from distill_jax.train import inference
 from distill_jax.train.teachers import FrozenTeachers
 from distill_jax.train.terms import teacher_needs
 
@@ -163,7 +163,7 @@ def test_a_run_is_measured_and_chooses_by_the_filtered_rank(monkeypatch):
     best = max(range(2), key=lambda i: (history[i]["valid_mrr"], i))
     assert row["best_epoch"] == best + 1 and row["valid_mrr"] == history[best]["valid_mrr"]
     assert {"train_ce", "train_kl", "train_n3"} <= history[0].keys()
-    monkeypatch.setattr(programs, "at_once", lambda classes: 16)
+    monkeypatch.setattr(inference, "at_once", lambda classes: 16)
     (again,) = distill_jax.run(CONFIG, progress=False).rows
     for name in (*(f"test_{x}" for x in METRICS), "test_accuracy", "ece", "valid_mrr"):
         assert again[name] == pytest.approx(row[name], rel=1e-6), name
