@@ -1,4 +1,4 @@
-"""Refusals of public functions: raised from the call of them, without what is inside."""
+"""Refusals: raised from the call of a public function, and what they say of somebody's error."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def refuses(*errors: type[BaseException]) -> Callable[[Callable[P, T]], Callable
         return checked
 
     return decorate
+
+
+def kind_and_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, "TypeError: ..."."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first}"

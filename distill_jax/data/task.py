@@ -18,6 +18,7 @@ from distill_jax.data.augment import AUGMENT, normalise, standardise, to_unit
 from distill_jax.data.checks import DataError, integer
 from distill_jax.models import Indices
 from distill_jax.models.indices import is_indices
+from distill_jax.refusals import kind_and_line
 
 Metric = Callable[..., tuple[Any, Any]]  # (logits, labels), or with inputs -> (sum, count)
 Preprocess = Callable[[Any, Array, bool], Any]  # (one example's inputs, key, train)
@@ -111,7 +112,7 @@ class Task:
         except Exception as error:  # whatever somebody's code raises
             raise DataError(
                 f"preprocess cannot be run on {text_of(self.spec)} with train={train}: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                f"{kind_and_line(error)}"
             ) from error
         if not jax.tree.leaves(seen):
             raise DataError("preprocess gives no array: expected what networks are to see")

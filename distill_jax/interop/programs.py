@@ -17,6 +17,7 @@ from jax import export
 from distill_jax.interop.torch_weights import WeightsError
 from distill_jax.models import Network, Variables
 from distill_jax.models.backend import traced_for
+from distill_jax.refusals import kind_and_line
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _PLAIN = "gpu"  # the platform for which a network computes by nothing that others lack
@@ -57,7 +58,7 @@ def to_stablehlo(forward: Forward, spec: Any) -> bytes:
         return bytes(program(_of_any_size(spec)).serialize())
     except Exception as error:  # whatever a network raises
         raise WeightsError(
-            f"the network cannot be traced for a batch of any size: {_reason(error)}"
+            f"the network cannot be traced for a batch of any size: {kind_and_line(error)}"
         ) from error
 
 
@@ -99,14 +100,10 @@ def to_onnx(forward: Forward, spec: Any) -> bytes:
     try:
         model = jax2onnx.to_onnx(forward, inputs=[_of_any_size(spec)])
     except Exception as error:  # whatever a converter raises
-        raise WeightsError(f"jax2onnx cannot convert the network: {_reason(error)}") from error
+        raise WeightsError(
+            f"jax2onnx cannot convert the network: {kind_and_line(error)}"
+        ) from error
     return model.SerializeToString()
-
-
-def _reason(error: Exception) -> str:
-    """The kind of an error, and the first line of what it says."""
-    first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {first}"
 
 
 def from_onnx(raw: bytes) -> tuple[Forward, Any]:

@@ -52,14 +52,14 @@ def _failed(row: Row) -> bool:
 
 
 def trainings(rows: list[Row]) -> list[Row]:
-    """The rows of one guidance and network, of those of one and the same training the first."""
+    """The rows, of those of one guidance, network and training the first."""
     found: dict[Any, Row] = {}
     for row in rows:
-        found.setdefault(training_of(row), row)
+        found.setdefault((row["guidance"], row["network"], _training(row)), row)
     return list(found.values())
 
 
-def training_of(row: Row) -> Any:
+def _training(row: Row) -> Any:
     """What tells the training of a row from that of others."""
     return row.get("stage") or row["seed"]
 
@@ -67,7 +67,7 @@ def training_of(row: Row) -> Any:
 def _line(group: list[Row], alone: dict[int, Row]) -> Row:
     """The summary of the rows of one guidance and network, given the rows without it by seed."""
     both = [row for row in group if row["seed"] in alone]
-    pairs = {(training_of(row), training_of(alone[row["seed"]])): row for row in both}
+    pairs = {(_training(row), _training(alone[row["seed"]])): row for row in both}
     gains = [r["test_accuracy"] - alone[r["seed"]]["test_accuracy"] for r in pairs.values()]
     group = trainings(group)
     accuracies = [row["test_accuracy"] for row in group]

@@ -13,6 +13,7 @@ from distill_jax import data
 from distill_jax.changed import until_changed
 from distill_jax.data.task import Images, text_of
 from distill_jax.models import Network, Variables
+from distill_jax.refusals import kind_and_line
 from distill_jax.runs.ambient import pinned
 
 BATCH = 256  # examples of a compiled call, at most
@@ -80,10 +81,7 @@ def _check(network: Network, inputs: Any, preprocess: Callable[[Any], Any]) -> N
     try:
         seen = jax.eval_shape(preprocess, one)
     except Exception as error:  # whatever somebody's code raises
-        raise ValueError(
-            f"{what}: they cannot be preprocessed, {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+        raise ValueError(f"{what}: they cannot be preprocessed, {kind_and_line(error)}") from error
     if text_of(seen) != text_of(network.inputs):
         raise ValueError(
             f"{what}: expected such of which preprocessing makes {text_of(network.inputs)}, for "

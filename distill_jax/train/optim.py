@@ -15,6 +15,7 @@ from jax import Array
 
 from distill_jax.identity import check_new_name, describe
 from distill_jax.methods import Hyper
+from distill_jax.refusals import kind_and_line
 
 OPTIMIZERS = ("sgd", "adamw")
 DECAYED = ("all", "kernels")
@@ -199,13 +200,9 @@ def check(options: OptimOptions, hyper: Hyper, held: Any) -> None:
         raise ValueError(f"optimizer {name!r}: {error}") from error
     except Exception as error:  # whatever somebody's code raises
         raise ValueError(
-            f"optimizer {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; its "
+            f"optimizer {name!r} cannot be run: {kind_and_line(error)}; its "
             "update is given gradients, state and parameters, and its numbers are traced"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else ""
 
 
 def transform(

@@ -16,6 +16,7 @@ from distill_jax.changed import until_changed
 from distill_jax.methods import Hyper
 from distill_jax.methods.base import MixedLabels
 from distill_jax.models import LogitsTable
+from distill_jax.refusals import kind_and_line
 from distill_jax.train import optim, untrained
 from distill_jax.train.seen import ASKED_AGAIN
 from distill_jax.train.stage import Stage
@@ -101,10 +102,9 @@ def check_terms(stage: Stage, labels: np.ndarray) -> None:
     except ValueError:
         raise
     except Exception as error:  # whatever somebody's code raises
-        first = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(
             f"the loss of {stage.network.name} by {', '.join(own) or 'its methods'} cannot be "
-            f"computed: {type(error).__name__}: {first}"
+            f"computed: {kind_and_line(error)}"
         ) from error
 
 

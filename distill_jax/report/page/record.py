@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from distill_jax.report.summary import Row, training_of
+from distill_jax.report.summary import Row, trainings
 
 _ROW = {"guidance": str, "network": str, "seed": int, "teachers": list, "graph": str}
 _ROW |= {"changes": dict, "control": bool, "backbone": str, "protocol": str, "selection": str}
@@ -120,11 +120,7 @@ class RunRecord:
     @property
     def trained(self) -> list[Row]:
         """The rows with accuracies; of seeds under which one and the same network stands one."""
-        found: dict[Any, Row] = {}
-        for row in self.rows:
-            if not row.get("failed"):
-                found.setdefault((row["guidance"], row["network"], training_of(row)), row)
-        return list(found.values())
+        return trainings([row for row in self.rows if not row.get("failed")])
 
     @property
     def labels(self) -> list[str]:
